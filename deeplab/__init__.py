@@ -1,0 +1,1 @@
+"""DeepLabv3 as a pure library: tensors, arrays and frozen settings in and out."""

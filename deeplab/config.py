@@ -1,0 +1,130 @@
+"""Every setting that can move a number, as frozen values checked on construction.
+
+There are no defaults here: they stand in `params.yaml`, where a reader looks for them. There is no arithmetic either, so
+that no stage has to run again when this file changes; the settings themselves are what a stage depends on.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Range = tuple[PositiveFloat, PositiveFloat]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ModelConfig:
+    """The network (DeepLabv3, section 3)."""
+
+    backbone: str  # a key of BACKBONES or any timm name that takes output_stride
+    output_stride: Literal[8, 16]  # image size / feature size
+    pretrained: bool  # start from ImageNet weights
+    multi_grid: tuple[Positive, ...]  # factors on the dilations of layer4's blocks; (1, 1, 1) is off
+    aspp_channels: Positive
+    aspp_rates: tuple[Positive, ...]  # at output stride 16; doubled at 8
+    projection_kernel: Literal[1, 3]  # of the convolution that fuses the ASPP branches; the paper has 1
+    auxiliary_channels: Annotated[int, Field(ge=0)]  # of the extra head on layer3; 0 leaves it out
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    mean: tuple[float, float, float]  # of RGB in 0..255; belongs to the weights
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RecipeConfig:
+    """What differs between data sets: sizes, schedule and splits."""
+
+    train_split: str
+    val_split: str
+    crop: tuple[Positive, Positive]  # height, width
+    resize: tuple[Positive, Positive]  # long and short side of the box that an image is fitted into
+    lr: PositiveFloat
+    policy: Literal["poly"]
+    batch_size: Positive  # of the whole step, over all devices
+    epochs: Positive
+
+    def __post_init__(self) -> None:
+        if self.batch_size == 1:
+            raise ValueError(
+                "batch_size: got 1, expected 2 or more: the image pooling branch of ASPP gives one value per channel, "
+                "and batch normalisation has no variance over one value"
+            )
+        if self.resize[0] < self.resize[1]:
+            raise ValueError(f"resize: got {list(self.resize)}, expected [long side, short side]")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainConfig:
+    """Optimizer and arithmetic, shared by all cells."""
+
+    momentum: Share
+    weight_decay: Annotated[float, Field(ge=0)]
+    poly_power: PositiveFloat
+    min_lr: Annotated[float, Field(ge=0)]
+    auxiliary_weight: Annotated[float, Field(ge=0)]  # of the auxiliary head's loss
+    precision: Literal["fp32", "bf16", "fp16"]
+    tf32: bool
+    threads: Positive  # of torch on the CPU: another count gives other bits
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AugmentConfig:
+    """Random changes to a training sample, in the order in which they are made."""
+
+    scale: Range  # factor on the fitted size, uniform
+    crop_tries: Positive  # until no class covers max_class_share of the valid pixels
+    max_class_share: Share
+    flip: Share  # probability
+    photometric: Share  # probability of each of the four changes below
+    brightness: Annotated[float, Field(ge=0, le=255)]  # added, uniform in +-this
+    contrast: Range  # factor
+    saturation: Range  # factor
+    hue: Annotated[float, Field(ge=0, le=90)]  # turned by +-this, where 180 is the whole circle
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "contrast", "saturation"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: got [{low}, {high}], expected [low, high]")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Protocol:
+    """One way to evaluate a network; costs no training."""
+
+    scales: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]  # factors on the fitted size
+    flip: bool  # average with the mirrored image
+    window: tuple[Positive, Positive] | None  # height, width of a sliding window; null is the whole image
+    stride: tuple[Positive, Positive] | None  # of the window
+
+    def __post_init__(self) -> None:
+        if (self.window is None) != (self.stride is None):
+            raise ValueError("window and stride: expected both or neither")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Cell:
+    """One cell of the grid: everything that its numbers depend on, but for the data, the code and the seed."""
+
+    dataset: str
+    model: ModelConfig
+    recipe: RecipeConfig
+    train: TrainConfig
+    augment: AugmentConfig
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all settings of the cell."""
+        return digest(asdict(self))
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of `value` in canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

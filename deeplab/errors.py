@@ -1,0 +1,9 @@
+"""The two ways in which a run can fail without a bug."""
+
+
+class DataError(ValueError):
+    """The data is missing, broken, or not what the settings say."""
+
+
+class NonFiniteError(ArithmeticError):
+    """The loss is NaN or infinite."""

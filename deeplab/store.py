@@ -1,0 +1,171 @@
+"""The prepared store: a manifest, and the images and masks of a data set as raw bytes that are memory-mapped.
+
+A training sample reads only the rows of its crop, nothing is decoded twice, and any raw layout becomes the same form:
+
+    manifest.json   classes, palette, and per sample: id, split, height, width, offset, checksum, pixels per class
+    images.bin      uint8 RGB (H, W, 3), one image after another
+    masks.bin       uint8 train ids (H, W), one mask after another; 255 is ignored
+
+The manifest is written last, so that an interrupted `prepare` leaves nothing that could be taken for a store.
+"""
+
+import hashlib
+import json
+import os
+import zlib
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeplab.errors import DataError
+
+Bytes = NDArray[np.uint8]
+Color = tuple[int, int, int]
+
+IGNORE = 255
+MANIFEST = "manifest.json"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One sample of the manifest."""
+
+    id: str
+    split: str
+    height: int
+    width: int
+    offset: int  # in pixels, from the start of masks.bin; three times as many bytes in images.bin
+    checksum: int  # CRC-32 over the image's bytes, then the mask's
+    pixels: dict[int, int]  # train id -> number of pixels, ignored ones under 255
+
+
+class StoreWriter:
+    """Writes a store into an empty folder; the store exists once the `with` block has ended without an error."""
+
+    def __init__(self, folder: Path, classes: tuple[str, ...], palette: tuple[Color, ...]) -> None:
+        assert len(classes) == len(palette) <= IGNORE
+        self.folder, self.classes, self.palette = folder, classes, palette
+        self.records: list[Record] = []
+        self.offset = 0
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        self.images = (self.folder / "images.bin").open("wb")
+        self.masks = (self.folder / "masks.bin").open("wb")
+        return self
+
+    def add(self, split: str, name: str, image: Bytes, mask: Bytes) -> None:
+        """Append one sample: `image` (H, W, 3) RGB, `mask` (H, W) of train ids and 255."""
+        assert image.dtype == mask.dtype == np.uint8 and image.shape == (*mask.shape, 3)
+        image, mask = np.ascontiguousarray(image), np.ascontiguousarray(mask)
+        self.images.write(image.data)
+        self.masks.write(mask.data)
+        counts = np.bincount(mask.reshape(-1), minlength=256)
+        self.records.append(
+            Record(
+                id=name,
+                split=split,
+                height=mask.shape[0],
+                width=mask.shape[1],
+                offset=self.offset,
+                checksum=zlib.crc32(mask.data, zlib.crc32(image.data)),
+                pixels={int(label): int(counts[label]) for label in np.flatnonzero(counts)},
+            )
+        )
+        self.offset += mask.size
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for file in (self.images, self.masks):
+            if kind is None:
+                file.flush()
+                os.fsync(file.fileno())
+            file.close()
+        if kind is None:
+            self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        head = {"version": VERSION, "classes": self.classes, "palette": self.palette}
+        samples = ",\n".join(json.dumps(asdict(record), separators=(",", ":")) for record in self.records)
+        text = json.dumps(head, ensure_ascii=False)[:-1] + f',\n"samples": [\n{samples}\n]}}\n'
+        partial = self.folder / f"{MANIFEST}.part"
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(self.folder / MANIFEST)
+
+
+class Store:
+    """A complete store, opened for reading; raises DataError when it is not complete."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = folder / MANIFEST
+        try:
+            content = path.read_bytes()
+            manifest = json.loads(content)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: no readable manifest ({error}). Prepare the data set again.") from None
+        if manifest.get("version") != VERSION:
+            raise DataError(f"{path}: version {manifest.get('version')}, expected {VERSION}. Prepare the data set again.")
+        self.fingerprint = hashlib.sha256(content).hexdigest()
+        self.classes: tuple[str, ...] = tuple(manifest["classes"])
+        self.palette: tuple[Color, ...] = tuple((r, g, b) for r, g, b in manifest["palette"])
+        self.records = [
+            Record(**{**sample, "pixels": {int(label): count for label, count in sample["pixels"].items()}})
+            for sample in manifest["samples"]
+        ]
+        total = sum(record.height * record.width for record in self.records)
+        for name, expected in (("images.bin", 3 * total), ("masks.bin", total)):
+            file = folder / name
+            size = file.stat().st_size if file.exists() else 0
+            if size != expected:
+                raise DataError(f"{file}: {size:,} bytes, expected {expected:,}. Prepare the data set again.")
+
+    def split(self, name: str) -> "Split":
+        """The samples of split `name`, in the manifest's order."""
+        records = [record for record in self.records if record.split == name]
+        if not records:
+            known = ", ".join(sorted({record.split for record in self.records}))
+            raise DataError(f"{self.folder}: no samples in split {name!r}; there are: {known}")
+        return Split(self.folder, records)
+
+
+class Split:
+    """The samples of one split. Picklable: each process maps the files for itself."""
+
+    def __init__(self, folder: Path, records: list[Record]) -> None:
+        self.folder, self.records = folder, records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"folder": self.folder, "records": self.records}
+
+    @cached_property
+    def _images(self) -> Bytes:
+        return np.memmap(self.folder / "images.bin", dtype=np.uint8, mode="r")
+
+    @cached_property
+    def _masks(self) -> Bytes:
+        return np.memmap(self.folder / "masks.bin", dtype=np.uint8, mode="r")
+
+    def image(self, index: int) -> Bytes:
+        """Read-only view (H, W, 3), RGB."""
+        record = self.records[index]
+        size = record.height * record.width
+        return self._images[3 * record.offset : 3 * (record.offset + size)].reshape(record.height, record.width, 3)
+
+    def mask(self, index: int) -> Bytes:
+        """Read-only view (H, W) of train ids; 255 is ignored."""
+        record = self.records[index]
+        size = record.height * record.width
+        return self._masks[record.offset : record.offset + size].reshape(record.height, record.width)

@@ -1,0 +1,55 @@
+"""What a user's mistake looks like: one line, and an exit code from the table below."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from deeplab.errors import DataError, NonFiniteError
+
+
+class ParamsError(ValueError):
+    """params.yaml or a command's arguments are wrong."""
+
+
+class BusyError(RuntimeError):
+    """Another process works on the same cell."""
+
+
+class Interrupted(RuntimeError):
+    """A signal asked to stop; the state is saved and the same command goes on from it."""
+
+
+# After sysexits.h, so that a scheduler can tell "mend it" from "run it again".
+EXIT_CODES: dict[type[BaseException], int] = {
+    DataError: 65,
+    NonFiniteError: 70,
+    BusyError: 73,
+    OSError: 74,
+    Interrupted: 75,
+    ParamsError: 78,
+}
+
+
+def run_command(main: Callable[[], None]) -> NoReturn:
+    """Run `main` and exit: 0, or the code of the mistake after one line on stderr.
+
+    Anything that is not in EXIT_CODES is a bug and keeps its traceback; DEEPLAB_TRACEBACK=1 shows it for the others too.
+    """
+    try:
+        main()
+    except tuple(EXIT_CODES) as mistake:
+        if os.environ.get("DEEPLAB_TRACEBACK"):
+            raise
+        print(f"error: {describe(mistake)}", file=sys.stderr)
+        sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(mistake, kind)))
+    sys.exit(0)
+
+
+def describe(mistake: BaseException) -> str:
+    """One line for a user; a full disk is named as such, whatever the library called it."""
+    if isinstance(mistake, OSError) and mistake.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        place = f"{mistake.filename}: " if mistake.filename else ""
+        return f"{place}no space left on the disk. Free some and run the same command again."
+    return str(mistake)
