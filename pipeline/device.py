@@ -17,9 +17,9 @@ def select_device(name: str) -> "torch.device":
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         name = "cuda" if count else "cpu"
-    known = ["cpu", *["cuda"][:count], *(f"cuda:{index}" for index in range(count))]
+    known = ["cpu"] + ["cuda"] * (count > 0) + [f"cuda:{index}" for index in range(count)]
     if name not in known:
-        raise ParamsError(f"{PARAMS}: runtime.device: got {name!r}, expected one that is here: auto, {', '.join(known)}")
+        raise ParamsError(f"{PARAMS}: runtime.device: got {name!r}, expected one of auto, {', '.join(known)}")
     return torch.device(name)
 
 

@@ -1,0 +1,145 @@
+"""From a trained network to train ids at an image's own size, and to a data set's confusion matrix.
+
+The logits are upsampled and compared a few classes at a time. All 150 classes of ADE20k at 1536x2048 would be 1.9 GB at
+once, and slower; the pixels are the same but for ties.
+"""
+
+import math
+import operator
+from collections.abc import Callable, Iterable
+from functools import reduce
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deeplab.config import Cell, Protocol
+from deeplab.errors import DataError, NonFiniteError
+from deeplab.metrics import Matrix, confusion_matrix
+from deeplab.model import upsample
+from deeplab.store import Bytes, Split
+from deeplab.transforms import fitted_size, normalise
+
+CLASSES_AT_ONCE = 8
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Size = tuple[int, int]  # height, width
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    classes: int,
+    cell: Cell,
+    protocol: Protocol,
+    device: torch.device,
+    progress: Callable[[range], Iterable[int]] = iter,
+) -> Matrix:
+    """The confusion matrix (K, K) of `model` over all images of `split`; `progress` goes around their indices, as tqdm.
+
+    Predictions are counted and dropped one by one. The network is left in the mode it came in.
+    Raises DataError for a label that is no class, NonFiniteError for logits that are NaN or infinite.
+    """
+    matrix = np.zeros((classes, classes), np.int64)
+    training = model.training
+    model.eval()
+    try:
+        for index in progress(range(len(split))):
+            predicted = predict(model, split.image(index), cell, protocol, device)
+            try:
+                matrix += confusion_matrix(split.mask(index), predicted, classes)
+            except DataError as error:
+                raise DataError(f"{split.folder}: image {split.records[index].id}: {error}") from None
+    finally:
+        model.train(training)
+    return matrix
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, image: Bytes, cell: Cell, protocol: Protocol, device: torch.device) -> Bytes:
+    """Segment one image: (H, W, 3) RGB -> train ids (H, W).
+
+    The image is resized into the recipe's box, exactly as mmsegmentation does it; `model`, in evaluation mode and on
+    `device`, gives logits (1, K, h, w), and these go bilinearly to the image's own size, in one step.
+    """
+    assert not model.training
+    height, width = image.shape[:2]
+    passes = []
+    for scale in protocol.scales:
+        fitted = fitted_size(height, width, cell.recipe.resize, scale)
+        resized = cv2.resize(image, fitted[::-1], interpolation=cv2.INTER_LINEAR)
+        pixels = torch.from_numpy(resized).permute(2, 0, 1)[None].contiguous().to(device)
+        x = normalise(pixels, cell.model.mean, cell.model.std)
+        passes.append(logits_of(model, x, cell, protocol))
+        if protocol.flip:
+            passes.append(logits_of(model, x.flip(-1), cell, protocol).flip(-1))
+    return likeliest(passes, (height, width)).cpu().numpy()
+
+
+def logits_of(model: nn.Module, x: Tensor, cell: Cell, protocol: Protocol) -> Tensor:
+    """One pass: (1, 3, H, W) -> float32 (1, K, h, w); with a window (1, K, H, W)."""
+    precision = PRECISIONS[cell.train.precision]
+    with torch.autocast(x.device.type, precision, enabled=precision != torch.float32):
+        if protocol.window and protocol.stride:
+            logits = slide(model, x, protocol.window, protocol.stride)
+        else:
+            logits = model(x).float()
+    if not logits.isfinite().all():
+        raise NonFiniteError("the network's logits are NaN or infinite: its weights are broken, or overflow in fp16")
+    return logits.contiguous()
+
+
+def slide(model: nn.Module, x: Tensor, window: Size, stride: Size) -> Tensor:
+    """Average the logits of overlapping windows: (1, 3, H, W) -> (1, K, H, W).
+
+    All classes are held at the resized image's size: 160 MB for Cityscapes at scale 1.
+    """
+    height, width = x.shape[2:]
+    total: Tensor | None = None
+    count = x.new_zeros(height, width)
+    for top in starts(height, window[0], stride[0]):
+        for left in starts(width, window[1], stride[1]):
+            place = (..., slice(top, top + window[0]), slice(left, left + window[1]))
+            logits = upsample(model(x[place]).float(), *count[place].shape)
+            if total is None:
+                total = x.new_zeros(1, logits.shape[1], height, width)
+            total[place] += logits
+            count[place] += 1
+    assert total is not None
+    return total.div_(count)
+
+
+def starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows start; the last one ends at `length`, one that is longer than the image starts at 0."""
+    last = max(length - window, 0)
+    return [min(step * stride, last) for step in range(math.ceil(last / stride) + 1)]
+
+
+def likeliest(passes: list[Tensor], size: Size) -> Tensor:
+    """The class of each pixel: several (1, K, h, w), each of its own size -> uint8 (H, W).
+
+    The largest upsampled logit of a single pass, which has the largest probability too; the largest mean of the
+    probabilities of several.
+    """
+    device = passes[0].device
+    parts = [slice(start, start + CLASSES_AT_ONCE) for start in range(0, passes[0].shape[1], CLASSES_AT_ONCE)]
+    totals = [log_sum_exp(logits, parts, size) for logits in passes] if len(passes) > 1 else []
+    best = torch.full(size, -math.inf, device=device)
+    labels = torch.zeros(size, dtype=torch.uint8, device=device)
+    for part in parts:
+        scores = (upsample(logits[:, part], *size)[0] for logits in passes)
+        if totals:
+            scores = ((score - total).exp_() for score, total in zip(scores, totals, strict=True))
+        value, index = reduce(operator.add, scores).max(dim=0)
+        labels = torch.where(value > best, (index + part.start).to(torch.uint8), labels)
+        best = torch.maximum(value, best)
+    return labels
+
+
+def log_sum_exp(logits: Tensor, parts: list[slice], size: Size) -> Tensor:
+    """The logarithm of softmax's denominator at each pixel: (1, K, h, w) -> (H, W)."""
+    total = torch.full(size, -math.inf, device=logits.device)
+    for part in parts:
+        total = torch.logaddexp(total, upsample(logits[:, part], *size)[0].logsumexp(dim=0))
+    return total

@@ -1,0 +1,184 @@
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from deeplab import inference
+from deeplab.config import Protocol
+from deeplab.errors import DataError, NonFiniteError
+from deeplab.inference import evaluate, predict, starts
+from deeplab.metrics import confusion_matrix
+from deeplab.store import Store, StoreWriter
+from deeplab.transforms import fitted_size
+from pipeline.params import load_params
+
+CELL = load_params(Path(__file__).parents[1] / "params.yaml").cells["shapes_resnet18_os8"]
+CPU = torch.device("cpu")
+K = 19  # two full chunks of classes and a rest
+WHOLE = Protocol(scales=(1.0,), flip=False, window=None, stride=None)
+
+
+class Net(nn.Module):
+    """A network of one convolution that keeps what it was given."""
+
+    def __init__(self, kernel: int = 8, stride: int = 8) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv2d(3, K, kernel, stride, padding=kernel // 2)
+        self.seen = []
+        self.eval().requires_grad_(False)
+
+    def forward(self, x):
+        self.seen.append(x.clone())
+        return self.convolution(x)
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+
+
+def test_an_image_is_resized_into_the_box_and_segmented_at_its_own_size(image):
+    net = Net()
+    labels = predict(net, image, CELL, WHOLE, CPU)
+    assert CELL.recipe.resize == (96, 64)  # 37x53 fits with its short side: 64 / 37
+    resized = cv2.resize(image, (92, 64), interpolation=cv2.INTER_LINEAR)
+    expected = (resized - np.array(CELL.model.mean)) / CELL.model.std
+    np.testing.assert_allclose(net.seen[0][0].permute(1, 2, 0), expected, atol=1e-5)
+    assert labels.shape == (37, 53)
+    assert labels.dtype == np.uint8
+
+
+def test_the_classes_equal_those_of_all_logits_upsampled_at_once(image):
+    net = Net()
+    labels = predict(net, image, CELL, WHOLE, CPU)
+    logits = F.interpolate(net(net.seen[0]), size=(37, 53), mode="bilinear", align_corners=False)
+    np.testing.assert_array_equal(labels, logits.argmax(dim=1)[0])
+    assert len(np.unique(labels)) > 8
+
+
+def test_eight_classes_are_upsampled_at_once_at_most(image, monkeypatch):
+    classes = []
+    upsample = inference.upsample
+
+    def counted(logits, height, width):
+        classes.append(logits.shape[1])
+        return upsample(logits, height, width)
+
+    monkeypatch.setattr(inference, "upsample", counted)
+    predict(Net(), image, CELL, WHOLE, CPU)
+    assert classes == [8, 8, 3]
+
+
+def test_scales_and_flips_average_the_probabilities(image):
+    protocol = replace(WHOLE, scales=(0.5, 1.0, 1.75), flip=True)
+    net = Net()
+    labels = predict(net, image, CELL, protocol, CPU)
+    assert [tuple(x.shape[2:]) for x in net.seen] == [
+        fitted_size(37, 53, (96, 64), scale) for scale in protocol.scales for _ in range(2)
+    ]
+    mean = 0
+    for place, x in enumerate(list(net.seen)):
+        logits = F.interpolate(net(x), size=(37, 53), mode="bilinear", align_corners=False)
+        mean = mean + (logits.flip(-1) if place % 2 else logits).softmax(dim=1)[0]
+    first, second = mean.topk(2, dim=0).values
+    clear = (first - second > 1e-5).numpy()
+    assert clear.mean() > 0.99
+    np.testing.assert_array_equal(labels[clear], mean.argmax(dim=0).numpy()[clear])
+
+
+def test_with_flips_a_mirrored_image_gives_the_mirrored_classes(image):
+    protocol = replace(WHOLE, flip=True)
+    mirrored = predict(Net(), np.ascontiguousarray(image[:, ::-1]), CELL, protocol, CPU)
+    same = mirrored[:, ::-1] == predict(Net(), image, CELL, protocol, CPU)
+    assert same.mean() > 0.99  # all but ties
+    assert (predict(Net(), image, CELL, WHOLE, CPU) != mirrored[:, ::-1]).any()
+
+
+def test_overlapping_windows_average_their_logits(image):
+    class Relative(Net):
+        def forward(self, x):
+            return super().forward(x - x.mean())  # so that a pixel's logits depend on its window
+
+    net = Relative()
+    labels = predict(net, image, CELL, replace(WHOLE, window=(40, 48), stride=(24, 32)), CPU)
+    windows = [x.clone() for x in net.seen]
+    places = list(product((0, 24), (0, 32, 44)))  # the image is 64x92; the last column of windows ends with it
+    total, count = torch.zeros(1, K, 64, 92), torch.zeros(64, 92)
+    net.seen.clear()
+    predict(net, image, CELL, WHOLE, CPU)
+    whole = net.seen[0]  # less its own mean, as each window is less its own
+    for window, (top, left) in zip(windows, places, strict=True):
+        part = whole[:, :, top : top + 40, left : left + 48]
+        torch.testing.assert_close(window, part - part.mean(), atol=1e-5, rtol=0)
+        logits = F.interpolate(net.convolution(window), size=(40, 48), mode="bilinear", align_corners=False)
+        total[:, :, top : top + 40, left : left + 48] += logits
+        count[top : top + 40, left : left + 48] += 1
+    expected = F.interpolate(total / count, size=(37, 53), mode="bilinear", align_corners=False).argmax(dim=1)[0]
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_a_window_larger_than_the_image_is_the_whole_image(image):
+    net = Net(kernel=1, stride=1)
+    window = predict(net, image, CELL, replace(WHOLE, window=(128, 128), stride=(85, 85)), CPU)
+    np.testing.assert_array_equal(window, predict(net, image, CELL, WHOLE, CPU))
+    assert [tuple(x.shape) for x in net.seen] == [(1, 3, 64, 92)] * 2
+
+
+@given(length=st.integers(1, 60), window=st.integers(1, 20), data=st.data())
+def test_windows_cover_an_image_and_stay_inside(length, window, data):
+    stride = data.draw(st.integers(1, window))
+    places = starts(length, window, stride)
+    covered = {pixel for start in places for pixel in range(start, start + window)}
+    assert covered >= set(range(length))
+    assert max(covered) == max(length, window) - 1
+    assert len(set(places)) == len(places)
+
+
+def test_half_precision_runs_under_autocast(image):
+    kinds = []
+    net = Net()
+    net.convolution.register_forward_hook(lambda module, inputs, output: kinds.append(output.dtype))
+    for precision in ("fp32", "bf16"):
+        predict(net, image, replace(CELL, train=replace(CELL.train, precision=precision)), WHOLE, CPU)
+    assert kinds == [torch.float32, torch.bfloat16]
+
+
+def test_broken_weights_are_an_error_and_not_class_0(image):
+    net = Net()
+    nn.init.constant_(net.convolution.bias, float("nan"))
+    with pytest.raises(NonFiniteError, match="the network's logits are NaN or infinite: its weights are broken"):
+        predict(net, image, CELL, WHOLE, CPU)
+
+
+def test_a_split_is_evaluated_image_by_image_at_their_own_sizes(tmp_path):
+    net = Net().train()
+    with StoreWriter(tmp_path, ("a",) * K, ((0, 0, 0),) * K) as writer:
+        for name, size in (("first", (20, 30)), ("second", (41, 17))):
+            rng = np.random.default_rng(len(name))
+            mask = rng.choice([*range(K), 255], size).astype(np.uint8)
+            writer.add("val", name, rng.integers(0, 256, (*size, 3), dtype=np.uint8), mask)
+    split = Store(tmp_path).split("val")
+    done = []
+    matrix = evaluate(net, split, K, CELL, WHOLE, CPU, progress=lambda indices: done.append(indices) or indices)
+    assert net.training
+    net.eval()
+    predicted = [predict(net, split.image(index), CELL, WHOLE, CPU) for index in range(2)]
+    expected = sum(confusion_matrix(split.mask(index), predicted[index], K) for index in range(2))
+    np.testing.assert_array_equal(matrix, expected)
+    assert done == [range(2)]
+
+
+def test_a_label_out_of_range_is_told_with_its_image(tmp_path):
+    with StoreWriter(tmp_path / "store", ("a",) * 30, ((0, 0, 0),) * 30) as writer:
+        writer.add("val", "broken", np.zeros((9, 9, 3), np.uint8), np.full((9, 9), 29, np.uint8))
+    with pytest.raises(DataError, match=r"store: image broken: label 29 at row 0, column 0: expected 0\.\.18"):
+        evaluate(Net(), Store(tmp_path / "store").split("val"), K, CELL, WHOLE, CPU)
