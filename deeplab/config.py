@@ -1,7 +1,7 @@
 """Every setting that can move a number, as frozen values checked on construction.
 
-There are no defaults here: they stand in `params.yaml`, where a reader looks for them. There is no arithmetic either, so
-that no stage has to run again when this file changes; the settings themselves are what a stage depends on.
+There are no defaults here: they stand in `params.yaml`, where a reader looks for them. There is no arithmetic either,
+so that no stage has to run again when this file changes; the settings themselves are what a stage depends on.
 """
 
 import hashlib
@@ -68,6 +68,7 @@ class TrainConfig:
     weight_decay: Annotated[float, Field(ge=0)]
     poly_power: PositiveFloat
     min_lr: Annotated[float, Field(ge=0)]
+    loss: str  # a key of LOSSES
     auxiliary_weight: Annotated[float, Field(ge=0)]  # of the auxiliary head's loss
     precision: Literal["fp32", "bf16", "fp16"]
     tf32: bool

@@ -1,4 +1,8 @@
-"""The two ways in which a run can fail without a bug."""
+"""The ways in which a run can fail without a bug."""
+
+
+class SettingsError(ValueError):
+    """A setting does not fit the others, or the machine."""
 
 
 class DataError(ValueError):

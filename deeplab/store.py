@@ -63,7 +63,8 @@ class StoreWriter:
 
     def add(self, split: str, name: str, image: Bytes, mask: Bytes) -> None:
         """Append one sample: `image` (H, W, 3) RGB, `mask` (H, W) of train ids and 255."""
-        assert image.dtype == mask.dtype == np.uint8 and image.shape == (*mask.shape, 3)
+        assert image.dtype == mask.dtype == np.uint8
+        assert image.shape == (*mask.shape, 3)
         image, mask = np.ascontiguousarray(image), np.ascontiguousarray(mask)
         self.images.write(image.data)
         self.masks.write(mask.data)
@@ -81,7 +82,9 @@ class StoreWriter:
         )
         self.offset += mask.size
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for file in (self.images, self.masks):
             if kind is None:
                 file.flush()
@@ -114,7 +117,9 @@ class Store:
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: no readable manifest ({error}). Prepare the data set again.") from None
         if manifest.get("version") != VERSION:
-            raise DataError(f"{path}: version {manifest.get('version')}, expected {VERSION}. Prepare the data set again.")
+            raise DataError(
+                f"{path}: version {manifest.get('version')}, expected {VERSION}. Prepare the data set again."
+            )
         self.fingerprint = hashlib.sha256(content).hexdigest()
         self.classes: tuple[str, ...] = tuple(manifest["classes"])
         self.palette: tuple[Color, ...] = tuple((r, g, b) for r, g, b in manifest["palette"])

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from deeplab.errors import DataError, NonFiniteError
+from deeplab.errors import DataError, NonFiniteError, SettingsError
 
 
-class ParamsError(ValueError):
+class ParamsError(SettingsError):
     """params.yaml or a command's arguments are wrong."""
 
 
@@ -17,7 +17,7 @@ class BusyError(RuntimeError):
     """Another process works on the same cell."""
 
 
-class Interrupted(RuntimeError):
+class StoppedError(RuntimeError):
     """A signal asked to stop; the state is saved and the same command goes on from it."""
 
 
@@ -27,15 +27,16 @@ EXIT_CODES: dict[type[BaseException], int] = {
     NonFiniteError: 70,
     BusyError: 73,
     OSError: 74,
-    Interrupted: 75,
-    ParamsError: 78,
+    StoppedError: 75,
+    SettingsError: 78,
 }
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Run `main` and exit: 0, or the code of the mistake after one line on stderr.
 
-    Anything that is not in EXIT_CODES is a bug and keeps its traceback; DEEPLAB_TRACEBACK=1 shows it for the others too.
+    Anything that is not in EXIT_CODES is a bug and keeps its traceback; DEEPLAB_TRACEBACK=1 shows it for the others
+    too.
     """
     try:
         main()

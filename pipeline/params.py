@@ -5,18 +5,19 @@ import json
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from deeplab.config import STRICT, AugmentConfig, Cell, ModelConfig, Positive, Protocol, RecipeConfig, TrainConfig
+from deeplab.config import STRICT, Cell, Positive, Protocol
 from pipeline.errors import ParamsError
 
 PARAMS = Path("params.yaml")
 NAME = re.compile(r"[a-z0-9_]+")  # names become file names and words of a command, so nothing else may stand in them
 MAX_BYTES = 1_000_000
 
+Value = TypeVar("Value")
 Layer = tuple[str, dict[str, Any]]  # where in params.yaml, and what stands there
 
 
@@ -113,7 +114,8 @@ def load_params(path: Path = PARAMS) -> Params:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in `path`, read as YAML 1.2, so that this reader and DVC always see the same values."""
-    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     try:
         text = path.read_bytes()
@@ -221,7 +223,7 @@ def known_names(kind: Any, location: list[str]) -> list[str]:
     return [field.name for field in fields(kind)] if is_dataclass(kind) else []
 
 
-def pick(section: dict[str, Any], name: str, title: str) -> Any:
+def pick(section: dict[str, Value], name: str, title: str) -> Value:
     """`section[name]`, or a ParamsError that offers the nearest name."""
     if name not in section:
         raise ParamsError(f"{PARAMS}: {title}: {unknown(name, section)}")

@@ -1,0 +1,134 @@
+"""From a stored image to network input: random geometry on the CPU, colours and normalisation batched on the device.
+
+The geometry is fused: size, crop and flip are drawn first, and only the region of the source that ends up in the crop
+is read and resized. Against resizing the whole image and cropping it, rounding that region to whole pixels shifts the
+picture by less than half a source pixel; image and mask always take the same region. Evaluation resizes whole images.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deeplab.config import AugmentConfig, RecipeConfig
+from deeplab.store import IGNORE, Bytes
+
+# Columns of a distortion vector. Contrast comes before or after the colour changes, each half of the time.
+BRIGHTNESS, CONTRAST_BEFORE, SATURATION, HUE, CONTRAST_AFTER = range(5)
+NO_DISTORTION = (0.0, 1.0, 1.0, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Region:
+    """Rows [top, bottom) and columns [left, right) of a source, and the size (height, width) they are resized to."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+    height: int
+    width: int
+
+
+def fitted_size(height: int, width: int, resize: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
+    """(height, width) fitted into the box `resize` (long side, short side), aspect kept, times `scale`."""
+    factor = scale * min(max(resize) / max(height, width), min(resize) / min(height, width))
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
+def draw_region(rng: Generator, mask: Bytes, recipe: RecipeConfig, augment: AugmentConfig) -> Region:
+    """Draw a scale, then crops until no class covers `max_class_share` of the crop's valid pixels; the last try stands."""
+    scale = rng.uniform(*augment.scale)
+    size = fitted_size(mask.shape[0], mask.shape[1], recipe.resize, scale)
+    for _ in range(augment.crop_tries):
+        region = draw_crop(rng, mask.shape, size, recipe.crop)
+        if (
+            augment.max_class_share == 1
+            or largest_share(cut(mask, region, cv2.INTER_NEAREST)) < augment.max_class_share
+        ):
+            break
+    return region
+
+
+def draw_crop(rng: Generator, source: tuple[int, ...], size: tuple[int, int], crop: tuple[int, int]) -> Region:
+    """A crop, uniform over its places in an image of `size`, as a region of `source` (both height, width)."""
+    edges: list[int] = []
+    lengths: list[int] = []
+    for stored, resized, wanted in zip(source, size, crop, strict=True):
+        length = min(resized, wanted)
+        start = int(rng.integers(0, resized - length + 1))
+        low = min(round(start * stored / resized), stored - 1)
+        edges += [low, max(low + 1, round((start + length) * stored / resized))]
+        lengths.append(length)
+    return Region(*edges, *lengths)
+
+
+def cut(source: Bytes, region: Region, interpolation: int) -> Bytes:
+    """The region of `source` (H, W) or (H, W, 3) at the region's size; nearest for masks, linear for images."""
+    part = source[region.top : region.bottom, region.left : region.right]
+    return cv2.resize(part, (region.width, region.height), interpolation=interpolation).astype(np.uint8, copy=False)
+
+
+def largest_share(mask: Bytes) -> float:
+    """The share of the valid pixels that the most frequent class covers; 0 when none is valid."""
+    counts = np.bincount(mask.reshape(-1), minlength=IGNORE + 1)[:IGNORE]
+    return float(counts.max() / max(1, counts.sum()))
+
+
+def draw_distortion(rng: Generator, augment: AugmentConfig) -> NDArray[np.float32]:
+    """The colour changes of one sample as a vector (5,), see BRIGHTNESS and its neighbours."""
+    values = np.array(NO_DISTORTION, dtype=np.float32)
+    contrast = CONTRAST_BEFORE if rng.random() < 0.5 else CONTRAST_AFTER
+    ranges = (
+        (BRIGHTNESS, (-augment.brightness, augment.brightness)),
+        (contrast, augment.contrast),
+        (SATURATION, augment.saturation),
+        (HUE, (-augment.hue, augment.hue)),
+    )
+    for column, (low, high) in ranges:
+        if rng.random() < augment.photometric:
+            values[column] = rng.uniform(low, high)
+    return values
+
+
+def distort(images: Tensor, distortions: Tensor) -> Tensor:
+    """Change brightness, contrast, saturation and hue; (N, 3, H, W) RGB in 0..255 and (N, 5) -> the same shape and
+    range.
+    """
+    d = distortions[:, :, None, None, None].unbind(1)
+    x = ((images + d[BRIGHTNESS]).clamp(0, 255) * d[CONTRAST_BEFORE]).clamp(0, 255)
+    x = turn_colours(x, d[SATURATION], d[HUE])
+    return (x * d[CONTRAST_AFTER]).clamp(0, 255)
+
+
+def turn_colours(images: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
+    """Scale the saturation and turn the hue (180 is the whole circle) in HSV; (N, 3, H, W) in 0..255."""
+    red, green, blue = images.unbind(1)
+    value, brightest = images.max(dim=1)
+    chroma = value - images.amin(dim=1)
+    safe = chroma.clamp(min=1e-6)
+    sector = torch.stack([(green - blue) / safe, 2 + (blue - red) / safe, 4 + (red - green) / safe], dim=1)
+    sector = sector.gather(1, brightest[:, None]) + hue / 30  # (N, 1, H, W), in sixths of the circle
+    strength = ((chroma / value.clamp(min=1e-6))[:, None] * saturation).clamp(0, 1) * value[:, None]
+    corner = torch.tensor([5.0, 3.0, 1.0], device=images.device)[None, :, None, None]
+    place = (corner + sector) % 6
+    return value[:, None] - strength * torch.minimum(place, 4 - place).clamp(0, 1)
+
+
+def normalise(images: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
+    """(N, 3, H, W) RGB in 0..255 -> zero mean and unit deviation per channel."""
+    shape = (1, 3, 1, 1)
+    centre = torch.tensor(mean, device=images.device).view(shape)
+    return (images - centre) / torch.tensor(std, device=images.device).view(shape)
+
+
+def clear_padding(images: Tensor, sizes: Tensor) -> Tensor:
+    """Set to 0 what lies outside each image's own size; (N, 3, H, W) and (N, 2) heights and widths."""
+    height, width = images.shape[-2:]
+    rows = torch.arange(height, device=images.device) < sizes[:, :1]  # (N, H)
+    columns = torch.arange(width, device=images.device) < sizes[:, 1:]  # (N, W)
+    return images * (rows[:, None, :, None] & columns[:, None, None, :])

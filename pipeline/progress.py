@@ -1,0 +1,50 @@
+"""What a training says while it runs."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+from tqdm import tqdm
+
+from deeplab.training import Progress
+
+
+@contextmanager
+def reporter(name: str, batch_size: int, speeds: Path) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar on a terminal, else a line every ten seconds; each report also adds a row to `speeds`."""
+    terminal = sys.stderr.isatty()
+    bar = tqdm(desc=name, unit="it", disable=not terminal)
+    said = float("-inf")
+
+    def report(progress: Progress) -> None:
+        nonlocal said
+        with speeds.open("a", encoding="utf-8") as file:
+            file.write(f"{progress.step},{progress.images_per_second:.3f}\n")
+        text = f"loss {progress.loss:.4f}, lr {progress.lr:.5f}, {progress.images_per_second:.1f} images/s"
+        if progress.miou is not None:
+            text += f", mIoU {progress.miou:.2%}"
+        bar.total = progress.steps
+        bar.set_postfix_str(text)
+        bar.update(progress.step - bar.n)
+        last = progress.step == progress.steps
+        if not terminal and (last or time.monotonic() - said >= 10):
+            said = time.monotonic()
+            left = duration((progress.steps - progress.step) * batch_size / progress.images_per_second)
+            print(f"{name}: {progress.step}/{progress.steps} iterations, {text}, {left} left", flush=True)
+
+    with bar:
+        yield report
+
+
+def duration(seconds: float) -> str:
+    """As h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def median_speed(path: Path) -> float:
+    """The median of the reported images per second."""
+    return median(float(line.split(",")[1]) for line in path.read_text(encoding="utf-8").splitlines())

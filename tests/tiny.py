@@ -1,0 +1,68 @@
+"""Settings and stores small enough for a test."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from deeplab.config import AugmentConfig, Cell, ModelConfig, RecipeConfig, TrainConfig
+from deeplab.store import StoreWriter
+
+
+def model_config(**changes):
+    """A ResNet18 with narrow heads."""
+    settings = {
+        "backbone": "resnet18", "output_stride": 8, "pretrained": False, "multi_grid": (1, 1, 1), "aspp_channels": 8,
+        "aspp_rates": (6, 12, 18), "projection_kernel": 3, "auxiliary_channels": 8, "dropout": 0.1,
+        "mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375),
+    }  # fmt: skip
+    return ModelConfig(**{**settings, **changes})
+
+
+def recipe_config(**changes):
+    """Four epochs over small crops."""
+    settings = {
+        "train_split": "train", "val_split": "val", "crop": (32, 32), "resize": (48, 32), "lr": 0.01, "policy": "poly",
+        "batch_size": 4, "epochs": 2,
+    }  # fmt: skip
+    return RecipeConfig(**{**settings, **changes})
+
+
+def train_config(**changes):
+    """The recipe's optimizer on one thread."""
+    settings = {
+        "momentum": 0.9, "weight_decay": 5e-4, "poly_power": 0.9, "min_lr": 1e-4, "loss": "cross_entropy",
+        "auxiliary_weight": 0.4, "precision": "fp32", "tf32": False, "threads": 1,
+    }  # fmt: skip
+    return TrainConfig(**{**settings, **changes})
+
+
+def augment_config(**changes):
+    """The recipe's augmentation."""
+    settings = {
+        "scale": (0.5, 2.0), "crop_tries": 10, "max_class_share": 0.75, "flip": 0.5, "photometric": 0.5, "brightness": 32.0,
+        "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": 18.0,
+    }  # fmt: skip
+    return AugmentConfig(**{**settings, **changes})
+
+
+def tiny_cell(**changes):
+    """A cell of all of the above."""
+    cell = Cell(
+        dataset="tiny", model=model_config(), recipe=recipe_config(), train=train_config(), augment=augment_config()
+    )
+    return replace(cell, **changes)
+
+
+def write_store(folder, counts=None, classes=3, size=(40, 48), seed=0):
+    """A store of random blocks; `counts` is split -> number of samples."""
+    rng = np.random.default_rng(seed)
+    palette = tuple((40 * k, 255 - 40 * k, 90) for k in range(classes))
+    with StoreWriter(folder, tuple(f"class {k}" for k in range(classes)), palette) as writer:
+        for split, count in (counts or {"train": 10, "val": 3}).items():
+            for index in range(count):
+                coarse = rng.integers(0, classes, (4, 4), dtype=np.uint8)
+                mask = np.kron(coarse, np.ones((size[0] // 4, size[1] // 4), dtype=np.uint8))
+                mask[0] = 255
+                image = np.stack([mask * 70 + rng.integers(0, 30, mask.shape, dtype=np.uint8)] * 3, axis=-1)
+                writer.add(split, f"{split}_{index}", image.astype(np.uint8), mask)
+    return folder
