@@ -108,6 +108,8 @@ class Protocol:
     def __post_init__(self) -> None:
         if (self.window is None) != (self.stride is None):
             raise ValueError("window and stride: expected both or neither")
+        if self.window and self.stride and (self.stride[0] > self.window[0] or self.stride[1] > self.window[1]):
+            raise ValueError(f"stride: got {list(self.stride)}, expected at most the window, {list(self.window)}")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -143,6 +143,11 @@ def test_windows_cover_an_image_and_stay_inside(length, window, data):
     assert len(set(places)) == len(places)
 
 
+def test_windows_that_leave_gaps_are_refused():
+    with pytest.raises(ValueError, match=r"stride: got \[10, 21\], expected at most the window, \[20, 20\]"):
+        replace(WHOLE, window=(20, 20), stride=(10, 21))
+
+
 def test_half_precision_runs_under_autocast(image):
     kinds = []
     net = Net()
