@@ -1,0 +1,252 @@
+"""Evaluate a trained cell: every seed under every protocol, into metrics, plots and figures.
+
+The first protocol fills the tables. What is written depends on settings, data and weights alone: no time, host or
+commit, so that the same inputs give the same bytes.
+"""
+
+import argparse
+import csv
+import json
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deeplab.config import Cell, Protocol
+from deeplab.errors import DataError
+from pipeline.errors import run_command
+from pipeline.params import PARAMS, load_params
+from pipeline.provenance import file_sha256
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from deeplab.metrics import Matrix, Scores
+    from deeplab.store import Split, Store
+
+FIGURES = 8
+LINE_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
+
+Results = dict[tuple[int, str], "Matrix"]  # (seed, protocol) -> confusion matrix
+
+
+def run(
+    name: str, data: Path, weights: Path, metrics: Path, plots: Path, figures: Path, params_file: Path = PARAMS
+) -> None:
+    """Evaluate `weights`/seed*.safetensors of the cell `name` on the store `data`; write `metrics`, `plots`, `figures`.
+
+    Raises FileNotFoundError for weights that are missing, DataError for weights of other settings, data or classes.
+    """
+    from deeplab.store import Store
+
+    params = load_params(params_file)
+    cell = params.cell(name)
+    store = Store(data)
+    split = store.split(cell.recipe.val_split)
+    files = {seed: weights / f"seed{seed}.safetensors" for seed in params.seeds}
+    code = check_weights(files.values(), name, cell, store)
+
+    from deeplab.inference import evaluate
+    from deeplab.metrics import score
+    from pipeline.device import select_device, set_arithmetic
+
+    device = select_device(params.runtime.device)
+    set_arithmetic(cell.train)
+    matrices: Results = {}
+    for seed, file in files.items():
+        network = load_network(file, name, cell, len(store.classes)).to(device)
+        for title, protocol in params.protocols.items():
+            progress = partial(shown, title=f"{name} seed {seed} {title}")
+            matrices[seed, title] = evaluate(network, split, len(store.classes), cell, protocol, device, progress)
+        if seed == params.seeds[0]:
+            protocol = next(iter(params.protocols.values()))
+            write_figures(figures, network, store, split, cell, protocol, device)
+    scores = {key: score(matrix) for key, matrix in matrices.items()}
+    write_plots(plots, store.classes, matrices, scores)
+    main_protocol = next(iter(params.protocols))
+    result = {
+        "cell": name,
+        "dataset": cell.dataset,
+        **mean_shares([scores[seed, main_protocol] for seed in params.seeds]),
+        "images": {kind: len(store.split(kind)) for kind in (cell.recipe.train_split, cell.recipe.val_split)},
+        "protocols": {title: asdict(protocol) for title, protocol in params.protocols.items()},
+        "seeds": {
+            str(seed): {title: mean_shares([scores[seed, title]]) for title in params.protocols}
+            for seed in params.seeds
+        },
+        "fingerprint": {"cell": cell.fingerprint, "data": store.fingerprint, "code": code},
+        "weights": {str(seed): {"file": file.name, "sha256": file_sha256(file)} for seed, file in files.items()},
+    }
+    write_json(metrics, result)
+    print_scores(store.classes, scores)
+
+
+def check_weights(files: Iterable[Path], name: str, cell: Cell, store: "Store") -> str:
+    """Hold what each file says of itself against today's settings and data; the fingerprint of its code."""
+    from safetensors import SafetensorError, safe_open
+
+    remedy = f"Run: dvc repro train@{name}"
+    codes = set()
+    for file in files:
+        if not file.exists():
+            raise FileNotFoundError(f"{file}: no such weights. {remedy}")
+        try:
+            with safe_open(file, framework="numpy") as content:
+                said: dict[str, str] = content.metadata() or {}
+        except SafetensorError as error:
+            raise DataError(f"{file}: damaged ({error}). {remedy}") from None
+        expected = {
+            "other settings": ("cell", cell.fingerprint),
+            "other data": ("data", store.fingerprint),
+            "other classes": ("classes", json.dumps(store.classes)),
+        }
+        if differ := [what for what, (key, value) in expected.items() if said.get(key) != value]:
+            raise DataError(f"{file}: trained with {' and '.join(differ)} than there are now. {remedy}")
+        codes.add(said.get("code", ""))
+    if len(codes) > 1:
+        raise DataError(f"{file.parent}: the seeds were trained by different versions of the code. {remedy}")
+    return codes.pop()
+
+
+def load_network(file: Path, name: str, cell: Cell, classes: int) -> "nn.Module":
+    """The network of `cell` with the weights in `file`, ready to evaluate."""
+    from safetensors.torch import load_file
+
+    from deeplab.model import DeepLabV3
+
+    network = DeepLabV3(replace(cell.model, pretrained=False), classes)
+    try:
+        network.load_state_dict(load_file(file))
+    except RuntimeError:
+        raise DataError(f"{file}: does not fit the network as it is built now. Run: dvc repro train@{name}") from None
+    return network.eval()
+
+
+def shown(indices: range, title: str) -> Iterator[int]:
+    """The same indices, with a progress bar on a terminal and a line now and then elsewhere."""
+    from tqdm import tqdm
+
+    terminal = sys.stderr.isatty()
+    said = time.monotonic()
+    for index in tqdm(indices, desc=title, unit="image", disable=not terminal):
+        yield index
+        if not terminal and time.monotonic() - said >= LINE_EVERY:
+            said = time.monotonic()
+            print(f"{title}: {index + 1}/{len(indices)} images", flush=True)
+
+
+def write_figures(
+    folder: Path,
+    network: "nn.Module",
+    store: "Store",
+    split: "Split",
+    cell: Cell,
+    protocol: Protocol,
+    device: "torch.device",
+) -> None:
+    """Draw the predictions on a few images, the same ones for each cell, evenly spread over the split."""
+    from deeplab.inference import predict
+    from pipeline.figures import comparison
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.jpg"):
+        old.unlink()
+    count = min(FIGURES, len(split))
+    for place in range(count):
+        index = place * len(split) // count
+        image, truth = split.image(index), split.mask(index)
+        predicted = predict(network, image, cell, protocol, device)
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", split.records[index].id)
+        picture = comparison(image, truth, predicted, store.classes, store.palette)
+        picture.save(folder / f"{place}_{name}.jpg", quality=90)
+
+
+def write_plots(
+    folder: Path, classes: tuple[str, ...], matrices: Results, scores: dict[tuple[int, str], "Scores"]
+) -> None:
+    """Write classes.csv, a row per class, and confusion.csv, a row per pair of classes that occurred."""
+    import numpy as np
+
+    class_rows: list[tuple[object, ...]] = []
+    pair_rows: list[tuple[object, ...]] = []
+    for (seed, title), matrix in matrices.items():
+        totals = matrix.sum(axis=1)
+        found = zip(classes, scores[seed, title].iou, scores[seed, title].accuracy, totals, strict=True)
+        class_rows += [(seed, title, name, digits(iou), digits(accuracy), n) for name, iou, accuracy, n in found]
+        for true, predicted in np.argwhere(matrix):
+            pixels = matrix[true, predicted]
+            share = digits(pixels / totals[true])
+            pair_rows.append((seed, title, classes[true], classes[predicted], pixels, share))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(folder / "classes.csv", ("seed", "protocol", "class", "IoU", "accuracy", "pixels"), class_rows)
+    write_csv(folder / "confusion.csv", ("seed", "protocol", "truth", "predicted", "pixels", "share"), pair_rows)
+
+
+def digits(share: float) -> str:
+    """Six digits; nothing for nan."""
+    return "" if share != share else f"{share:.6f}"
+
+
+def write_csv(path: Path, head: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        writer.writerows(rows)
+
+
+def mean_shares(scores: list["Scores"]) -> dict[str, Any]:
+    """The scores of one run, or the means of several, as they stand in the metrics file."""
+    count = len(scores)
+    return {
+        "mIoU": round(sum(each.mean_iou for each in scores) / count, 6),
+        "pixel_accuracy": round(sum(each.pixel_accuracy for each in scores) / count, 6),
+        "mean_accuracy": round(sum(each.mean_accuracy for each in scores) / count, 6),
+        "classes_evaluated": round(sum(each.classes_evaluated for each in scores) / count),
+    }
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Strict JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = path.with_name(path.name + ".part")
+    partial_file.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    partial_file.replace(path)
+
+
+def print_scores(classes: tuple[str, ...], scores: dict[tuple[int, str], "Scores"]) -> None:
+    """The classes of each seed and protocol, and below them what they come to."""
+    width = max(len(name) for name in (*classes, "class"))
+    for (seed, title), each in scores.items():
+        print(f"\nseed {seed}, {title}\n{'class':{width}}   IoU %  accuracy %")
+        for name, iou, accuracy in zip(classes, each.iou, each.accuracy, strict=True):
+            print(f"{name:{width}}  {percent(iou):>6}  {percent(accuracy):>10}")
+        print(
+            f"mIoU {percent(each.mean_iou)} %, pixel accuracy {percent(each.pixel_accuracy)} %, "
+            f"mean accuracy {percent(each.mean_accuracy)} %, {each.classes_evaluated} of {len(classes)} classes"
+        )
+
+
+def percent(share: float) -> str:
+    """Two digits; a dash for nan."""
+    return "-" if share != share else f"{100 * share:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cell", help="a key of `grid` in params.yaml")
+    parser.add_argument("--data", type=Path, required=True, help="the prepared store")
+    parser.add_argument("--weights", type=Path, required=True, help="the folder of seed*.safetensors")
+    parser.add_argument("--metrics", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--plots", type=Path, required=True, help="where classes.csv and confusion.csv go")
+    parser.add_argument("--figures", type=Path, required=True, help="where the pictures go")
+    arguments = parser.parse_args()
+    run(arguments.cell, arguments.data, arguments.weights, arguments.metrics, arguments.plots, arguments.figures)
+
+
+if __name__ == "__main__":
+    run_command(main)

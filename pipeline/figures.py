@@ -1,0 +1,73 @@
+"""Pictures for a person to judge a segmentation by: image, truth and prediction side by side."""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from deeplab.store import IGNORE, Bytes, Color
+
+LONG_SIDE = 560  # of a panel, pixels
+GAP = 10
+LINE = 22  # of text
+OPACITY = 0.7  # of the classes' colours over the image
+UNLABELLED: Color = (255, 255, 255)
+INK: Color = (20, 20, 20)
+
+
+def comparison(
+    image: Bytes, truth: Bytes, predicted: Bytes, classes: tuple[str, ...], palette: tuple[Color, ...]
+) -> Image.Image:
+    """Image (H, W, 3), truth (H, W) and prediction (H, W) side by side, above a legend of the classes in either."""
+    height, width = truth.shape
+    factor = LONG_SIDE / max(height, width)
+    panel = round(width * factor), round(height * factor)
+    kinds = np.union1d(np.unique(truth), np.unique(predicted))
+    legend = [(classes[kind], palette[kind]) for kind in kinds if kind != IGNORE]
+    legend += [("not labelled", UNLABELLED)] * bool(IGNORE in kinds)
+    total = 3 * panel[0] + 4 * GAP
+    rows = wrap(legend, total - 2 * GAP)
+    canvas = Image.new("RGB", (total, LINE + panel[1] + GAP + LINE * len(rows) + GAP), "white")
+    draw = ImageDraw.Draw(canvas)
+    pictures = (
+        ("image", image),
+        ("truth", tint(image, truth, palette)),
+        ("prediction", tint(image, predicted, palette)),
+    )
+    for index, (title, picture) in enumerate(pictures):
+        left = GAP + index * (panel[0] + GAP)
+        draw.text((left, 3), title, INK, FONT)
+        smooth = (
+            Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST
+        )  # small pictures keep their pixels
+        canvas.paste(Image.fromarray(picture).resize(panel, smooth), (left, LINE))
+    for row, entries in enumerate(rows):
+        top = LINE + panel[1] + GAP + row * LINE
+        for left, name, color in entries:
+            draw.rectangle((GAP + left, top + 3, GAP + left + 14, top + 17), color, INK)
+            draw.text((GAP + left + 20, top + 1), name, INK, FONT)
+    return canvas
+
+
+def tint(image: Bytes, labels: Bytes, palette: tuple[Color, ...]) -> Bytes:
+    """The image in grey (H, W, 3) under the colours of its labels (H, W)."""
+    colors = np.full((IGNORE + 1, 3), UNLABELLED, dtype=np.float32)
+    colors[: len(palette)] = palette
+    grey: NDArray[np.float32] = image.mean(axis=2, keepdims=True, dtype=np.float32)
+    return np.rint(OPACITY * colors[labels] + (1 - OPACITY) * grey).astype(np.uint8)
+
+
+def wrap(legend: list[tuple[str, Color]], width: int) -> list[list[tuple[int, str, Color]]]:
+    """Place the legend's entries in rows of at most `width` pixels: (left, name, colour)."""
+    rows: list[list[tuple[int, str, Color]]] = [[]]
+    left = 0
+    for name, color in legend:
+        needed = 20 + round(FONT.getlength(name)) + 2 * GAP
+        if rows[-1] and left + needed > width:
+            rows.append([])
+            left = 0
+        rows[-1].append((left, name, color))
+        left += needed
+    return rows
+
+
+FONT = ImageFont.load_default(14)

@@ -1,0 +1,248 @@
+import csv
+import hashlib
+import json
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from deeplab.config import Protocol
+from deeplab.errors import DataError
+from deeplab.inference import evaluate
+from deeplab.metrics import score
+from deeplab.model import DeepLabV3
+from deeplab.store import Store, StoreWriter
+from pipeline.device import select_device
+from pipeline.errors import ParamsError
+from pipeline.evaluate import run
+from pipeline.params import load_params
+
+CELL = "shapes_resnet18_os16"
+CLASSES = ("background", "disc", "never seen")
+PARAMS = (
+    (Path(__file__).parents[1] / "params.yaml")
+    .read_text()
+    .replace("seeds: [0]", "seeds: [0, 1]")
+    .replace("device: auto", "device: cpu")
+    .replace("protocols:\n", "protocols:\n  first: {scales: [1.0], flip: true, window: null, stride: null}\n")
+)
+
+
+class Place:
+    """A tiny store, weights for two seeds, and where the results go."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.params = folder / "params.yaml"
+        self.params.write_text(PARAMS)
+        self.weights = folder / "weights"
+        self.weights.mkdir()
+        rng = np.random.default_rng(0)
+        with StoreWriter(folder / "data", CLASSES, ((0, 0, 0), (220, 20, 60), (0, 90, 200))) as writer:
+            for index in range(11):
+                mask = np.zeros((24, 32), np.uint8)
+                mask[:, 2 * index :] = 1
+                image = (rng.integers(0, 128, (24, 32, 3)) + 127 * mask[:, :, None]).astype(np.uint8)
+                mask[:2] = 255
+                writer.add("val" if index else "train", f"city/no {index}", image, mask)
+        self.store = Store(folder / "data")
+        self.cell = load_params(self.params).cell(CELL)
+        self.said = {
+            "cell": self.cell.fingerprint,
+            "data": self.store.fingerprint,
+            "code": "c0de",
+            "classes": json.dumps(CLASSES),
+        }
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            network = DeepLabV3(self.cell.model, len(CLASSES))
+            sample = torch.from_numpy(self.store.split("val").image(6) / 64 - 2).float().permute(2, 0, 1)[None]
+            with torch.inference_mode():
+                usual = network.eval()(sample).mean(dim=(0, 2, 3))
+            network.classifier.bias.data -= usual.clone()  # about as often the first class as the second
+            network.classifier.bias.data[2] = -1e6  # and never the last
+            save_file(network.state_dict(), self.weights / f"seed{seed}.safetensors", self.said)
+
+    def run(self, out="out"):
+        out = self.folder / out
+        self.printed = StringIO()
+        with redirect_stdout(self.printed):
+            run(
+                CELL,
+                self.folder / "data",
+                self.weights,
+                out / "m/cell.json",
+                out / "plots",
+                out / "figures",
+                self.params,
+            )
+        return out
+
+    def say(self, seed, **changed):
+        """Change the metadata of a seed's weights."""
+        path = self.weights / f"seed{seed}.safetensors"
+        save_file(load_file(path), path, self.said | changed)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    place = Place(tmp_path_factory.mktemp("evaluate"))
+    return place, place.run()
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(tmp_path)
+
+
+def test_the_metrics_are_those_of_the_library_and_their_mean_over_seeds(done):
+    place, out = done
+    result = json.loads((out / "m/cell.json").read_text())
+    expected = []
+    for seed in (0, 1):
+        network = DeepLabV3(place.cell.model, len(CLASSES)).eval()
+        network.load_state_dict(load_file(place.weights / f"seed{seed}.safetensors"))
+        protocol = Protocol(scales=(1.0,), flip=True, window=None, stride=None)
+        split = place.store.split("val")
+        expected.append(score(evaluate(network, split, len(CLASSES), place.cell, protocol, torch.device("cpu"))))
+        assert result["seeds"][str(seed)]["first"] == {
+            "mIoU": round(expected[seed].mean_iou, 6),
+            "pixel_accuracy": round(expected[seed].pixel_accuracy, 6),
+            "mean_accuracy": round(expected[seed].mean_accuracy, 6),
+            "classes_evaluated": 2,
+        }
+    assert result["mIoU"] == pytest.approx((expected[0].mean_iou + expected[1].mean_iou) / 2, abs=1e-6)
+    assert expected[0].mean_iou != expected[1].mean_iou
+
+
+def test_the_metrics_file_has_its_documented_form(done):
+    place, out = done
+    result = json.loads((out / "m/cell.json").read_text())
+    files = {str(seed): place.weights / f"seed{seed}.safetensors" for seed in (0, 1)}
+    scores = {"mIoU", "pixel_accuracy", "mean_accuracy", "classes_evaluated"}
+    plain = {"scales": [1.0], "flip": False, "window": None, "stride": None}
+    assert set(result) == {"cell", "dataset", "images", "protocols", "seeds", "fingerprint", "weights", *scores}
+    assert (result["cell"], result["dataset"]) == (CELL, "shapes")
+    assert result["images"] == {"train": 1, "val": 10}
+    assert result["protocols"] == {"first": plain | {"flip": True}, "single_scale": plain}
+    assert result["fingerprint"] == {
+        "cell": place.cell.fingerprint,
+        "data": hashlib.sha256((place.folder / "data/manifest.json").read_bytes()).hexdigest(),
+        "code": "c0de",
+    }
+    assert result["weights"] == {
+        seed: {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        for seed, file in files.items()
+    }
+    assert all(set(protocols) == {"first", "single_scale"} for protocols in result["seeds"].values())
+
+
+def test_the_plots_hold_every_class_and_every_pair_that_occurred(done):
+    _, out = done
+    with (out / "plots/classes.csv").open() as file:
+        classes = list(csv.DictReader(file))
+    with (out / "plots/confusion.csv").open() as file:
+        pairs = list(csv.DictReader(file))
+    runs = [(seed, protocol) for seed in "01" for protocol in ("first", "single_scale")]
+    assert [(row["seed"], row["protocol"], row["class"]) for row in classes] == [
+        (*r, name) for r in runs for name in CLASSES
+    ]
+    assert {(row["IoU"], row["accuracy"], row["pixels"]) for row in classes if row["class"] == "never seen"} == {
+        ("", "", "0")
+    }
+    for run_ in runs:
+        ours = [row for row in pairs if (row["seed"], row["protocol"]) == run_]
+        assert sum(int(row["pixels"]) for row in ours) == 10 * 22 * 32
+        for row in classes[:2]:
+            shares = [float(pair["share"]) for pair in ours if pair["truth"] == row["class"]]
+            assert sum(shares) == pytest.approx(1, abs=1e-5)
+    result = json.loads((out / "m/cell.json").read_text())
+    assert float(classes[0]["IoU"]) + float(classes[1]["IoU"]) == pytest.approx(
+        2 * result["seeds"]["0"]["first"]["mIoU"], abs=3e-6
+    )
+
+
+def test_the_figures_are_eight_images_spread_over_the_split(done):
+    _, out = done
+    figures = sorted((out / "figures").iterdir())
+    assert [figure.name for figure in figures] == [
+        f"{place}_city_no_{index + 1}.jpg" for place, index in enumerate((0, 1, 2, 3, 5, 6, 7, 8))
+    ]
+    with Image.open(figures[0]) as picture:
+        picture.load()
+        assert picture.width > 3 * 32
+
+
+def test_the_same_inputs_give_the_same_bytes(done):
+    place, out = done
+    again = place.run("again")
+    files = sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file())
+    assert len(files) == 3 + 8
+    for file in files:
+        assert (again / file).read_bytes() == (out / file).read_bytes(), file
+
+
+def test_the_scores_are_printed_with_a_dash_for_a_class_that_does_not_occur(done):
+    lines = done[0].printed.getvalue().splitlines()
+    assert "seed 1, single_scale" in lines
+    assert ["never", "seen", "-", "-"] in [line.split() for line in lines]
+    assert lines[-1].startswith("mIoU ")
+    assert lines[-1].endswith("2 of 3 classes")
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"cell": "other"}, "other settings"),
+        ({"data": "other"}, "other data"),
+        ({"cell": "other", "classes": '["a"]'}, "other settings and other classes"),
+    ],
+)
+def test_weights_of_something_else_are_refused(place, changed, what):
+    place.say(1, **changed)
+    expected = rf"seed1\.safetensors: trained with {what} than there are now\. Run: dvc repro train@{CELL}"
+    with pytest.raises(DataError, match=expected):
+        place.run()
+    assert not (place.folder / "out").exists()
+
+
+def test_seeds_trained_by_different_code_are_refused(place):
+    place.say(1, code="newer")
+    with pytest.raises(DataError, match=f"different versions of the code. Run: dvc repro train@{CELL}"):
+        place.run()
+
+
+def test_missing_weights_are_told_with_the_command_that_makes_them(place):
+    (place.weights / "seed1.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"seed1\.safetensors: no such weights\. Run: dvc repro train@{CELL}"):
+        place.run()
+
+
+def test_a_cut_weights_file_is_told_as_damaged(place):
+    path = place.weights / "seed0.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=rf"seed0\.safetensors: damaged \(.*\)\. Run: dvc repro train@{CELL}"):
+        place.run()
+
+
+def test_weights_of_another_network_are_refused_although_their_settings_agree(place):
+    path = place.weights / "seed0.safetensors"
+    tensors = load_file(path)
+    del tensors["classifier.bias"]
+    save_file(tensors, path, place.said)
+    with pytest.raises(DataError, match="does not fit the network as it is built now"):
+        place.run()
+
+
+def test_a_device_that_is_not_there_is_told_with_those_that_are():
+    with pytest.raises(ParamsError, match=r"params\.yaml: runtime\.device: got 'cuda:99', expected one of auto, cpu"):
+        select_device("cuda:99")
+    with pytest.raises(ParamsError, match="got 'gpu'"):
+        select_device("gpu")
+    assert select_device("cpu") == torch.device("cpu")
+    assert select_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
