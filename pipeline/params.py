@@ -1,4 +1,4 @@
-"""params.yaml -> checked, frozen settings. The one reader: every mistake is answered with file, key, value and remedy."""
+"""params.yaml -> checked, frozen settings. The one reader: a mistake is answered with file, key, value and remedy."""
 
 import difflib
 import json
@@ -83,6 +83,7 @@ class Params:
     cells: dict[str, Cell]
     seeds: tuple[int, ...]
     datasets: dict[str, DatasetConfig]
+    splits: dict[str, tuple[str, str]]  # data set -> the training and the validation split of its recipe
     protocols: dict[str, Protocol]
     runtime: RuntimeConfig
 
@@ -107,6 +108,7 @@ def load_params(path: Path = PARAMS) -> Params:
         cells={name: resolve(path, raw, name, row) for name, row in sections.grid.items()},
         seeds=sections.seeds,
         datasets=sections.datasets,
+        splits={name: read_splits(path, name, recipe) for name, recipe in sections.recipes.items()},
         protocols=sections.protocols,
         runtime=sections.runtime,
     )
@@ -161,6 +163,14 @@ def resolve(path: Path, raw: dict[str, Any], name: str, row: GridRow) -> Cell:
     layers += [(place, {"recipe": values}) for place, values in parts]
     cell: Cell = validate(Cell, merged, layers, drop=1)
     return cell
+
+
+def read_splits(path: Path, name: str, recipe: dict[str, Any]) -> tuple[str, str]:
+    """The splits of a recipe, which may have no cell: a data set can be prepared before anything is trained on it."""
+    for key in ("train_split", "val_split"):
+        if not isinstance(recipe.get(key), str):
+            raise ParamsError(f"{path}: recipes.{name}.{key}: got {recipe.get(key)!r}, expected the name of a split")
+    return recipe["train_split"], recipe["val_split"]
 
 
 def overlay(parts: list[Layer]) -> dict[str, Any]:
