@@ -13,6 +13,8 @@ import hashlib
 import json
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +30,8 @@ Bytes = NDArray[np.uint8]
 Color = tuple[int, int, int]
 
 IGNORE = 255
-MANIFEST = "manifest.json"
+MANIFEST, IMAGES, MASKS = "manifest.json", "images.bin", "masks.bin"
+PARTIAL = f"{MANIFEST}.part"
 VERSION = 1
 
 
@@ -46,7 +49,7 @@ class Record:
 
 
 class StoreWriter:
-    """Writes a store into an empty folder; the store exists once the `with` block has ended without an error."""
+    """Writes a store in place of what `folder` held; it is there once the `with` block has ended without an error."""
 
     def __init__(self, folder: Path, classes: tuple[str, ...], palette: tuple[Color, ...]) -> None:
         assert len(classes) == len(palette) <= IGNORE
@@ -56,9 +59,9 @@ class StoreWriter:
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / MANIFEST).unlink(missing_ok=True)
-        self.images = (self.folder / "images.bin").open("wb")
-        self.masks = (self.folder / "masks.bin").open("wb")
+        self._remove()  # not overwritten: a process that has mapped the old files goes on reading them
+        self.images = (self.folder / IMAGES).open("wb")
+        self.masks = (self.folder / MASKS).open("wb")
         return self
 
     def add(self, split: str, name: str, image: Bytes, mask: Bytes) -> None:
@@ -66,9 +69,11 @@ class StoreWriter:
         assert image.dtype == mask.dtype == np.uint8
         assert image.shape == (*mask.shape, 3)
         image, mask = np.ascontiguousarray(image), np.ascontiguousarray(mask)
-        self.images.write(image.data)
-        self.masks.write(mask.data)
-        counts = np.bincount(mask.reshape(-1), minlength=256)
+        counts = np.bincount(mask.reshape(-1), minlength=IGNORE + 1)
+        assert not counts[len(self.classes) : IGNORE].any()
+        with naming(self.folder):
+            self.images.write(image.data)
+            self.masks.write(mask.data)
         self.records.append(
             Record(
                 id=name,
@@ -76,7 +81,7 @@ class StoreWriter:
                 height=mask.shape[0],
                 width=mask.shape[1],
                 offset=self.offset,
-                checksum=zlib.crc32(mask.data, zlib.crc32(image.data)),
+                checksum=checksum(image, mask),
                 pixels={int(label): int(counts[label]) for label in np.flatnonzero(counts)},
             )
         )
@@ -85,24 +90,49 @@ class StoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in (self.images, self.masks):
+        files = (self.images, self.masks)
+        try:
             if kind is None:
-                file.flush()
-                os.fsync(file.fileno())
-            file.close()
-        if kind is None:
-            self._write_manifest()
+                with naming(self.folder):
+                    for file in files:
+                        file.flush()
+                        os.fsync(file.fileno())
+                    self._write_manifest()
+        finally:
+            for file in files:
+                with suppress(OSError):  # on a full disk closing fails too, and would hide what was raised first
+                    file.close()
+            if not (self.folder / MANIFEST).exists():
+                self._remove()
+
+    def _remove(self) -> None:
+        for name in (MANIFEST, PARTIAL, IMAGES, MASKS):
+            (self.folder / name).unlink(missing_ok=True)
 
     def _write_manifest(self) -> None:
         head = {"version": VERSION, "classes": self.classes, "palette": self.palette}
         samples = ",\n".join(json.dumps(asdict(record), separators=(",", ":")) for record in self.records)
         text = json.dumps(head, ensure_ascii=False)[:-1] + f',\n"samples": [\n{samples}\n]}}\n'
-        partial = self.folder / f"{MANIFEST}.part"
+        partial = self.folder / PARTIAL
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         partial.rename(self.folder / MANIFEST)
+
+
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Name `folder` in an OSError: writing to an open file raises one that does not say which disk is full."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
+
+
+def checksum(image: Bytes, mask: Bytes) -> int:
+    """CRC-32 over the bytes of both."""
+    return zlib.crc32(mask.data, zlib.crc32(image.data))
 
 
 class Store:
@@ -113,13 +143,14 @@ class Store:
         path = folder / MANIFEST
         try:
             content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}. Prepare the data set.") from None
+        try:
             manifest = json.loads(content)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: no readable manifest ({error}). Prepare the data set again.") from None
-        if manifest.get("version") != VERSION:
-            raise DataError(
-                f"{path}: version {manifest.get('version')}, expected {VERSION}. Prepare the data set again."
-            )
+        except ValueError:
+            manifest = None
+        if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
+            raise DataError(f"{path}: not a manifest of version {VERSION}. Prepare the data set again.")
         self.fingerprint = hashlib.sha256(content).hexdigest()
         self.classes: tuple[str, ...] = tuple(manifest["classes"])
         self.palette: tuple[Color, ...] = tuple((r, g, b) for r, g, b in manifest["palette"])
@@ -128,7 +159,7 @@ class Store:
             for sample in manifest["samples"]
         ]
         total = sum(record.height * record.width for record in self.records)
-        for name, expected in (("images.bin", 3 * total), ("masks.bin", total)):
+        for name, expected in ((IMAGES, 3 * total), (MASKS, total)):
             file = folder / name
             size = file.stat().st_size if file.exists() else 0
             if size != expected:
@@ -141,6 +172,20 @@ class Store:
             known = ", ".join(sorted({record.split for record in self.records}))
             raise DataError(f"{self.folder}: no samples in split {name!r}; there are: {known}")
         return Split(self.folder, records)
+
+    def verify(self) -> None:
+        """Read everything and compare it with its checksums; DataError names samples that have changed."""
+        samples = Split(self.folder, self.records)
+        changed = [
+            record.id
+            for index, record in enumerate(self.records)
+            if checksum(samples.image(index), samples.mask(index)) != record.checksum
+        ]
+        if changed:
+            raise DataError(
+                f"{self.folder}: {len(changed)} samples differ from their checksums, the first is {changed[0]}. "
+                "Prepare the data set again."
+            )
 
 
 class Split:
@@ -157,11 +202,11 @@ class Split:
 
     @cached_property
     def _images(self) -> Bytes:
-        return np.memmap(self.folder / "images.bin", dtype=np.uint8, mode="r")
+        return np.asarray(np.memmap(self.folder / IMAGES, dtype=np.uint8, mode="r"))
 
     @cached_property
     def _masks(self) -> Bytes:
-        return np.memmap(self.folder / "masks.bin", dtype=np.uint8, mode="r")
+        return np.asarray(np.memmap(self.folder / MASKS, dtype=np.uint8, mode="r"))
 
     def image(self, index: int) -> Bytes:
         """Read-only view (H, W, 3), RGB."""

@@ -1,0 +1,108 @@
+"""Synthetic shapes for the demo: made by code, the same bits on every machine, and no download.
+
+A shape's colour, size, place and angle are random, so that only its outline tells its class.
+"""
+
+import math
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeplab.store import IGNORE, Bytes, Color
+from pipeline.datasets.layout import Layout, RawSample
+from pipeline.params import DatasetConfig, pick
+
+Grid = NDArray[np.int64]  # (H, W): a coordinate of each pixel
+
+PALETTE: Final[dict[str, Color]] = {
+    "background": (0, 0, 0),
+    "circle": (230, 159, 0),
+    "square": (86, 180, 233),
+    "triangle": (0, 158, 115),
+    "ring": (240, 228, 66),
+    "cross": (213, 94, 0),
+}
+SIDES: Final = (56, 80)  # least and greatest height and width
+UNIT: Final = 256  # whole numbers in 1/256 stand for fractions: they are the same everywhere
+
+
+def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:  # noqa: ARG001  nothing lies in raw
+    """As many samples of each split as the settings say."""
+    samples: dict[str, list[RawSample]] = {}
+    for split in splits:
+        count = pick(config.images, split, "images of the format shapes")
+        names = [f"{split}_{index:05d}" for index in range(count)]
+        samples[split] = [RawSample(id=name, image=Path(name), mask=Path(name)) for name in names]
+    return Layout(classes=tuple(PALETTE), palette=tuple(PALETTE.values()), samples=samples)
+
+
+def load(sample: RawSample) -> tuple[Bytes, Bytes]:
+    """Draw a sample; its id is the seed."""
+    random = Random(sample.id)  # noqa: S311  not a secret
+    height, width = (random.randint(*SIDES) for _ in range(2))
+    y, x = np.mgrid[:height, :width]
+    ground = [random.randrange(256) for _ in range(3)]
+    image = painted(ground, texture(random, y, x))
+    mask = np.zeros((height, width), np.uint8)
+    for _ in range(random.randint(2, 4)):
+        label, radius = random.randint(1, len(OUTLINES)), random.randint(9, 18)
+        row, column = random.randint(8, height - 8), random.randint(8, width - 8)
+        inside = OUTLINES[label - 1](*turned(random, y - row, x - column), radius)
+        color = [(channel + random.randint(64, 192)) % 256 for channel in ground]  # far from the ground in each channel
+        image[inside] = painted(color, texture(random, y, x))[inside]
+        mask[inside] = label
+    noise = np.frombuffer(random.randbytes(image.size), np.uint8).reshape(image.shape) >> 4
+    return image + noise, with_ignored_border(mask)
+
+
+def painted(color: list[int], pattern: Grid) -> Bytes:
+    """`pattern` (H, W) in `color` (H, W, 3), with room above for noise."""
+    return (np.array(color) * 13 // 16 + pattern[..., None]).astype(np.uint8)
+
+
+def texture(random: Random, y: Grid, x: Grid) -> Grid:
+    """Stripes of random width, angle and strength (H, W)."""
+    across, down, strength = random.randint(-3, 3), random.randint(-3, 3), random.randint(0, 24)
+    return ((across * x + down * y) // 8 % 2) * strength
+
+
+def turned(random: Random, y: Grid, x: Grid) -> tuple[Grid, Grid]:
+    """The coordinates turned by up to 20 degrees."""
+    angle = math.radians(random.randint(-20, 20))
+    sine, cosine = round(UNIT * math.sin(angle)), round(UNIT * math.cos(angle))
+    return (cosine * y - sine * x) // UNIT, (sine * y + cosine * x) // UNIT
+
+
+def with_ignored_border(mask: Bytes) -> Bytes:
+    """`mask` with 255 where a pixel differs from the one above it or to its left."""
+    border = np.zeros(mask.shape, bool)
+    border[1:] |= mask[1:] != mask[:-1]
+    border[:, 1:] |= mask[:, 1:] != mask[:, :-1]
+    return np.where(border, np.uint8(IGNORE), mask)
+
+
+def circle(y: Grid, x: Grid, radius: int) -> NDArray[np.bool_]:
+    return y * y + x * x <= radius * radius
+
+
+def square(y: Grid, x: Grid, radius: int) -> NDArray[np.bool_]:
+    return 8 * np.maximum(abs(y), abs(x)) <= 7 * radius
+
+
+def triangle(y: Grid, x: Grid, radius: int) -> NDArray[np.bool_]:
+    return (y <= radius) & (7 * abs(x) <= 4 * (y + radius))
+
+
+def ring(y: Grid, x: Grid, radius: int) -> NDArray[np.bool_]:
+    return circle(y, x, radius) & ~circle(y, x, radius // 2)
+
+
+def cross(y: Grid, x: Grid, radius: int) -> NDArray[np.bool_]:
+    return (np.maximum(abs(y), abs(x)) <= radius) & (3 * np.minimum(abs(y), abs(x)) <= radius)
+
+
+# In the order of the train ids from 1 on; around the origin, y downwards, within `radius`.
+OUTLINES: Final = (circle, square, triangle, ring, cross)

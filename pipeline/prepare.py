@@ -1,0 +1,175 @@
+"""Turn a raw data set into the prepared store: every file is decoded and checked once, before any training."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deeplab.errors import DataError
+from pipeline.errors import run_command
+from pipeline.params import PARAMS, DatasetConfig, load_params, pick
+from pipeline.process import die_with_parent
+
+if TYPE_CHECKING:
+    from deeplab.store import Bytes, Record
+    from pipeline.datasets.layout import Layout, RawSample
+
+    Pair = tuple[Bytes, Bytes]
+
+MAX_WORKERS = 16  # more decode faster than one process can write
+SHOWN = 20  # problems that are listed; the others are counted
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def run(
+    name: str, config: DatasetConfig, splits: tuple[str, str], raw: Path, out: Path, workers: int | None = None
+) -> None:
+    """Write the training and the validation split of the data set `name` from the folder `raw` as a store in `out`.
+
+    DataError when the raw data is incomplete or broken: it lists what is, and there is no store then.
+    """
+    from deeplab.store import StoreWriter
+    from pipeline.datasets import FORMATS
+
+    kind = pick(FORMATS, config.format, f"datasets.{name}.format")
+    layout = kind.scan(raw, config, splits)
+    check_counts(name, config, splits, raw, layout)
+    check_overlap(splits, raw, layout)
+    jobs = [(split, sample) for split in dict.fromkeys(splits) for sample in layout.samples[split]]
+    results = decode_all(kind.load, [sample for _, sample in jobs], workers or min(os.cpu_count() or 1, MAX_WORKERS))
+    problems: list[str] = []
+    with StoreWriter(out, layout.classes, layout.palette) as store:
+        for (split, sample), result in zip(jobs, with_progress(results, len(jobs), f"prepare {name}"), strict=True):
+            if isinstance(result, str):
+                problems.append(result)
+            elif not problems:  # after the first one the others are only checked
+                store.add(split, sample.id, *result)
+        if problems:
+            raise DataError(describe_problems(raw, len(jobs), problems))
+    for split in splits:
+        records = [record for record in store.records if record.split == split]
+        print(f"{name} {split}: {summary(records, len(layout.classes))}")
+
+
+def check_counts(name: str, config: DatasetConfig, splits: tuple[str, ...], raw: Path, layout: Layout) -> None:
+    """Refuse an empty split always, and another number of images than published unless the settings accept it."""
+    different = []
+    for split in splits:
+        published = pick(config.images, split, f"datasets.{name}.images")
+        found = len(layout.samples[split])
+        if not found:
+            raise DataError(f"{raw}: no images for the split {split!r} of {name}")
+        if found != published:
+            different.append(f"{found} of {published} {split} images")
+    if not different:
+        return
+    subset = f"subset: {', '.join(different)}"
+    if not config.allow_subset:
+        raise DataError(
+            f"{raw}: {subset}. Complete the data, or accept the difference: "
+            f"set datasets.{name}.allow_subset: true in {PARAMS}."
+        )
+    print(f"{name}: {subset} (accepted by datasets.{name}.allow_subset)")
+
+
+def check_overlap(splits: tuple[str, str], raw: Path, layout: Layout) -> None:
+    """Refuse to validate on what is trained on."""
+    train, val = ({sample.id for sample in layout.samples[split]} for split in splits)
+    if both := sorted(train & val):
+        names = ", ".join(both[:SHOWN]) + (f" and {len(both) - SHOWN} more" if len(both) > SHOWN else "")
+        raise DataError(f"{raw}: {len(both)} images are both in {splits[0]} and in {splits[1]}: {names}")
+
+
+def decode_all(load: Callable[[RawSample], Pair], samples: Iterable[RawSample], workers: int) -> Iterator[Pair | str]:
+    """What `attempt` gives for each sample, in order, from worker processes; few wait in memory at any time."""
+    waiting: deque[tuple[RawSample, Future[Pair | str]]] = deque()
+
+    def take() -> Pair | str:
+        sample, future = waiting.popleft()
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            raise DataError(
+                f"{sample.image}: a worker process died on this sample or one of the next {len(waiting)}. "
+                "The machine was out of memory, or a file crashes the decoder."
+            ) from None
+
+    with ProcessPoolExecutor(workers, initializer=die_with_parent) as pool:
+        for sample in samples:
+            waiting.append((sample, pool.submit(attempt, load, sample)))
+            if len(waiting) > 2 * workers:
+                yield take()
+        while waiting:
+            yield take()
+
+
+def attempt(load: Callable[[RawSample], Pair], sample: RawSample) -> Pair | str:
+    """The decoded sample, or what is wrong with it."""
+    try:
+        image, mask = load(sample)
+    except DataError as error:
+        return str(error)
+    if image.shape[:2] != mask.shape:
+        (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
+        return f"{sample.mask}: the mask is {mask_width}x{mask_height}, but {sample.image} is {width}x{height}"
+    return image, mask
+
+
+def with_progress(results: Iterable[Pair | str], total: int, title: str) -> Iterator[Pair | str]:
+    """`results` unchanged, with a bar on a terminal and now and then a line elsewhere."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(results, total=total, desc=title, unit="img")
+        return
+    said = time.monotonic()
+    for done, result in enumerate(results, start=1):
+        yield result
+        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            print(f"{title}: {done}/{total} images", flush=True)
+
+
+def describe_problems(raw: Path, total: int, problems: list[str]) -> str:
+    """All problems of a data set as one message."""
+    lines = [
+        f"{raw}: {len(problems)} of {total} samples cannot be used. Mend or replace these files, nothing was written:",
+        *problems[:SHOWN],
+    ]
+    if len(problems) > SHOWN:
+        lines.append(f"and {len(problems) - SHOWN} more")
+    return "\n  ".join(lines)
+
+
+def summary(records: list[Record], classes: int) -> str:
+    """The content of a split in one line."""
+    from deeplab.store import IGNORE
+
+    pixels: Counter[int] = Counter()
+    for record in records:
+        pixels.update(record.pixels)
+    present, ignored = len(pixels.keys() - {IGNORE}), pixels[IGNORE] / pixels.total()
+    return f"{len(records)} images, {present} of {classes} classes, {ignored:.1%} of pixels ignored"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.prepare", description=__doc__)
+    parser.add_argument("dataset", help="a key of `datasets` in params.yaml")
+    parser.add_argument("--raw", type=Path, required=True, help="the folder with the unpacked official archives")
+    parser.add_argument("--out", type=Path, required=True, help="the folder for the store")
+    args = parser.parse_args()
+    die_with_parent()
+    params = load_params()
+    run(args.dataset, params.dataset(args.dataset), pick(params.splits, args.dataset, "recipes"), args.raw, args.out)
+
+
+if __name__ == "__main__":
+    run_command(main)
