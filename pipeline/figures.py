@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from deeplab.store import IGNORE, Bytes, Color
 
-LONG_SIDE = 560  # of a panel, pixels
+LONG_SIDE = 480  # of a panel, pixels
 GAP = 10
 LINE = 22  # of text
 OPACITY = 0.7  # of the classes' colours over the image

@@ -1,6 +1,7 @@
 import csv
 import hashlib
 import json
+import re
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -20,12 +21,14 @@ from deeplab.store import Store, StoreWriter
 from pipeline.device import select_device
 from pipeline.errors import ParamsError
 from pipeline.evaluate import run
+from pipeline.figures import comparison
 from pipeline.params import load_params
 
 CELL = "shapes_resnet18_os16"
 CLASSES = ("background", "disc", "never seen")
+ROOT = Path(__file__).parents[1]
 PARAMS = (
-    (Path(__file__).parents[1] / "params.yaml")
+    (ROOT / "params.yaml")
     .read_text()
     .replace("seeds: [0]", "seeds: [0, 1]")
     .replace("device: auto", "device: cpu")
@@ -167,6 +170,25 @@ def test_the_plots_hold_every_class_and_every_pair_that_occurred(done):
     )
 
 
+@pytest.mark.parametrize(
+    ("plot", "template", "x", "y"),
+    [("classes", "class_iou", "IoU", "class"), ("confusion", "confusion_share", "predicted", "truth")],
+)
+def test_the_plots_fill_their_templates(done, plot, template, x, y):
+    from dvc_render.vega import VegaRenderer
+
+    with (done[1] / f"plots/{plot}.csv").open() as file:
+        rows = [row | {"rev": "workspace"} for row in csv.DictReader(file)]
+    folder = str(ROOT / ".dvc/plots")
+    content = VegaRenderer(rows, plot, template=template, template_dir=folder, x=x, y=y).get_filled_template()
+    text = json.dumps(content | {"data": None})
+    assert content["data"]["values"] == rows
+    assert "<DVC_METRIC" not in text
+    computed = {step["as"] for step in content["transform"]}
+    assert set(re.findall(r'"field": "(\w+)"', text)) <= computed | set(rows[0])
+    assert set(re.findall(r"datum\.(\w+)", text)) <= set(rows[0])
+
+
 def test_the_figures_are_eight_images_spread_over_the_split(done):
     _, out = done
     figures = sorted((out / "figures").iterdir())
@@ -176,6 +198,17 @@ def test_the_figures_are_eight_images_spread_over_the_split(done):
     with Image.open(figures[0]) as picture:
         picture.load()
         assert picture.width > 3 * 32
+
+
+def test_a_figure_shows_image_truth_and_prediction_in_the_colours_of_the_classes():
+    image = np.full((10, 20, 3), 100, np.uint8)
+    truth, predicted = np.full((10, 20), 1, np.uint8), np.full((10, 20), 255, np.uint8)
+    predicted[:, :10] = 2
+    palette = ((0, 0, 0), (200, 0, 0), (0, 0, 250))
+    picture = np.asarray(comparison(image, truth, predicted, CLASSES, palette))
+    height, width = picture.shape[:2]
+    row = picture[height // 2, [width // 6, width // 2, 2 * width // 3 + 30, width - 30]]
+    assert row.tolist() == [[100, 100, 100], [170, 30, 30], [30, 30, 205], [208, 208, 208]]
 
 
 def test_the_same_inputs_give_the_same_bytes(done):
