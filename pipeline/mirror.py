@@ -1,0 +1,110 @@
+"""Mirror a training into MLflow while it runs, from a process of its own: no server can slow or stop the trainer."""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pipeline.process import die_with_parent
+from pipeline.tracking import (
+    Experiment,
+    Facts,
+    TrackingError,
+    identity_tags,
+    open_experiment,
+    origin_tags,
+    read_curves,
+    run_name,
+    start_time,
+    training_tags,
+)
+
+
+@contextmanager
+def mirror(folder: Path, every: float) -> Iterator[None]:
+    """Mirror `folder` every so many seconds while the block runs. Never raises, and never keeps the block waiting."""
+    words = f"--every {every} --parent {os.getpid()}".split()
+    command = [sys.executable, "-m", "pipeline.mirror", *words, str(folder)]
+    root = str(Path(__file__).parents[1])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    try:
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path})
+    except OSError as error:
+        print(f"warning: no live curves in MLflow: {error}", file=sys.stderr)
+        yield
+        return
+    try:
+        yield
+    finally:
+        child.kill()  # it writes in transactions, and what has not arrived is recorded by `tables`
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=5)
+
+
+def follow(folder: Path, every: float, parent: int) -> None:
+    """Send what is new in `folder` every so many seconds, until process `parent` has ended."""
+    warned = False
+    while os.getppid() == parent:
+        time.sleep(every)  # before anything costly, so that a short training never pays for it
+        try:
+            facts = json.loads((folder / "facts.json").read_text())
+        except (OSError, ValueError):  # not written yet
+            continue
+        try:
+            with open_experiment(facts["dataset"], timeout=5) as experiment:
+                run = live_run(experiment, folder, facts)
+                while os.getppid() == parent:
+                    send(experiment, run, folder)
+                    time.sleep(every)
+        except TrackingError as error:
+            if not warned:
+                print(f"warning: no live curves in MLflow for now: {error}", file=sys.stderr)
+            warned = True
+
+
+def live_run(experiment: Experiment, folder: Path, facts: Facts) -> str:
+    """The run of the training in `folder`, going on with the one from before an interruption if there is one."""
+    identity = identity_tags(facts["cell"], facts["seed"], facts["fingerprint"])
+    tags = origin_tags(facts["dataset"], facts) | training_tags(facts)
+    tags |= {"host": socket.gethostname(), "folder": str(folder.resolve())}
+    begun = [
+        run.info for run in experiment.runs(**identity, complete="0") if run.data.tags.get("folder") == tags["folder"]
+    ]
+    if begun:
+        run: str = begun[0].run_id
+        experiment.client.update_run(run, status="RUNNING")
+        experiment.set_tags(run, tags)
+    else:
+        run = experiment.create(run_name(facts["cell"], facts["seed"]), tags, start_time(facts))
+    experiment.set_params(run, facts["settings"])
+    return run
+
+
+def send(experiment: Experiment, run: str, folder: Path) -> None:
+    """Send the points that are new."""
+    now = int(1000 * time.time())
+    for name, columns in (("history.csv", None), ("speed.csv", ("step", "train/images_per_second"))):
+        experiment.add_curves(run, read_curves(folder / name, columns=columns), lambda _: now)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="where the trainer keeps facts.json, history.csv and speed.csv")
+    parser.add_argument("--every", type=float, required=True, help="seconds between two messages")
+    parser.add_argument("--parent", type=int, required=True, help="the process to end with")
+    args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to answer
+    os.nice(10)
+    die_with_parent()
+    follow(args.folder, args.every, args.parent)
+
+
+if __name__ == "__main__":
+    main()

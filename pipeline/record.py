@@ -1,0 +1,153 @@
+"""Complete the record: each result has one complete run in MLflow, known by a hash of its content.
+
+Recording twice changes nothing, so a fresh clone, a restored stage and a lost database all end up with the same runs.
+The tag `complete` is written last: what was interrupted before is taken up again.
+"""
+
+import csv
+import json
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.results import FINGERPRINTS, SCORES, Result
+from pipeline.tracking import (
+    Experiment,
+    Facts,
+    identity_tags,
+    origin_tags,
+    read_curves,
+    run_name,
+    start_time,
+    training_tags,
+)
+
+
+def record(
+    experiment: Experiment, dataset: str, result: Result, params: dict[str, Any], runs: Path, reports: Path
+) -> None:
+    """Make sure that `result` has a complete run, going on with the live one of its training if there is one."""
+    if experiment.runs(key=result.key, complete="1"):
+        return
+    client = experiment.client
+    facts = training_facts(runs / result.cell / "run.json", result)
+    begun = experiment.runs(key=result.key, complete="0")
+    if facts and not begun:
+        begun = experiment.runs(**training_tags(facts), complete="0")
+    tags = identity_tags(result.cell, result.seed, result.fingerprint) | origin_tags(dataset, facts)
+    tags |= {f"weights_{name}": value for name, value in result.weights.items()}
+    tags |= {"images": json.dumps(result.images), "key": result.key}
+    if begun:
+        run = begun[0].info.run_id
+        experiment.set_tags(run, tags)
+    else:
+        run = experiment.create(run_name(result.cell, result.seed), tags, start_time(facts) if facts else None)
+    experiment.set_params(run, params)
+    start = client.get_run(run).info.start_time
+    end = None
+    if facts:
+        length = 1000 * facts["seconds"]
+        end = start_time(facts) + int(length)
+        pace = length / facts["iterations"]
+        history = read_curves(runs / result.cell / "history.csv", result.seed)
+        experiment.add_curves(run, history, lambda step: end - int(pace * (facts["iterations"] - step)))
+    # Not on the axis of steps, so that they are drawn as bars over all cells.
+    finals = {f"final/{name}": value for name, value in result.scores.items()}
+    finals |= {f"perf/{name}": facts[name] for name in ("images_per_second", "seconds") if name in facts}
+    experiment.add_curves(run, [(0, finals)], lambda _: start)
+    add_dataset(experiment, run, dataset, result)
+    add_artifacts(experiment, run, result, facts, runs, reports)
+    client.set_terminated(run, end_time=end)
+    client.set_tag(run, "complete", "1")
+
+
+def training_facts(path: Path, result: Result) -> Facts:
+    """What the trainer wrote down about the weights of `result`; nothing when `path` tells of other weights."""
+    if not path.exists():
+        return {}
+    facts: Facts = json.loads(path.read_text())["seeds"].get(str(result.seed), {})
+    return facts if facts.get("weights") == result.weights else {}
+
+
+def add_dataset(experiment: Experiment, run: str, dataset: str, result: Result) -> None:
+    """Name the data by its fingerprint, without a copy."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = json.dumps({"uri": f"data/{dataset}/manifest.json"})
+    data = Dataset(dataset, result.fingerprint["data"][:16], "local", source, profile=json.dumps(result.images))
+    experiment.client.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", "training, evaluation")])])
+
+
+def add_artifacts(experiment: Experiment, run: str, result: Result, facts: Facts, runs: Path, reports: Path) -> None:
+    """Add the files about `result`, as far as they are there: on a fresh clone the large ones are missing."""
+    from pipeline.pictures import class_picture, confusion_picture
+
+    client = experiment.client
+    plots, is_first = reports / "plots" / result.cell, True
+    if (plots / "classes.csv").exists():
+        client.log_artifact(run, str(plots / "classes.csv"))
+        rows = read_rows(plots / "classes.csv")
+        is_first = rows[0]["seed"] == str(result.seed)
+        classes = first_protocol(rows, result.seed)
+        # Not log_table, which adds to what an interrupted call has left there.
+        client.log_dict(
+            run, {"columns": list(rows[0]), "data": [list(row.values()) for row in classes]}, "classes.json"
+        )
+        client.set_tag(run, "mlflow.loggedArtifacts", '[{"path": "classes.json", "type": "table"}]')
+        client.log_figure(run, class_picture(classes), "classes.png")
+        if (plots / "confusion.csv").exists():
+            pairs = first_protocol(read_rows(plots / "confusion.csv"), result.seed)
+            client.log_figure(run, confusion_picture([row["class"] for row in classes], pairs), "confusion.png")
+    if is_first:  # evaluate draws overlays for the first seed only
+        for overlay in sorted((reports / "figures" / result.cell).glob("*.jpg"))[:8]:
+            client.log_artifact(run, str(overlay), "overlays")
+    history = runs / result.cell / "history.csv"
+    if facts and history.exists():
+        client.log_artifact(run, str(history))
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def first_protocol(rows: list[dict[str, str]], seed: int) -> list[dict[str, str]]:
+    """The rows of one seed under the protocol that comes first."""
+    own = [row for row in rows if row["seed"] == str(seed)]
+    return [row for row in own if row["protocol"] == own[0]["protocol"]]
+
+
+def read_back(experiment: Experiment, tags: dict[str, str]) -> Result | None:
+    """The newest complete run with `tags`, as a result."""
+    runs = experiment.runs(**tags, complete="1")
+    if not runs:
+        return None
+    metrics, held = runs[0].data.metrics, runs[0].data.tags
+    return Result(
+        cell=held["cell"],
+        seed=int(held["seed"]),
+        scores={name: metrics[f"final/{name}"] for name in SCORES},
+        images=json.loads(held["images"]),
+        fingerprint={part: held[f"{part}_fingerprint"] for part in FINGERPRINTS},
+        weights={name: held[f"weights_{name}"] for name in ("file", "sha256")},
+        run=runs[0].info.run_id,
+    )
+
+
+def mark_current(experiment: Experiment, shown: Iterable[str]) -> None:
+    """Tag the runs whose numbers stand in the table with current=1 and all others with 0."""
+    shown = set(shown)
+    for run in experiment.runs(complete="1"):
+        current = "1" if run.info.run_id in shown else "0"
+        if run.data.tags.get("current") != current:
+            experiment.client.set_tag(run.info.run_id, "current", current)
+
+
+def end_leftovers(experiment: Experiment) -> None:
+    """Mark the live runs of trainings that were given up on this machine as killed; others may still be alive."""
+    for run in experiment.runs(complete="0"):
+        tags = run.data.tags
+        here = tags.get("host") == socket.gethostname() and not (Path(tags["folder"]) / "facts.json").exists()
+        if run.info.status == "RUNNING" and here:
+            experiment.client.set_terminated(run.info.run_id, "KILLED")

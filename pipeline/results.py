@@ -1,0 +1,111 @@
+"""Results in metrics files, and what they must agree with to be shown."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from deeplab.config import Cell, digest
+from deeplab.errors import DataError
+from pipeline.params import Params
+from pipeline.provenance import code_fingerprint
+
+SCORES = ("mIoU", "pixel_accuracy", "mean_accuracy", "classes_evaluated")
+FINGERPRINTS = ("cell", "data", "code", "protocol")
+
+Place = tuple[str, int]  # cell and seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one seed of a cell scored under the protocol that fills the tables."""
+
+    cell: str
+    seed: int
+    scores: dict[str, float]  # SCORES, as shares; classes_evaluated is a number
+    images: dict[str, int]  # split -> how many
+    fingerprint: dict[str, str]  # FINGERPRINTS
+    weights: dict[str, str]  # file, sha256
+    run: str = ""  # its id in MLflow
+
+    @property
+    def key(self) -> str:
+        """Hash of the content."""
+        return digest({name: value for name, value in asdict(self).items() if name != "run"})
+
+
+def read_results(
+    cells: dict[str, Cell], params: Params, metrics: Path, manifest: Path
+) -> tuple[dict[Place, Result], dict[str, str]]:
+    """The results in `metrics` that are of today's settings and data, and for each other cell why it has none."""
+    results: dict[Place, Result] = {}
+    reasons: dict[str, str] = {}
+    data = manifest_fingerprint(manifest)
+    for name, cell in cells.items():
+        path = metrics / f"{name}.json"
+        if not path.exists():
+            reasons[name] = f"not measured yet. Run: dvc repro evaluate@{name}"
+            continue
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if changed := out_of_date(found, cell, params, data):
+                reasons[name] = f"{path} is of other {changed}. Run: dvc repro evaluate@{name}"
+            else:
+                results |= {(name, result.seed): result for result in results_in(found, params)}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            remedy = f"Run: dvc repro -f evaluate@{name}"
+            raise DataError(f"{path}: not as evaluate writes it ({error!r}). {remedy}") from None
+    return results, reasons
+
+
+def out_of_date(found: dict[str, Any], cell: Cell, params: Params, data: str | None) -> str:
+    """What of a metrics file is not today's; empty when all is."""
+    same = {
+        "settings": found["fingerprint"]["cell"] == cell.fingerprint,
+        "data": data in (None, found["fingerprint"]["data"]),
+        "protocols": digest(found["protocols"]) == digest(protocol_settings(params)),
+        "seeds": {str(seed) for seed in params.seeds} <= found["seeds"].keys(),
+    }
+    return ", ".join(name for name, agrees in same.items() if not agrees)
+
+
+def results_in(found: dict[str, Any], params: Params) -> Iterator[Result]:
+    """One result for each of today's seeds, under the protocol that comes first today."""
+    main_protocol = next(iter(params.protocols))
+    fingerprint = {part: found["fingerprint"][part] for part in ("cell", "data", "code")}
+    for seed in params.seeds:
+        yield Result(
+            cell=found["cell"],
+            seed=seed,
+            scores={score: float(found["seeds"][str(seed)][main_protocol][score]) for score in SCORES},
+            images=found["images"],
+            fingerprint={**fingerprint, "protocol": protocol_fingerprint(params)},
+            weights=found["weights"][str(seed)],
+        )
+
+
+def todays_fingerprint(cell: Cell, params: Params, data: str) -> dict[str, str]:
+    """FINGERPRINTS that a result must have to be shown, whoever measured it."""
+    return {
+        "cell": cell.fingerprint,
+        "data": data,
+        "code": code_fingerprint(),
+        "protocol": protocol_fingerprint(params),
+    }
+
+
+def manifest_fingerprint(manifest: Path) -> str | None:
+    """SHA-256 of a store's manifest; None when there is no store."""
+    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.exists() else None
+
+
+def protocol_settings(params: Params) -> dict[str, Any]:
+    return {name: asdict(protocol) for name, protocol in params.protocols.items()}
+
+
+def protocol_fingerprint(params: Params) -> str:
+    """SHA-256 of the protocol that fills the tables."""
+    name, settings = next(iter(protocol_settings(params).items()))
+    return digest({name: settings})

@@ -1,0 +1,245 @@
+"""Fill a data set's table: complete the record in MLflow, then read the results back from it.
+
+A number stands in the table when its run's fingerprints of settings, data, code and protocol are today's, whoever
+trained it; else the cell shows `-`, and why is said on stderr. Without MLflow the metrics files alone fill the table.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from deeplab.config import Cell
+from pipeline.errors import run_command
+from pipeline.params import PARAMS, DatasetConfig, load_params
+from pipeline.record import end_leftovers, mark_current, read_back, record
+from pipeline.results import SCORES, Place, Result, manifest_fingerprint, read_results, todays_fingerprint
+from pipeline.tracking import SQLITE, TrackingError, identity_tags, locked, open_experiment, tracking_uri
+
+TITLES = {
+    "resnet18": "ResNet18",
+    "resnet34": "ResNet34",
+    "resnet50": "ResNet50-7x7stem",
+    "resnet101": "ResNet101-7x7stem",
+    "resnet50c": "ResNet50",
+    "resnet101c": "ResNet101",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A cell and what is known about it."""
+
+    name: str
+    cell: Cell
+    dataset: DatasetConfig
+    results: tuple[Result, ...]  # one per seed; none when the cell is not measured
+    folder: Path | None  # its weights and history; None when they are a colleague's
+
+    def mean(self, score: str) -> float:
+        return fmean(result.scores[score] for result in self.results)
+
+    def spread(self, score: str) -> float | None:
+        """Standard deviation over the seeds."""
+        values = [result.scores[score] for result in self.results]
+        return stdev(values) if len(values) > 1 else None
+
+
+def run(
+    dataset: str, metrics: Path, runs: Path, reports: Path, data: Path, out: Path, params_file: Path = PARAMS
+) -> None:
+    """Write `out`/`dataset`.md and .csv from the results in `metrics`, and those of others in MLflow.
+
+    `runs` and `reports` hold what goes into the record with a result, `data` the prepared store if it is there.
+    """
+    params = load_params(params_file)
+    config = params.dataset(dataset)
+    cells = {name: cell for name, cell in params.cells.items() if cell.dataset == dataset}
+    manifest = data / "manifest.json"
+    local, reasons = read_results(cells, params, metrics, manifest)
+    results, page = local, ""
+    # Nothing can be looked up as long as nothing says what the data must be.
+    known = manifest_fingerprint(manifest) or next((result.fingerprint["data"] for result in local.values()), None)
+    if known:
+        wanted = {
+            (name, seed): identity_tags(name, seed, todays_fingerprint(cell, params, known))
+            for name, cell in cells.items()
+            for seed in params.seeds
+        }
+        try:
+            results, page = synchronise(dataset, cells, local, wanted, runs, reports)
+        except TrackingError as error:
+            print(f"warning: no MLflow, so {metrics} alone fills the table, unrecorded: {error}", file=sys.stderr)
+    rows = []
+    for name, cell in cells.items():
+        found = tuple(results[name, seed] for seed in params.seeds if (name, seed) in results)
+        if len(found) < len(params.seeds):
+            print(f"{name}: shown as -: {reasons[name]}", file=sys.stderr)
+            found = ()
+        here = runs / name if name not in reasons else None
+        rows.append(Row(name=name, cell=cell, dataset=config, results=found, folder=here))
+    table = markdown(rows)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{dataset}.md").write_text(table, encoding="utf-8")
+    write_csv(rows, out / f"{dataset}.csv")
+    print(f"{config.title}\n\n{table}\nin {out}/{dataset}.md and .csv")
+    if page:
+        print(f"the runs: {how_to_look(page)}")
+
+
+def synchronise(
+    dataset: str,
+    cells: dict[str, Cell],
+    local: dict[Place, Result],
+    wanted: dict[Place, dict[str, str]],
+    runs: Path,
+    reports: Path,
+) -> tuple[dict[Place, Result], str]:
+    """Record `local`; return the results as MLflow has them, and the page that shows them. Raises TrackingError.
+
+    The folder's own result comes before a colleague's, so that the table agrees with the metrics beside it.
+    """
+    results: dict[Place, Result] = {}
+    with open_experiment(dataset, timeout=20) as experiment, locked(experiment.uri):
+        for result in local.values():
+            record(experiment, dataset, result, settings(cells[result.cell], result.seed), runs, reports)
+        for place, tags in wanted.items():
+            found = read_back(experiment, {"key": local[place].key} if place in local else tags)
+            if found:
+                results[place] = found
+        mark_current(experiment, (result.run for result in results.values()))
+        end_leftovers(experiment)
+        return results, experiment.page
+
+
+def settings(cell: Cell, seed: int) -> dict[str, Any]:
+    """The cell as the flat params of a run."""
+    sections = json.loads(json.dumps(asdict(cell)))
+    flat = {key: value for name in ("model", "recipe", "train") for key, value in sections[name].items()}
+    return {"dataset": cell.dataset, "seed": seed, **flat}
+
+
+def markdown(rows: list[Row]) -> str:
+    """The table in the form of the README."""
+    lines = [list(COLUMNS), [":-:"] * len(COLUMNS), *([column(row) for column in COLUMNS.values()] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write_csv(rows: list[Row], path: Path) -> None:
+    """The table for programs: shares instead of percent, and where each number comes from."""
+    import pandas as pd
+
+    pd.DataFrame([csv_row(row) for row in rows]).to_csv(path, index=False, lineterminator="\n")
+
+
+def csv_row(row: Row) -> dict[str, Any]:
+    recipe, results = row.cell.recipe, row.results
+    first = results[0] if results else None
+    return {
+        "cell": row.name,
+        "backbone": row.cell.model.backbone,
+        "output_stride": row.cell.model.output_stride,
+        "crop": "x".join(map(str, recipe.crop)),
+        "batch_size": recipe.batch_size,
+        "epochs": recipe.epochs,
+        "seeds": " ".join(str(result.seed) for result in results),
+        **{score: row.mean(score) if results else None for score in SCORES},
+        "mIoU_std": row.spread("mIoU"),
+        **{f"{part}_images": first and first.images.get(split) for part, split in splits(row).items()},
+        "runs": " ".join(result.run for result in results),
+        "cell_fingerprint": row.cell.fingerprint,
+        "data_fingerprint": first and first.fingerprint["data"],
+        "code_fingerprint": first and first.fingerprint["code"],
+        "weights_sha256": " ".join(result.weights["sha256"] for result in results),
+    }
+
+
+def splits(row: Row) -> dict[str, str]:
+    return {"train": row.cell.recipe.train_split, "eval": row.cell.recipe.val_split}
+
+
+def backbone(row: Row) -> str:
+    model = row.cell.model
+    pretrained = "ImageNet" if model.pretrained else "none"
+    return f"{TITLES.get(model.backbone, model.backbone)} (OS={model.output_stride}, PRE={pretrained})"
+
+
+def crop(row: Row) -> str:
+    return "x".join(map(str, row.cell.recipe.crop))
+
+
+def schedule(row: Row) -> str:
+    recipe = row.cell.recipe
+    return f"LR/POLICY/BS/EPOCH: {recipe.lr:g}/{recipe.policy}/{recipe.batch_size}/{recipe.epochs}"
+
+
+def sets(row: Row) -> str:
+    """The splits; a result on fewer images than the data set has says so."""
+    names = splits(row).values()
+    title = "/".join(names)
+    if not row.results:
+        return title
+    used = [row.results[0].images[name] for name in names]
+    published = [row.dataset.images[name] for name in names]
+    if all(have >= whole for have, whole in zip(used, published, strict=True)):
+        return title
+    return f"{title} (subset: {'/'.join(map(str, used))} of {'/'.join(map(str, published))} images)"
+
+
+def mean_iou(row: Row) -> str:
+    """Percent, with the standard deviation when there are several seeds."""
+    if not row.results:
+        return "-"
+    spread = row.spread("mIoU")
+    return f"{100 * row.mean('mIoU'):.2f}%" + (f" ± {100 * spread:.2f}" if spread is not None else "")
+
+
+def download(row: Row) -> str:
+    """Links to what DVC keeps for the cell: weights for each seed, and the history of all."""
+    if not row.results or not row.folder:
+        return "-"
+    one = len(row.results) == 1
+    links = {"model" if one else f"model {result.seed}": f"weights/{result.weights['file']}" for result in row.results}
+    links["log"] = "history.csv"
+    return " · ".join(f"[{name}]({row.folder.as_posix()}/{path})" for name, path in links.items())
+
+
+def how_to_look(page: str) -> str:
+    """The command and the address that show the runs."""
+    uri = tracking_uri()
+    if not uri.startswith(SQLITE):
+        return f"{uri}/{page}"
+    store = Path(uri.removeprefix(SQLITE))
+    shown = store.relative_to(Path.cwd()) if store.is_relative_to(Path.cwd()) else store
+    command = f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri {SQLITE}{shown} --workers 1"
+    return f"{command}, then http://127.0.0.1:5000/{page}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", help="a key of `datasets` in params.yaml")
+    parser.add_argument("--metrics", type=Path, required=True, help="where evaluate writes the data set's results")
+    parser.add_argument("--runs", type=Path, required=True, help="where train writes weights and histories")
+    parser.add_argument("--reports", type=Path, required=True, help="where evaluate writes plots and figures")
+    parser.add_argument("--data", type=Path, required=True, help="the prepared store, if it is there")
+    parser.add_argument("--out", type=Path, required=True, help="where the table goes")
+    arguments = parser.parse_args()
+    run(arguments.dataset, arguments.metrics, arguments.runs, arguments.reports, arguments.data, arguments.out)
+
+
+# Title of a column -> what a row shows there.
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "Backbone": backbone,
+    "Crop Size": crop,
+    "Schedule": schedule,
+    "Train/Eval Set": sets,
+    "mIoU": mean_iou,
+    "Download": download,
+}
+
+if __name__ == "__main__":
+    run_command(main)

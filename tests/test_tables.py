@@ -1,0 +1,207 @@
+"""A number stands in a table when it is today's, and says where it comes from."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from deeplab.errors import DataError
+from pipeline import tables
+from pipeline.results import todays_fingerprint
+from pipeline.tracking import open_experiment
+from tests.records import CELL, OTHER, ROOT, Folder, blank_database
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
+
+HEAD = "| Backbone | Crop Size | Schedule | Train/Eval Set | mIoU | Download |\n| :-: | :-: | :-: | :-: | :-: | :-: |\n"
+DEMO = "ResNet18 (OS=8, PRE=none) | 64x64 | LR/POLICY/BS/EPOCH: 0.02/poly/16/4"
+FILES = f"[model](runs/{CELL}/weights/seed0.safetensors) · [log](runs/{CELL}/history.csv)"
+
+
+@pytest.fixture
+def folder(tmp_path, tmp_path_factory, monkeypatch):
+    """A working folder with a database of its own."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    here = Folder(tmp_path, blank_database(tmp_path_factory.getbasetemp()))
+    monkeypatch.chdir(tmp_path)
+    return here
+
+
+def recorded():
+    """The runs of the demo data set, the newest first."""
+    with open_experiment("shapes", timeout=5) as experiment:
+        return experiment.runs()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "crop", "schedule", "sets"),
+    [
+        ("voc", "512x512", "0.01/poly/16/60", "trainaug/val"),
+        ("ade20k", "512x512", "0.01/poly/16/130", "train/val"),
+        ("cityscapes", "512x1024", "0.01/poly/8/220", "train/val"),
+    ],
+)
+def test_before_any_run_the_official_tables_are_the_ones_to_be_filled(tmp_path, dataset, crop, schedule, sets, capsys):
+    nowhere = tmp_path / "nothing"
+    tables.run(dataset, nowhere, nowhere, nowhere, nowhere, tmp_path, ROOT / "params.yaml")
+    assert (tmp_path / f"{dataset}.md").read_text() == HEAD + "".join(
+        f"| {backbone} (OS={stride}, PRE=ImageNet) | {crop} | LR/POLICY/BS/EPOCH: {schedule} | {sets} | - | - |\n"
+        for backbone in ("ResNet50", "ResNet101")
+        for stride in (8, 16)
+    )
+    said = capsys.readouterr()
+    assert (
+        f"{dataset}_resnet50_os8: shown as -: not measured yet. Run: dvc repro evaluate@{dataset}_resnet50_os8\n"
+        in said.err
+    )
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_measured_cell_shows_percent_and_links_and_the_second_time_nothing_changes(folder, capsys):
+    folder.train(CELL)
+    folder.evaluate(CELL)
+    folder.measure(CELL, 0.777249)
+    table = folder.tables()
+    unmeasured = DEMO.replace("OS=8", "OS=16")
+    assert table == HEAD + f"| {DEMO} | train/val | 77.72% | {FILES} |\n| {unmeasured} | train/val | - | - |\n"
+    said = capsys.readouterr()
+    assert said.err == f"{OTHER}: shown as -: not measured yet. Run: dvc repro evaluate@{OTHER}\n"
+    assert said.out.startswith(f"Demo: synthetic shapes\n\n{table}\nin reports/tables/shapes.md and .csv\nthe runs: ")
+    assert "mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1, then http://127.0.0.1:5000/#/exp" in said.out
+
+    (run,) = recorded()
+    sheet = Path("reports/tables/shapes.csv").read_text()
+    row = pd.read_csv("reports/tables/shapes.csv").iloc[0]
+    assert (row["cell"], row["mIoU"], row["train_images"], row["runs"]) == (CELL, 0.777249, 320, run.info.run_id)
+    assert row["data_fingerprint"] == folder.data
+    assert row["weights_sha256"] == folder.weights(CELL, 0)["sha256"]
+
+    assert folder.tables() == table
+    assert Path("reports/tables/shapes.csv").read_text() == sheet
+    assert [again.info.run_id for again in recorded()] == [run.info.run_id]
+
+
+def test_several_seeds_show_mean_and_standard_deviation(folder):
+    folder.raw["seeds"] = [0, 1, 2]
+    folder.write_params()
+    folder.measure(CELL, 0.70, 0.71, 0.72)
+    row = folder.tables().splitlines()[2]
+    assert "| 71.00% ± 1.00 |" in row
+    assert f"[model 2](runs/{CELL}/weights/seed2.safetensors) · [log]" in row
+    assert {run.info.run_name for run in recorded()} == {CELL, f"{CELL}_seed1", f"{CELL}_seed2"}
+
+
+def test_a_cell_with_a_seed_missing_is_not_shown(folder, capsys):
+    folder.measure(CELL, 0.7)
+    folder.raw["seeds"] = [0, 1]
+    folder.write_params()
+    assert "%" not in folder.tables()
+    assert f"{CELL}: shown as -: reports/metrics/shapes/{CELL}.json is of other seeds. Run:" in capsys.readouterr().err
+
+
+def test_a_subset_is_named_as_one(folder):
+    folder.measure(CELL, 0.5, images=(130, 64))
+    assert "| train/val (subset: 130/64 of 320/64 images) | 50.00% |" in folder.tables()
+
+
+def test_a_fresh_clone_with_metrics_alone_is_recorded_and_shows_the_same_table(folder):
+    folder.measure(CELL, 0.5)
+    assert f"| 50.00% | {FILES} |" in folder.tables()
+    (run,) = recorded()
+    assert run.info.status == "FINISHED"
+    assert (run.data.tags["complete"], run.data.tags["current"]) == ("1", "1")
+    assert run.data.params["backbone"] == "resnet18"
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "changed"),
+    [("recipes", "shapes", {"epochs": 5}, "settings"), ("protocols", "single_scale", {"flip": True}, "protocols")],
+)
+def test_other_settings_show_no_number_and_the_old_ones_show_it_again(folder, capsys, section, key, value, changed):
+    folder.measure(CELL, 0.5)
+    table = folder.tables()
+    before = folder.raw[section][key]
+    folder.raw[section][key] = before | value
+    folder.write_params()
+    capsys.readouterr()
+    assert "%" not in folder.tables()
+    assert f"{CELL}.json is of other {changed}. Run: dvc repro evaluate@{CELL}" in capsys.readouterr().err
+    assert [run.data.tags["current"] for run in recorded()] == ["0"]
+
+    folder.raw[section][key] = before
+    folder.write_params()
+    assert folder.tables() == table
+    assert [run.data.tags["current"] for run in recorded()] == ["1"]
+
+
+def test_other_data_shows_no_number(folder, capsys):
+    folder.measure(CELL, 0.5)
+    folder.prepare("prepared anew")
+    assert "%" not in folder.tables()
+    assert f"{CELL}.json is of other data." in capsys.readouterr().err
+
+
+def test_a_new_number_supersedes_the_old_run(folder):
+    folder.measure(CELL, 0.5)
+    folder.tables()
+    folder.measure(CELL, 0.6)
+    assert "60.00%" in folder.tables()
+    assert {run.data.metrics["final/mIoU"]: run.data.tags["current"] for run in recorded()} == {0.5: "0", 0.6: "1"}
+
+
+def test_a_cell_that_left_the_grid_leaves_the_table(folder):
+    folder.measure(OTHER, 0.5)
+    del folder.raw["grid"][OTHER]
+    folder.write_params()
+    table = folder.tables()
+    assert len(table.splitlines()) == 3
+    assert "%" not in table
+
+
+def test_a_colleagues_run_of_the_same_recipe_data_and_code_fills_the_cell(folder, tmp_path, monkeypatch):
+    colleague = Folder(tmp_path / "colleague")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(colleague.path)
+    colleague.measure(CELL, 0.6)
+    colleague.tables()
+    monkeypatch.chdir(folder.path)
+    assert f"| {DEMO} | train/val | 60.00% | - |" in folder.tables()
+
+    folder.measure(CELL, 0.61)
+    assert f"| 61.00% | {FILES} |" in folder.tables()  # one's own comes first
+
+
+@pytest.mark.parametrize("part", ["cell", "data", "code", "protocol"])
+def test_a_colleagues_run_that_differs_fills_nothing(folder, part, capsys):
+    todays = todays_fingerprint(folder.params.cell(CELL), folder.params, folder.data)
+    tags = {f"{name}_fingerprint": value for name, value in (todays | {part: "0" * 64}).items()}
+    with open_experiment("shapes", timeout=5) as experiment:
+        run = experiment.create(CELL, {"cell": CELL, "seed": "0", **tags}, None)
+        experiment.client.set_tag(run, "complete", "1")
+    assert "%" not in folder.tables()
+    assert f"{CELL}: shown as -: not measured yet." in capsys.readouterr().err
+
+
+def test_without_a_server_the_metrics_fill_the_table_and_one_warning_says_so(folder, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:9")
+    folder.measure(CELL, 0.5)
+    folder.measure(OTHER, 0.4)
+    table = folder.tables()
+    assert f"| 50.00% | {FILES} |" in table
+    assert "| 40.00% |" in table
+    said = capsys.readouterr()
+    assert said.err.startswith(
+        "warning: no MLflow, so reports/metrics/shapes alone fills the table, unrecorded: http://"
+    )
+    assert said.err.count("\n") == 1
+    assert "secret" not in said.err + said.out
+
+
+@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"fingerprint": {}})])
+def test_a_broken_metrics_file_is_named(folder, content):
+    path = Path(f"reports/metrics/shapes/{CELL}.json")
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(DataError, match=rf"{path}: not as evaluate writes it .* Run: dvc repro -f evaluate@{CELL}"):
+        folder.tables()

@@ -1,0 +1,269 @@
+"""What MLflow holds of a result, and what happens when a training or a recording is interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import mirror as mirror_module
+from pipeline.mirror import live_run, mirror, send
+from pipeline.tracking import VIEW_TAG, Experiment, locked, open_experiment, read_curves, tracking_uri
+from tests.records import CELL, OTHER, ROOT, Folder, blank_database
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
+
+
+@pytest.fixture
+def folder(tmp_path, tmp_path_factory, monkeypatch):
+    """A working folder with a database of its own."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    here = Folder(tmp_path, blank_database(tmp_path_factory.getbasetemp()))
+    monkeypatch.chdir(tmp_path)
+    return here
+
+
+@pytest.fixture
+def experiment(folder):
+    with open_experiment("shapes", timeout=5) as experiment:
+        yield experiment
+
+
+def training(folder: Folder, cell: str = CELL) -> Path:
+    """A folder as it is while a cell is trained."""
+    path = folder.path / f"runs/.resume/{cell}/seed0-0123456789ab"
+    path.mkdir(parents=True)
+    facts = {name: value for name, value in folder.facts(cell).items() if name not in ("seconds", "images_per_second")}
+    (path / "facts.json").write_text(json.dumps(facts))
+    write_history(path, 20)
+    return path
+
+
+def write_history(path: Path, *steps: int) -> None:
+    rows = [f"{step},0,{1 / step},0.01,{0.5 if step == 40 else ''}\n" for step in steps]
+    (path / "history.csv").write_text("step,epoch,train/loss,train/lr,val/mIoU\n" + "".join(rows))
+    (path / "speed.csv").write_text("".join(f"{step},12.5\n" for step in steps))
+
+
+def steps(experiment: Experiment, run: str, metric: str) -> list[int]:
+    return sorted(point.step for point in experiment.client.get_metric_history(run, metric))
+
+
+def test_a_run_holds_params_curves_final_numbers_origin_and_artifacts(folder):
+    folder.train(CELL)
+    folder.evaluate(CELL)
+    folder.measure(CELL, 0.5)
+    folder.tables()
+    with open_experiment("shapes", timeout=5) as experiment:
+        (run,) = experiment.runs()
+        number = run.info.run_id
+        assert run.info.run_name == CELL
+        assert run.info.end_time - run.info.start_time == 12_500
+        params = {"dataset": "shapes", "backbone": "resnet18", "output_stride": "8", "crop": "[64, 64]", "seed": "0"}
+        assert params.items() <= run.data.params.items()
+        tags = {
+            "commit": "0123abcd",
+            "dirty": "False",
+            "torch": "2.15.0",
+            "device": "cpu",
+            "data_fingerprint": folder.data,
+        }
+        assert tags.items() <= run.data.tags.items()
+        assert run.data.tags["weights_sha256"] == folder.weights(CELL, 0)["sha256"]
+        assert {name: value for name, value in run.data.metrics.items() if "train" not in name} == {
+            "final/mIoU": 0.5,
+            "final/pixel_accuracy": 0.9,
+            "final/mean_accuracy": 0.8,
+            "final/classes_evaluated": 3,
+            "perf/images_per_second": 99.5,
+            "perf/seconds": 12.5,
+        }
+        assert steps(experiment, number, "train/loss") == [20, 40, 60]
+        assert steps(experiment, number, "final/mIoU") == [0]
+        assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["shapes"]
+        files = {file.path for file in experiment.client.list_artifacts(number)}
+        assert files == {"classes.csv", "classes.json", "classes.png", "confusion.png", "history.csv", "overlays"}
+        assert len(experiment.client.list_artifacts(number, "overlays")) == 8
+        assert run.info.artifact_uri.startswith(f"file://{folder.path}/mlartifacts/deeplabv3-shapes/")
+
+
+def test_the_page_of_the_runs_opens_with_columns_of_results(experiment):
+    """The format is not documented; in a browser it was seen to work with MLflow 3.17."""
+    (tag,) = [
+        value for key, value in experiment.client.get_experiment(experiment.number).tags.items() if key == VIEW_TAG
+    ]
+    view = json.loads(tag)
+    assert view["selectedColumns"][0] == view["orderByKey"] == "metrics.`final/mIoU`"
+    assert view["runsHiddenMode"] == "SHOW_ALL"
+    assert experiment.page == (
+        f"#/experiments/{experiment.number}/runs?workflowType=machine_learning&viewStateShareKey=grid&compareRunsMode=TABLE"
+    )
+
+
+def test_a_result_goes_on_in_the_live_run_of_its_training(folder, experiment):
+    path = training(folder)
+    run = live_run(experiment, path, json.loads((path / "facts.json").read_text()))
+    send(experiment, run, path)
+    folder.train(CELL)
+    folder.measure(CELL, 0.5)
+    folder.tables()
+    (found,) = experiment.runs()
+    assert found.info.run_id == run
+    assert (found.info.status, found.data.tags["complete"]) == ("FINISHED", "1")
+    assert steps(experiment, run, "train/loss") == [20, 40, 60]
+
+
+def test_facts_of_another_training_are_not_recorded_with_a_result(folder, experiment):
+    folder.train(CELL)
+    facts = json.loads(Path(f"runs/{CELL}/run.json").read_text())
+    facts["seeds"]["0"]["weights"]["sha256"] = "of other weights"
+    Path(f"runs/{CELL}/run.json").write_text(json.dumps(facts))
+    folder.measure(CELL, 0.5)
+    folder.tables()
+    (run,) = experiment.runs()
+    assert "perf/seconds" not in run.data.metrics
+    assert "train/loss" not in run.data.metrics
+
+
+@pytest.mark.parametrize("broken", ["add_dataset", "add_artifacts"])
+def test_an_interrupted_recording_is_taken_up_in_the_same_run(folder, experiment, monkeypatch, broken):
+    folder.train(CELL)
+    folder.evaluate(CELL)
+    folder.measure(CELL, 0.5)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"pipeline.record.{broken}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.tables()
+    (begun,) = experiment.runs(complete="0")
+    assert "50.00%" in folder.tables()
+    (run,) = experiment.runs()
+    assert run.info.run_id == begun.info.run_id
+    assert steps(experiment, run.info.run_id, "train/loss") == [20, 40, 60]
+    assert steps(experiment, run.info.run_id, "final/mIoU") == [0]
+
+
+def test_a_live_run_is_killed_in_the_record_when_its_training_was_given_up(folder, experiment):
+    given_up, goes_on = training(folder, CELL), training(folder, OTHER)
+    for path in (given_up, goes_on):
+        live_run(experiment, path, json.loads((path / "facts.json").read_text()))
+    elsewhere = experiment.create("a colleague's", {"host": "another", "folder": str(given_up)}, None)
+    (given_up / "facts.json").unlink()
+    folder.tables()
+    status = {run.info.run_name: run.info.status for run in experiment.runs()}
+    assert status == {CELL: "KILLED", OTHER: "RUNNING", "a colleague's": "RUNNING"}
+    assert elsewhere
+
+
+def test_only_new_points_are_sent_and_a_resumed_training_goes_on_in_its_run(folder, experiment):
+    path = training(folder)
+    facts = json.loads((path / "facts.json").read_text())
+    run = live_run(experiment, path, facts)
+    write_history(path, 20, 40, 60)
+    send(experiment, run, path)
+    send(experiment, run, path)
+    write_history(path, 20, 40)  # resumed from a checkpoint before step 60
+    experiment.sent.clear()
+    assert live_run(experiment, path, facts | {"started": "2026-01-02T04:00:00+00:00"}) == run
+    send(experiment, run, path)
+    write_history(path, 20, 40, 60, 80)
+    send(experiment, run, path)
+    assert steps(experiment, run, "train/loss") == [20, 40, 60, 80]
+    assert steps(experiment, run, "train/images_per_second") == [20, 40, 60, 80]
+    assert steps(experiment, run, "val/mIoU") == [40]
+
+
+def test_a_line_that_is_still_being_written_is_not_read(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text("step,epoch,train/loss\n20,0,0.5\n40,0,0.1")
+    assert read_curves(path) == [(20, {"train/loss": 0.5})]
+    assert read_curves(tmp_path / "not there.csv") == []
+
+
+def test_the_experiment_is_made_by_one_process_at_a_time(folder):
+    opened = threading.Event()
+
+    def open_it():
+        with open_experiment("another", timeout=5):
+            opened.set()
+
+    other = threading.Thread(target=open_it)
+    with locked(tracking_uri()):
+        other.start()
+        assert not opened.wait(1)
+    other.join(20)
+    assert opened.is_set()
+
+
+def test_a_database_that_cannot_be_used_is_said_once_while_training(folder, monkeypatch, capsys):
+    path = training(folder)
+    Path("mlflow.db").write_bytes(b"not a database" * 100)
+    naps = []
+
+    def nap(seconds):
+        naps.append(seconds)
+        if len(naps) == 4:
+            raise TimeoutError("enough")
+
+    monkeypatch.setattr(mirror_module.time, "sleep", nap)
+    with pytest.raises(TimeoutError, match="enough"):
+        mirror_module.follow(path, 0.5, os.getppid())
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: no live curves in MLflow for now: sqlite:///{folder.path}/mlflow.db: ")
+    assert said.count("\n") == 1
+    assert naps == [0.5] * 4
+
+
+def test_the_mirror_ends_with_its_block(tmp_path):
+    with mirror(tmp_path, every=600):
+        (child,) = children(os.getpid())
+    assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_mirror_that_cannot_start_is_a_warning(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no python"))
+    done = []
+    with mirror(tmp_path, every=600):
+        done.append("trained")
+    assert done == ["trained"]
+    assert capsys.readouterr().err.startswith("warning: no live curves in MLflow: ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux")
+def test_the_mirror_dies_with_a_trainer_that_is_killed(tmp_path):
+    code = f"""
+import time
+from pathlib import Path
+from pipeline.mirror import mirror
+with mirror(Path({str(tmp_path)!r}), every=600):
+    print("training", flush=True)
+    time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE) as trainer:
+        trainer.stdout.readline()
+        deadline = time.monotonic() + 20
+        while not (found := children(trainer.pid)) or not asks_for_death(found[0]):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        trainer.send_signal(signal.SIGKILL)
+    while Path(f"/proc/{found[0]}/cmdline").exists() and Path(f"/proc/{found[0]}/cmdline").read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def children(process: int) -> list[int]:
+    listed = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [int(child) for child in listed]
+
+
+def asks_for_death(process: int) -> bool:
+    """Whether the mirror is past its start: it is nice from then on."""
+    return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[16] == "10"
