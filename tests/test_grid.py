@@ -1,0 +1,382 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.errors import ParamsError
+from pipeline.grid import conclude, misses_cache, walk
+from pipeline.plan import Stage, choose, deepest_first, outdated, verdict
+from pipeline.workers import Workers, find_slots
+
+REPOSITORY = Path(__file__).parents[1]
+
+NEEDS = {
+    "prepare@shapes": (),
+    "prepare@voc": (),
+    "train@shapes_a": ("prepare@shapes",),
+    "train@shapes_b": ("prepare@shapes",),
+    "train@voc_a": ("prepare@voc",),
+    "evaluate@shapes_a": ("train@shapes_a", "prepare@shapes"),
+    "evaluate@shapes_b": ("train@shapes_b", "prepare@shapes"),
+    "evaluate@voc_a": ("train@voc_a", "prepare@voc"),
+    "tables@shapes": ("evaluate@shapes_a", "evaluate@shapes_b"),
+    "tables@voc": ("evaluate@voc_a",),
+    "readme@shapes": ("tables@shapes",),
+    "readme@voc": ("tables@voc",),
+}
+
+
+def stages_of(*targets, changed=(), inputs=()):
+    return {
+        name: Stage(needs=NEEDS[name], inputs=tuple(inputs), changes="code.py modified" if name in changed else "")
+        for name in choose(NEEDS, targets)
+    }
+
+
+# --- the plan
+
+
+def test_a_target_brings_all_that_it_needs_and_nothing_else():
+    assert choose(NEEDS, ["evaluate@shapes_a"]) == ["prepare@shapes", "train@shapes_a", "evaluate@shapes_a"]
+    assert set(choose(NEEDS, ["readme@shapes"])) == {name for name in NEEDS if "shapes" in name}
+    assert set(choose(NEEDS, [])) == set(NEEDS)
+
+
+def test_a_glob_and_the_word_before_the_at_name_groups_of_stages():
+    assert set(choose(NEEDS, ["train@shapes_*"])) == {"prepare@shapes", "train@shapes_a", "train@shapes_b"}
+    assert choose(NEEDS, ["prepare"]) == ["prepare@shapes", "prepare@voc"]
+
+
+def test_every_stage_stands_after_what_it_needs():
+    order = choose(NEEDS, [])
+    assert all(order.index(need) < order.index(name) for name in NEEDS for need in NEEDS[name])
+
+
+@pytest.mark.parametrize(
+    ("target", "answer"),
+    [
+        ("train@shapes_c", "did you mean 'train@shapes_"),
+        ("train@vok_*", "did you mean 'train@voc_a'"),
+        ("x", "there are: evaluate, prepare, readme, tables, train"),
+    ],
+)
+def test_an_unknown_target_is_answered_with_the_nearest_name(target, answer):
+    with pytest.raises(ParamsError, match=rf"no stage is called '{target.replace('*', '.')}'; {answer}"):
+        choose(NEEDS, [target])
+
+
+def test_what_stands_after_a_changed_stage_runs_too_and_the_reason_is_told():
+    reasons = outdated(stages_of("readme@shapes", changed=["train@shapes_a"]))
+    assert reasons == {
+        "train@shapes_a": "code.py modified",
+        "evaluate@shapes_a": "after train@shapes_a",
+        "tables@shapes": "after evaluate@shapes_a",
+        "readme@shapes": "after tables@shapes",
+    }
+
+
+def test_nothing_runs_when_nothing_has_changed():
+    assert outdated(stages_of()) == {}
+
+
+def test_a_cell_is_evaluated_before_the_next_one_is_trained():
+    order = deepest_first(stages_of("evaluate@shapes_*"))
+    assert order.index("evaluate@shapes_a") < order.index("train@shapes_b")
+
+
+def test_tables_wait_for_all_cells_and_then_make_do_with_what_there_is(tmp_path):
+    stages = stages_of("readme@shapes", inputs=[tmp_path])
+    assert verdict("tables@shapes", stages, {"evaluate@shapes_a": "failed"}) == "wait"
+    ended = {"evaluate@shapes_a": "failed", "evaluate@shapes_b": "done"}
+    assert verdict("tables@shapes", stages, ended) == "skip"
+    (tmp_path / "shapes_b.json").write_text("{}")
+    assert verdict("tables@shapes", stages, ended) == "start"
+    assert verdict("evaluate@shapes_a", stages, {"train@shapes_a": "failed", "prepare@shapes": "done"}) == "skip"
+
+
+# --- the slots
+
+
+def test_there_is_one_slot_per_visible_gpu_and_more_share_them(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+    assert find_slots(None, "auto", 1) == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "5"}]
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in find_slots(3, "cuda", 1)] == ["3", "5", "3"]
+
+
+def test_a_single_gpu_named_in_params_is_left_to_the_stage(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert find_slots(None, "cuda:1", 1) == [{}]
+
+
+@pytest.mark.parametrize(("threads", "slots"), [(1, 4), (2, 2), (3, 1), (8, 1)])
+def test_without_a_gpu_the_cores_hold_as_many_stages_as_their_threads_allow(monkeypatch, threads, slots):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("pipeline.workers.cores", lambda: 4)
+    assert find_slots(None, "auto", threads) == [{}] * slots
+
+
+@pytest.mark.parametrize(
+    ("listed", "names"),
+    [
+        ("GPU 0: A (UUID: GPU-a1)\nGPU 1: A (UUID: GPU-b2)", ["GPU-a1", "GPU-b2"]),
+        (
+            "GPU 0: A (UUID: GPU-a1)\n  MIG 1g Device 0: (UUID: MIG-c)\n  MIG 1g Device 1: (UUID: MIG-d)",
+            ["MIG-c", "MIG-d"],
+        ),
+        ("NVIDIA-SMI has failed because it couldn't communicate with the driver", []),
+    ],
+)
+def test_gpus_are_found_without_torch(monkeypatch, tmp_path, listed, names):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\ncat <<'END'\n{listed}\nEND\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = find_slots(None, "cuda", 1)
+    assert found == ([{"CUDA_VISIBLE_DEVICES": name} for name in names] or [{}])
+
+
+# --- the walk, with an engine whose stages end at once
+
+
+class InstantWorkers(Workers):
+    def __init__(self, logs, says):
+        super().__init__([{}, {}], logs)
+        self.says, self.order = says, []
+
+    def start(self, name):
+        self.order.append(name)
+        text, _ = self.says.get(name, ("", 0))
+        self.log(name).write_text(text)
+        self.running[name] = None
+
+    def ended(self):
+        names = list(self.running)
+        self.running.clear()
+        return [(name, self.says.get(name, ("", 0))[1], 0.0) for name in names]
+
+
+def test_a_failed_cell_takes_only_its_own_evaluation_with_it(tmp_path, capsys):
+    (tmp_path / "shapes_b.json").write_text("{}")
+    workers = InstantWorkers(
+        tmp_path / "logs", {"train@shapes_a": ("one\nerror: shapes_a: no data\nERROR: rc 65", 255)}
+    )
+    states = walk(stages_of("readme@shapes", inputs=[tmp_path]), workers, [])
+    assert {name for name, state in states.items() if state == "failed"} == {"train@shapes_a"}
+    assert {name for name, state in states.items() if state == "skipped"} == {"evaluate@shapes_a"}
+    assert states["readme@shapes"] == "done"
+    assert conclude(states, workers, []) == 1
+    said = capsys.readouterr().out
+    assert "skipped evaluate@shapes_a: train@shapes_a failed (" in said
+    assert "    error: shapes_a: no data" in said
+    assert "5 stages done, 1 failed: train@shapes_a" in said
+
+
+def test_a_result_that_the_cache_did_not_take_is_a_failure_whatever_dvc_says(tmp_path, capsys):
+    log = "ERROR: failed to transfer 'd1dd' - [Errno 28] No space left on device: 'a' -> 'b'\n"
+    workers = InstantWorkers(tmp_path / "logs", {"train@shapes_a": (log, 0)})
+    states = walk(stages_of("evaluate@shapes_a"), workers, [])
+    assert states == {"prepare@shapes": "done", "train@shapes_a": "failed", "evaluate@shapes_a": "skipped"}
+    assert conclude(states, workers, []) == 1
+    assert "Free some space, then keep it with: dvc commit -f train@shapes_a" in capsys.readouterr().out
+
+
+def test_a_command_may_speak_of_transfers(tmp_path):
+    (tmp_path / "log").write_text("the ERROR: failed to transfer is DVC's, at the start of a line\n")
+    assert not misses_cache(tmp_path / "log")
+
+
+# --- real stages in a real DVC repository
+
+STAGE = """
+import pathlib, signal, sys, time
+
+kind, cell = sys.argv[1:]
+began = time.time()
+
+
+def save(number, frame):
+    pathlib.Path("saved").write_text(signal.Signals(number).name)
+    sys.exit(75)
+
+
+if kind == "train":
+    pathlib.Path(f"begun_{cell}").touch()
+    while cell in "ab" and not all(pathlib.Path(f"begun_{other}").exists() for other in "ab"):
+        time.sleep(0.1)  # for ever, unless the other runs at the same time
+    if cell == "c" and not pathlib.Path("repaired").exists():
+        sys.exit("error: c: its data is broken")
+    pathlib.Path(f"runs/{cell}").write_text("weights")
+elif kind == "evaluate":
+    pathlib.Path(f"metrics/{cell}.json").write_text("{}")
+elif kind == "tables":
+    pathlib.Path("table").write_text(" ".join(sorted(path.stem for path in pathlib.Path("metrics").iterdir())))
+elif kind == "long":
+    signal.signal(signal.SIGINT, signal.SIG_IGN if pathlib.Path("deaf").exists() else save)
+    pathlib.Path("runs/started").touch()
+    time.sleep(60)
+with open("times.txt", "a") as file:
+    print(kind, cell, began, time.time(), sys.executable, file=file)
+"""
+
+STAGES = """
+stages:
+  train:
+    foreach: [a, b, c]
+    do:
+      cmd: python stage.py train ${item}
+      deps: [stage.py]
+      outs: ["runs/${item}"]
+  evaluate:
+    foreach: [a, b, c]
+    do:
+      cmd: python stage.py evaluate ${item}
+      deps: ["runs/${item}"]
+      outs:
+        - metrics/${item}.json: {cache: false}
+  tables:
+    foreach: [all]
+    do:
+      cmd: python stage.py tables ${item}
+      deps: [metrics]
+      outs:
+        - table: {cache: false}
+  long:
+    cmd: python stage.py long x
+    deps: [stage.py]
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A grid of three cells with DVC; the training of cell c fails until there is a file `repaired`."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "stage.py").write_text(STAGE)
+    (folder / "dvc.yaml").write_text(STAGES)
+    (folder / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
+    (folder / "metrics").mkdir()
+    subprocess.run(
+        [sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], cwd=folder, env=surroundings(), check=True
+    )
+    return folder
+
+
+def surroundings():
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "DVC_NO_ANALYTICS": "1", "CI": "1"}
+
+
+def grid(*words):
+    return [sys.executable, "-m", "pipeline.grid", *words]
+
+
+def call(folder, *words):
+    return subprocess.run(
+        grid(*words), cwd=folder, env=surroundings(), capture_output=True, text=True, check=False, timeout=240
+    )
+
+
+def test_two_slots_run_a_grid_in_order_and_past_a_failure(project):
+    first = call(project, "tables", "--slots", "2")
+    assert first.returncode == 1, first.stdout + first.stderr
+    assert "error: c: its data is broken" in first.stdout
+    assert "5 stages done, 1 failed: train@c" in first.stdout
+    assert (project / "table").read_text() == "a b"
+
+    rows = [line.split() for line in (project / "times.txt").read_text().splitlines()]
+    began = {f"{kind}@{cell}": float(start) for kind, cell, start, _, _ in rows}
+    ended = {f"{kind}@{cell}": float(end) for kind, cell, _, end, _ in rows}
+    assert max(began["train@a"], began["train@b"]) < min(ended["train@a"], ended["train@b"])
+    assert all(began[f"evaluate@{cell}"] > ended[f"train@{cell}"] for cell in "ab")
+    assert {python for *_, python in rows} == {sys.executable}
+
+    (project / "repaired").touch()
+    second = call(project, "tables", "--slots", "2")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "3 of 7 stages to run, 2 at a time" in second.stdout
+    assert (project / "table").read_text() == "a b c"
+
+    third = call(project, "tables")
+    assert (third.returncode, third.stdout) == (0, "up to date: 7 stages\n")
+
+
+def test_a_signal_lets_the_stage_save_and_a_second_runner_leaves_at_once(project):
+    with started(project) as runner:
+        other = call(project, "tables")
+        assert other.returncode == 73
+        assert f"another runner (process {runner.pid}) is at work here" in other.stderr
+        stage = stages_below(runner)
+        runner.terminate()
+        said, _ = runner.communicate(timeout=60)
+    assert runner.returncode == 128 + signal.SIGTERM
+    assert "stopped long. The same command goes on from here." in said
+    assert (project / "saved").read_text() == "SIGINT"
+    assert not any(process.is_running() for process in stage)
+    assert not any(json.loads((project / ".dvc/tmp/rwlock").read_text()).values())
+
+
+def test_a_killed_runner_leaves_no_stage_behind(project):
+    with started(project) as runner:
+        left = stages_below(runner)
+        runner.kill()
+    _, alive = psutil.wait_procs(left, timeout=60)
+    assert left
+    assert not alive
+    assert (project / "saved").read_text() == "SIGINT"
+    assert call(project, "long", "--dry-run").stdout == "long  has not run yet\n1 of 1 stages to run\n"
+
+
+def test_a_second_signal_ends_a_stage_that_does_not_listen(project):
+    (project / "deaf").touch()
+    with started(project) as runner:
+        (project / "deaf").unlink()
+        stage = stages_below(runner)
+        runner.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert runner.poll() is None
+        runner.send_signal(signal.SIGINT)
+        runner.communicate(timeout=60)
+    assert runner.returncode == 128 + signal.SIGINT
+    _, alive = psutil.wait_procs(stage, timeout=5)
+    assert not alive
+    assert not (project / "saved").exists()
+
+
+def started(folder):
+    """A runner whose stage `long` has begun."""
+    for name in ("saved", "runs/started"):
+        (folder / name).unlink(missing_ok=True)
+    runner = subprocess.Popen(grid("long"), cwd=folder, env=surroundings(), stdout=subprocess.PIPE, text=True)
+    while not (folder / "runs/started").exists():
+        assert runner.poll() is None, runner.communicate()
+        time.sleep(0.1)
+    return runner
+
+
+def stages_below(runner):
+    return psutil.Process(runner.pid).children(recursive=True)
+
+
+# --- bad input
+
+
+def test_mistakes_on_the_command_line_are_answered_in_one_line(project):
+    unknown = call(project, "train@d")
+    assert (unknown.returncode, unknown.stdout) == (78, "")
+    assert unknown.stderr == "error: dvc.yaml: no stage is called 'train@d'; did you mean 'train@c'?\n"
+    none = call(project, "--slots", "0")
+    assert (none.returncode, none.stderr) == (78, "error: --slots: got 0, expected 1 or more\n")
+
+
+def test_help_does_not_wait_for_dvc():
+    loaded = "import sys, pipeline.grid; print([name for name in ('dvc', 'torch', 'mlflow') if name in sys.modules])"
+    said = subprocess.run(
+        [sys.executable, "-c", loaded], env=surroundings(), capture_output=True, text=True, check=True
+    )
+    assert said.stdout == "[]\n"
