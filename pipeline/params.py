@@ -127,6 +127,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ParamsError(f"{path}: {len(text):,} bytes, expected at most {MAX_BYTES:,}")
     try:
         raw = YAML(typ="safe", pure=True).load(text)
+        json.dumps(raw, default=str)  # an alias inside of itself has no end
+    except (RecursionError, ValueError) as error:
+        raise ParamsError(f"{path}: nested without end ({type(error).__name__})") from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)

@@ -6,20 +6,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from deeplab.training import Progress
+if TYPE_CHECKING:
+    from deeplab.training import Progress
 
 
 @contextmanager
-def reporter(name: str, batch_size: int, speeds: Path) -> Iterator[Callable[[Progress], None]]:
+def reporter(name: str, batch_size: int, speeds: Path) -> Iterator[Callable[["Progress"], None]]:
     """A progress bar on a terminal, else a line every ten seconds; each report also adds a row to `speeds`."""
     terminal = sys.stderr.isatty()
     bar = tqdm(desc=name, unit="it", disable=not terminal)
     said = float("-inf")
 
-    def report(progress: Progress) -> None:
+    def report(progress: "Progress") -> None:
         nonlocal said
         with speeds.open("a", encoding="utf-8") as file:
             file.write(f"{progress.step},{progress.images_per_second:.3f}\n")

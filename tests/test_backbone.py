@@ -1,9 +1,9 @@
+import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-import pytest
 from deeplab.backbone import build_backbone
 from deeplab.errors import DataError, SettingsError
 from tests.tiny import model_config
@@ -12,7 +12,8 @@ from tests.tiny import model_config
 def dilations(backbone):
     """The dilation of each 3x3 convolution of a bottleneck, by layer."""
     return {
-        layer: [block.conv2.dilation[0] for block in backbone[layer]] for layer in ("layer1", "layer2", "layer3", "layer4")
+        layer: [block.conv2.dilation[0] for block in backbone[layer]]
+        for layer in ("layer1", "layer2", "layer3", "layer4")
     }
 
 
@@ -100,7 +101,7 @@ def test_missing_weights_are_named_with_the_place_to_put_them(tmp_path, monkeypa
     def unreachable(*_, pretrained=False, **__):
         if pretrained:
             raise OSError("no network")
-        return None
+        return
 
     monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(DataError) as caught:

@@ -1,0 +1,34 @@
+# `make demo` and `make test` need Python 3.11 and nothing else; both set up .venv first.
+PYTHON ?= python3.11
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: demo test check ui pins clean
+
+demo: .venv/ready  ## the synthetic grid, from nothing to a filled table
+	python -m pipeline.grid readme@shapes
+
+test: .venv/ready  ## what CI runs
+	ruff check .
+	ruff format --check .
+	mypy
+	pytest --cov --cov-report=term
+
+check: test
+
+ui: .venv/ready  ## look at the runs; loopback only
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1
+
+.venv/ready: requirements.txt
+	command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found. Install Python 3.11 or say: make PYTHON=python3 ..."; exit 78; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv/bin/uv pip sync --quiet --require-hashes --python .venv/bin/python requirements.txt
+	touch $@
+
+pins:  ## after a change of requirements.in
+	uv pip compile requirements.in --generate-hashes --universal --python-version 3.11 --no-header --quiet -o requirements.txt
+
+clean:  ## forget what was made here, but for data/ and the environment
+	rm -rf runs mlflow.db* mlartifacts reports/figures .dvc/cache .dvc/tmp
