@@ -7,7 +7,7 @@ The tag `complete` is written last: what was interrupted before is taken up agai
 import csv
 import json
 import socket
-from collections.abc import Iterable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from pipeline.tracking import (
     start_time,
     training_tags,
 )
+
+# Of the curves: MLflow's own choice gives some runs the same one.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5c4d9d", "#7f7f7f")
 
 
 def record(
@@ -135,13 +138,14 @@ def read_back(experiment: Experiment, tags: dict[str, str]) -> Result | None:
     )
 
 
-def mark_current(experiment: Experiment, shown: Iterable[str]) -> None:
-    """Tag the runs whose numbers stand in the table with current=1 and all others with 0."""
-    shown = set(shown)
+def mark_current(experiment: Experiment, shown: list[str]) -> None:
+    """Tag the runs that stand in the table, in its order, with current=1 and a colour each, and all others with 0."""
+    colors = dict(zip(shown, cycle(COLORS), strict=False))
     for run in experiment.runs(complete="1"):
-        current = "1" if run.info.run_id in shown else "0"
-        if run.data.tags.get("current") != current:
-            experiment.client.set_tag(run.info.run_id, "current", current)
+        color = colors.get(run.info.run_id)
+        tags = {"current": "1", "mlflow.runColor": color} if color else {"current": "0"}
+        if not tags.items() <= run.data.tags.items():
+            experiment.set_tags(run.info.run_id, tags)
 
 
 def end_leftovers(experiment: Experiment) -> None:

@@ -18,7 +18,15 @@ from pipeline.errors import run_command
 from pipeline.params import PARAMS, DatasetConfig, load_params
 from pipeline.record import end_leftovers, mark_current, read_back, record
 from pipeline.results import SCORES, Place, Result, manifest_fingerprint, read_results, todays_fingerprint
-from pipeline.tracking import SQLITE, TrackingError, identity_tags, locked, open_experiment, tracking_uri
+from pipeline.tracking import (
+    SQLITE,
+    TrackingError,
+    identity_tags,
+    locked,
+    open_experiment,
+    tracking_uri,
+    without_password,
+)
 
 TITLES = {
     "resnet18": "ResNet18",
@@ -108,10 +116,11 @@ def synchronise(
         for result in local.values():
             record(experiment, dataset, result, settings(cells[result.cell], result.seed), runs, reports)
         for place, tags in wanted.items():
-            found = read_back(experiment, {"key": local[place].key} if place in local else tags)
+            own = local.get(place)
+            found = read_back(experiment, {"key": own.key} if own else tags) or own
             if found:
                 results[place] = found
-        mark_current(experiment, (result.run for result in results.values()))
+        mark_current(experiment, [result.run for result in results.values()])
         end_leftovers(experiment)
         return results, experiment.page
 
@@ -212,7 +221,7 @@ def how_to_look(page: str) -> str:
     """The command and the address that show the runs."""
     uri = tracking_uri()
     if not uri.startswith(SQLITE):
-        return f"{uri}/{page}"
+        return f"{without_password(uri)}/{page}"
     store = Path(uri.removeprefix(SQLITE))
     shown = store.relative_to(Path.cwd()) if store.is_relative_to(Path.cwd()) else store
     command = f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri {SQLITE}{shown} --workers 1"

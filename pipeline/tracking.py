@@ -102,6 +102,7 @@ def open_experiment(dataset: str, *, timeout: int) -> Iterator[Experiment]:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # seven by default: minutes when the server is down
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(timeout))
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -112,8 +113,12 @@ def open_experiment(dataset: str, *, timeout: int) -> Iterator[Experiment]:
             experiment = find_experiment(MlflowClient(uri), uri, f"deeplabv3-{dataset}")
         yield experiment
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = re.sub(r"//[^/@\s]*@", "//", f"{uri}: {error}").splitlines()[0]  # no password in a log
-        raise TrackingError(reason) from error
+        raise TrackingError(without_password(f"{uri}: {error}").splitlines()[0]) from error
+
+
+def without_password(text: str) -> str:
+    """`text` with the credentials left out of its addresses."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def tracking_uri() -> str:

@@ -89,7 +89,9 @@ def test_several_seeds_show_mean_and_standard_deviation(folder):
     row = folder.tables().splitlines()[2]
     assert "| 71.00% ± 1.00 |" in row
     assert f"[model 2](runs/{CELL}/weights/seed2.safetensors) · [log]" in row
-    assert {run.info.run_name for run in recorded()} == {CELL, f"{CELL}_seed1", f"{CELL}_seed2"}
+    runs = recorded()
+    assert {run.info.run_name for run in runs} == {CELL, f"{CELL}_seed1", f"{CELL}_seed2"}
+    assert len({run.data.tags["mlflow.runColor"] for run in runs}) == 3
 
 
 def test_a_cell_with_a_seed_missing_is_not_shown(folder, capsys):
@@ -196,6 +198,11 @@ def test_without_a_server_the_metrics_fill_the_table_and_one_warning_says_so(fol
     )
     assert said.err.count("\n") == 1
     assert "secret" not in said.err + said.out
+
+
+def test_the_address_of_a_server_is_shown_without_the_password(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://someone:secret@server:5000")
+    assert tables.how_to_look("#/experiments/7") == "https://server:5000/#/experiments/7"
 
 
 @pytest.mark.parametrize("content", ["{", "[]", json.dumps({"fingerprint": {}})])
