@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections import Counter, deque
@@ -61,7 +62,7 @@ def run(
 
 def check_counts(name: str, config: DatasetConfig, splits: tuple[str, ...], raw: Path, layout: Layout) -> None:
     """Refuse an empty split always, and another number of images than published unless the settings accept it."""
-    different = []
+    different, kind = [], "subset"
     for split in splits:
         published = pick(config.images, split, f"datasets.{name}.images")
         found = len(layout.samples[split])
@@ -69,9 +70,11 @@ def check_counts(name: str, config: DatasetConfig, splits: tuple[str, ...], raw:
             raise DataError(f"{raw}: no images for the split {split!r} of {name}")
         if found != published:
             different.append(f"{found} of {published} {split} images")
+        if found > published:
+            kind = "not the published set"
     if not different:
         return
-    subset = f"subset: {', '.join(different)}"
+    subset = f"{kind}: {', '.join(different)}"
     if not config.allow_subset:
         raise DataError(
             f"{raw}: {subset}. Complete the data, or accept the difference: "
@@ -102,13 +105,19 @@ def decode_all(load: Callable[[RawSample], Pair], samples: Iterable[RawSample], 
                 "The machine was out of memory, or a file crashes the decoder."
             ) from None
 
-    with ProcessPoolExecutor(workers, initializer=die_with_parent) as pool:
+    with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
         for sample in samples:
             waiting.append((sample, pool.submit(attempt, load, sample)))
             if len(waiting) > 2 * workers:
                 yield take()
         while waiting:
             yield take()
+
+
+def start_worker() -> None:
+    """Leave Ctrl-C to the process that writes, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()
 
 
 def attempt(load: Callable[[RawSample], Pair], sample: RawSample) -> Pair | str:

@@ -37,6 +37,7 @@ def read_labels(path: Path) -> Bytes:
 
     content = read_content(path)
     try:
+        Image.open(io.BytesIO(content)).verify()  # the checksums of a PNG, which decoding does not look at
         with Image.open(io.BytesIO(content)) as picture:
             mode, labels = picture.mode, np.asarray(picture)
     except Exception as error:  # noqa: BLE001  a broken file makes Pillow raise nearly anything

@@ -79,5 +79,7 @@ def pair_by_name(images: Path, masks: Path, pattern: str, image_end: str, mask_e
         for path in folder.glob(pattern + end)
         if not path.name.startswith(".")
     }
+    if odd := sorted(name for name in names if not name.isprintable()):
+        raise DataError(f"{images}: the file name {odd[0]!a} is not text that can be printed. Rename the file.")
     samples = [RawSample(id=Path(n).name, image=images / (n + image_end), mask=masks / (n + mask_end)) for n in names]
     return sorted(samples, key=lambda sample: sample.id)

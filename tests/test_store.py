@@ -1,0 +1,173 @@
+import json
+import pickle
+import resource
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deeplab.errors import DataError
+from deeplab.store import IGNORE, Store, StoreWriter
+from tests.tiny import write_store
+
+CLASSES, PALETTE = ("background", "straße", "cat"), ((0, 0, 0), (128, 64, 128), (64, 0, 0))
+FILES = ["images.bin", "manifest.json", "masks.bin"]
+
+
+@st.composite
+def samples(draw):
+    """Samples of any size: (split, image, mask)."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    found = []
+    for split in draw(st.lists(st.sampled_from(["train", "val"]), min_size=1, max_size=5)):
+        size = draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
+        image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        found.append((split, image, rng.choice(np.array([0, 1, 2, IGNORE], np.uint8), size)))
+    return found
+
+
+def write(folder, written):
+    with StoreWriter(folder, CLASSES, PALETTE) as writer:
+        for index, (split, image, mask) in enumerate(written):
+            writer.add(split, f"id {index}", image, mask)
+    return Store(folder)
+
+
+@settings(max_examples=25, deadline=None)  # each writes to the disk for real
+@given(written=samples())
+def test_a_store_gives_back_what_was_written(tmp_path_factory, written):
+    store = write(tmp_path_factory.mktemp("store"), written)
+    store.verify()
+    assert (store.classes, store.palette) == (CLASSES, PALETTE)
+    for name in {split for split, _, _ in written}:
+        split = store.split(name)
+        expected = [(image, mask) for other, image, mask in written if other == name]
+        assert len(split) == len(expected)
+        for index, (image, mask) in enumerate(expected):
+            np.testing.assert_array_equal(split.image(index), image)
+            np.testing.assert_array_equal(split.mask(index), mask)
+            record = split.records[index]
+            assert (record.height, record.width) == mask.shape
+            assert record.pixels == {label: (mask == label).sum() for label in np.unique(mask)}
+
+
+@settings(max_examples=25, deadline=None)  # each writes to the disk for real
+@given(written=samples())
+def test_the_same_content_has_the_same_fingerprint_and_one_other_pixel_another(tmp_path_factory, written):
+    first = write(tmp_path_factory.mktemp("store"), written).fingerprint
+    assert write(tmp_path_factory.mktemp("store"), written).fingerprint == first
+    written[-1][1][0, 0, 0] ^= 1
+    assert write(tmp_path_factory.mktemp("store"), written).fingerprint != first
+
+
+def test_views_that_are_not_contiguous_are_written_as_they_look(tmp_path):
+    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    mask = np.arange(24, dtype=np.uint8).reshape(4, 6) % 3
+    split = write(tmp_path, [("train", image[:, ::-1], mask[:, ::-1])]).split("train")
+    np.testing.assert_array_equal(split.image(0), image[:, ::-1])
+    np.testing.assert_array_equal(split.mask(0), mask[:, ::-1])
+
+
+def test_what_is_read_cannot_be_written_to(tmp_path):
+    split = Store(write_store(tmp_path)).split("train")
+    with pytest.raises(ValueError, match="read-only"):
+        split.image(0)[:] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        split.mask(0)[:] = 0
+
+
+def test_a_label_without_a_class_is_not_written(tmp_path):
+    image, mask = np.zeros((2, 2, 3), np.uint8), np.full((2, 2), 3, np.uint8)
+    with pytest.raises(AssertionError), StoreWriter(tmp_path, CLASSES, PALETTE) as writer:
+        writer.add("train", "a", image, mask)
+
+
+def test_an_interrupted_writer_leaves_no_file_not_even_of_an_older_store(tmp_path):
+    write_store(tmp_path)
+    with suppress(KeyboardInterrupt), StoreWriter(tmp_path, CLASSES, PALETTE) as writer:
+        writer.add("train", "a", np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8))
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DataError, match=r"No such file or directory. Prepare the data set"):
+        Store(tmp_path)
+
+
+def test_a_killed_writer_leaves_no_manifest(tmp_path):
+    write_store(tmp_path)
+    writer = StoreWriter(tmp_path, CLASSES, PALETTE).__enter__()
+    writer.add("train", "a", np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images.bin", "masks.bin"]
+    writer.images.close()
+    writer.masks.close()
+
+
+@pytest.mark.parametrize("size", [50_000, 1_000_000])  # written at once, and still in a buffer when the block ends
+def test_a_full_disk_is_named_and_leaves_no_file(tmp_path, size):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    image, mask = np.zeros((1, size, 3), np.uint8), np.zeros((1, size), np.uint8)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3 * size - 1000, before[1]))
+        with (
+            pytest.raises(OSError, match="File too large") as caught,
+            StoreWriter(tmp_path, CLASSES, PALETTE) as writer,
+        ):
+            writer.add("train", "a", image, mask)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_keeps_its_pixels_while_a_new_store_is_written(tmp_path):
+    split = Store(write_store(tmp_path, seed=1)).split("train")
+    mask = split.mask(0).copy()
+    write_store(tmp_path, seed=2)
+    np.testing.assert_array_equal(split.mask(0), mask)
+    assert not np.array_equal(Store(tmp_path).split("train").mask(0), mask)
+
+
+@pytest.mark.parametrize("name", ["images.bin", "masks.bin"])
+def test_a_truncated_file_is_refused(tmp_path, name):
+    path = write_store(tmp_path) / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(DataError, match=rf"{name}: {len(content) - 1:,} bytes, expected {len(content):,}. Prepare"):
+        Store(tmp_path)
+    path.unlink()
+    with pytest.raises(DataError, match=rf"{name}: 0 bytes, expected {len(content):,}. Prepare"):
+        Store(tmp_path)
+
+
+def test_a_manifest_that_is_cut_or_of_another_version_is_refused(tmp_path):
+    path = write_store(tmp_path) / "manifest.json"
+    content = path.read_text()
+    for broken in (content[:-20], "[]", json.dumps({**json.loads(content), "version": 0})):
+        path.write_text(broken)
+        with pytest.raises(DataError, match=r"manifest.json: not a manifest of version 1. Prepare the data set again"):
+            Store(tmp_path)
+
+
+def test_an_unknown_split_names_those_that_are_there(tmp_path):
+    with pytest.raises(DataError, match="no samples in split 'test'; there are: train, val"):
+        Store(write_store(tmp_path)).split("test")
+
+
+@pytest.mark.parametrize("name", ["images.bin", "masks.bin"])
+def test_verify_names_a_sample_in_which_one_bit_has_changed(tmp_path, name):
+    path = write_store(tmp_path, counts={"train": 3}) / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"1 samples differ from their checksums, the first is train_1. Prepare"):
+        Store(tmp_path).verify()
+
+
+def test_a_split_travels_to_another_process_without_its_pixels(tmp_path):
+    split = Store(write_store(tmp_path)).split("train")
+    split.image(0)
+    split.mask(0)
+    packed = pickle.dumps(split)
+    assert len(packed) < split.image(0).size
+    np.testing.assert_array_equal(pickle.loads(packed).image(9), split.image(9))
