@@ -1,6 +1,7 @@
 # `make demo` and `make test` need Python 3.11 and nothing else; both set up .venv first.
 PYTHON ?= python3.11
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+unexport PYTHONDONTWRITEBYTECODE  # without compiled files each of the stages starts twice as slowly
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 

@@ -23,7 +23,7 @@ NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.pt")
 
 
 def save_checkpoint(folder: Path, step: int, state: State) -> None:
-    """Write `state` (tensors and plain values) as the folder's newest checkpoint; raises OSError when the disk is full."""
+    """Write `state` (tensors, plain values) as the folder's newest checkpoint; OSError when the disk is full."""
     buffer = io.BytesIO()  # torch.save into a file hides a full disk behind an unrelated error
     torch.save(state, buffer)
     content = buffer.getbuffer()

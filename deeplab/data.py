@@ -138,7 +138,7 @@ def start_worker(_: int) -> None:
 
 
 def network_input(batch: Batch, model: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A batch on `device` as the network takes it: images float (N, 3, H, W), channels last, and masks uint8 (N, H, W)."""
+    """A batch as the network takes it: images float (N, 3, H, W), channels last, and masks uint8 (N, H, W)."""
     images = batch.images.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
     images = normalise(distort(images, batch.distortions.to(device, non_blocking=True)), model.mean, model.std)
     images = clear_padding(images, batch.sizes.to(device, non_blocking=True))

@@ -150,7 +150,7 @@ def total_steps(count: int, recipe: RecipeConfig) -> int:
 
 
 def poly_lr(step: int, steps: int, recipe: RecipeConfig, train: TrainConfig) -> float:
-    """The learning rate of a step in [0, steps): from lr down to min_lr with power poly_power (DeepLabv3, section 4.1)."""
+    """The learning rate of a step in [0, steps): from lr to min_lr by the poly policy (DeepLabv3, section 4.1)."""
     decay: float = (1 - step / steps) ** train.poly_power
     return (recipe.lr - train.min_lr) * decay + train.min_lr
 
@@ -182,7 +182,7 @@ def snapshot(
 def restore(
     state: State | None, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
 ) -> tuple[int, list[float], int]:
-    """Put `state` back in place; returns the next step, the losses not yet reported, and the history's length in bytes."""
+    """Put `state` back; returns the next step, the losses not yet reported, and the history's length in bytes."""
     if state is None:
         return 0, [], 0
     network.load_state_dict(state["network"])

@@ -41,7 +41,7 @@ def fitted_size(height: int, width: int, resize: tuple[int, int], scale: float =
 
 
 def draw_region(rng: Generator, mask: Bytes, recipe: RecipeConfig, augment: AugmentConfig) -> Region:
-    """Draw a scale, then crops until no class covers `max_class_share` of the crop's valid pixels; the last try stands."""
+    """Draw a scale, then crops until no class covers `max_class_share` of the valid pixels; the last try stands."""
     scale = rng.uniform(*augment.scale)
     size = fitted_size(mask.shape[0], mask.shape[1], recipe.resize, scale)
     for _ in range(augment.crop_tries):

@@ -1,7 +1,8 @@
-"""Evaluate a trained cell: every seed under every protocol, into metrics, plots and figures.
+"""Evaluate a trained cell: every seed under every protocol, into metrics, a record, plots and figures.
 
-The first protocol fills the tables. What is written depends on settings, data and weights alone: no time, host or
-commit, so that the same inputs give the same bytes.
+The metrics are the few numbers that `dvc metrics` shows, of the first protocol, which fills the tables. The record
+holds all scores and what they were measured on. What is written depends on settings, data and weights alone: no time,
+host or commit, so that the same inputs give the same bytes.
 """
 
 import argparse
@@ -36,9 +37,16 @@ Results = dict[tuple[int, str], "Matrix"]  # (seed, protocol) -> confusion matri
 
 
 def run(
-    name: str, data: Path, weights: Path, metrics: Path, plots: Path, figures: Path, params_file: Path = PARAMS
+    name: str,
+    data: Path,
+    weights: Path,
+    metrics: Path,
+    record: Path,
+    plots: Path,
+    figures: Path,
+    params_file: Path = PARAMS,
 ) -> None:
-    """Evaluate `weights`/seed*.safetensors of the cell `name` on the store `data`; write `metrics`, `plots`, `figures`.
+    """Evaluate `weights`/seed*.safetensors of the cell `name` on the store `data`; write the four others.
 
     Raises FileNotFoundError for weights that are missing, DataError for weights of other settings, data or classes.
     """
@@ -69,10 +77,10 @@ def run(
     scores = {key: score(matrix) for key, matrix in matrices.items()}
     write_plots(plots, store.classes, matrices, scores)
     main_protocol = next(iter(params.protocols))
+    write_json(metrics, mean_shares([scores[seed, main_protocol] for seed in params.seeds]))
     result = {
         "cell": name,
         "dataset": cell.dataset,
-        **mean_shares([scores[seed, main_protocol] for seed in params.seeds]),
         "images": {kind: len(store.split(kind)) for kind in (cell.recipe.train_split, cell.recipe.val_split)},
         "protocols": {title: asdict(protocol) for title, protocol in params.protocols.items()},
         "seeds": {
@@ -82,7 +90,7 @@ def run(
         "fingerprint": {"cell": cell.fingerprint, "data": store.fingerprint, "code": code},
         "weights": {str(seed): {"file": file.name, "sha256": file_sha256(file)} for seed, file in files.items()},
     }
-    write_json(metrics, result)
+    write_json(record, result)
     print_scores(store.classes, scores)
 
 
@@ -241,11 +249,20 @@ def main() -> None:
     parser.add_argument("cell", help="a key of `grid` in params.yaml")
     parser.add_argument("--data", type=Path, required=True, help="the prepared store")
     parser.add_argument("--weights", type=Path, required=True, help="the folder of seed*.safetensors")
-    parser.add_argument("--metrics", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--metrics", type=Path, required=True, help="the JSON file for the scores")
+    parser.add_argument("--record", type=Path, required=True, help="the JSON file for the scores and their provenance")
     parser.add_argument("--plots", type=Path, required=True, help="where classes.csv and confusion.csv go")
     parser.add_argument("--figures", type=Path, required=True, help="where the pictures go")
     arguments = parser.parse_args()
-    run(arguments.cell, arguments.data, arguments.weights, arguments.metrics, arguments.plots, arguments.figures)
+    run(
+        arguments.cell,
+        arguments.data,
+        arguments.weights,
+        arguments.metrics,
+        arguments.record,
+        arguments.plots,
+        arguments.figures,
+    )
 
 
 if __name__ == "__main__":

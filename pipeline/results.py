@@ -1,4 +1,4 @@
-"""Results in metrics files, and what they must agree with to be shown."""
+"""Results in records, and what they must agree with to be shown."""
 
 import hashlib
 import json
@@ -37,14 +37,14 @@ class Result:
 
 
 def read_results(
-    cells: dict[str, Cell], params: Params, metrics: Path, manifest: Path
+    cells: dict[str, Cell], params: Params, records: Path, manifest: Path
 ) -> tuple[dict[Place, Result], dict[str, str]]:
-    """The results in `metrics` that are of today's settings and data, and for each other cell why it has none."""
+    """The results in `records` that are of today's settings and data, and for each other cell why it has none."""
     results: dict[Place, Result] = {}
     reasons: dict[str, str] = {}
     data = manifest_fingerprint(manifest)
     for name, cell in cells.items():
-        path = metrics / f"{name}.json"
+        path = records / f"{name}.json"
         if not path.exists():
             reasons[name] = f"not measured yet. Run: dvc repro evaluate@{name}"
             continue
@@ -61,7 +61,7 @@ def read_results(
 
 
 def out_of_date(found: dict[str, Any], cell: Cell, params: Params, data: str | None) -> str:
-    """What of a metrics file is not today's; empty when all is."""
+    """What of a record is not today's; empty when all is."""
     same = {
         "settings": found["fingerprint"]["cell"] == cell.fingerprint,
         "data": data in (None, found["fingerprint"]["data"]),

@@ -1,7 +1,7 @@
 """Fill a data set's table: complete the record in MLflow, then read the results back from it.
 
 A number stands in the table when its run's fingerprints of settings, data, code and protocol are today's, whoever
-trained it; else the cell shows `-`, and why is said on stderr. Without MLflow the metrics files alone fill the table.
+trained it; else the cell shows `-`, and why is said on stderr. Without MLflow the committed records alone fill it.
 """
 
 import argparse
@@ -58,9 +58,9 @@ class Row:
 
 
 def run(
-    dataset: str, metrics: Path, runs: Path, reports: Path, data: Path, out: Path, params_file: Path = PARAMS
+    dataset: str, records: Path, runs: Path, reports: Path, data: Path, out: Path, params_file: Path = PARAMS
 ) -> None:
-    """Write `out`/`dataset`.md and .csv from the results in `metrics`, and those of others in MLflow.
+    """Write `out`/`dataset`.md and .csv from the results in `records`, and those of others in MLflow.
 
     `runs` and `reports` hold what goes into the record with a result, `data` the prepared store if it is there.
     """
@@ -68,7 +68,7 @@ def run(
     config = params.dataset(dataset)
     cells = {name: cell for name, cell in params.cells.items() if cell.dataset == dataset}
     manifest = data / "manifest.json"
-    local, reasons = read_results(cells, params, metrics, manifest)
+    local, reasons = read_results(cells, params, records, manifest)
     results, page = local, ""
     # Nothing can be looked up as long as nothing says what the data must be.
     known = manifest_fingerprint(manifest) or next((result.fingerprint["data"] for result in local.values()), None)
@@ -81,7 +81,7 @@ def run(
         try:
             results, page = synchronise(dataset, cells, local, wanted, runs, reports)
         except TrackingError as error:
-            print(f"warning: no MLflow, so {metrics} alone fills the table, unrecorded: {error}", file=sys.stderr)
+            print(f"warning: no MLflow, so {records} alone fills the table, unrecorded: {error}", file=sys.stderr)
     rows = []
     for name, cell in cells.items():
         found = tuple(results[name, seed] for seed in params.seeds if (name, seed) in results)
@@ -109,7 +109,7 @@ def synchronise(
 ) -> tuple[dict[Place, Result], str]:
     """Record `local`; return the results as MLflow has them, and the page that shows them. Raises TrackingError.
 
-    The folder's own result comes before a colleague's, so that the table agrees with the metrics beside it.
+    The folder's own result comes before a colleague's, so that the table agrees with the records beside it.
     """
     results: dict[Place, Result] = {}
     with open_experiment(dataset, timeout=20) as experiment, locked(experiment.uri):
@@ -231,13 +231,13 @@ def how_to_look(page: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", help="a key of `datasets` in params.yaml")
-    parser.add_argument("--metrics", type=Path, required=True, help="where evaluate writes the data set's results")
+    parser.add_argument("--records", type=Path, required=True, help="where evaluate writes the data set's results")
     parser.add_argument("--runs", type=Path, required=True, help="where train writes weights and histories")
     parser.add_argument("--reports", type=Path, required=True, help="where evaluate writes plots and figures")
     parser.add_argument("--data", type=Path, required=True, help="the prepared store, if it is there")
     parser.add_argument("--out", type=Path, required=True, help="where the table goes")
     arguments = parser.parse_args()
-    run(arguments.dataset, arguments.metrics, arguments.runs, arguments.reports, arguments.data, arguments.out)
+    run(arguments.dataset, arguments.records, arguments.runs, arguments.reports, arguments.data, arguments.out)
 
 
 # Title of a column -> what a row shows there.

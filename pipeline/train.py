@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deeplab.config import Cell, digest
-from pipeline.errors import StoppedError, ParamsError, run_command
+from pipeline.errors import ParamsError, StoppedError, run_command
 from pipeline.params import PARAMS, Params, load_params
 from pipeline.process import die_with_parent, locked, signals_noted
 from pipeline.progress import median_speed, reporter
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a trained network depends on. Compared before and after, because DVC records inputs as they are afterwards."""
+    """What a network depends on. Compared before and after, for DVC records inputs as they are afterwards."""
 
     cell: Cell
     seeds: tuple[int, ...]

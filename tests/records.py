@@ -58,7 +58,7 @@ class Folder:
             for seed, miou in zip(params.seeds, scores, strict=True)
         }
         self.write(
-            f"reports/metrics/shapes/{cell}.json",
+            f"reports/records/shapes/{cell}.json",
             {
                 "cell": cell,
                 "dataset": "shapes",
@@ -134,7 +134,7 @@ class Folder:
         """Run the stage in this folder, which must be the working folder, and return the table."""
         tables.run(
             "shapes",
-            metrics=Path("reports/metrics/shapes"),
+            records=Path("reports/records/shapes"),
             runs=Path("runs"),
             reports=Path("reports"),
             data=Path("data/shapes"),

@@ -79,7 +79,8 @@ class Place:
                 CELL,
                 self.folder / "data",
                 self.weights,
-                out / "m/cell.json",
+                out / "metrics/cell.json",
+                out / "records/cell.json",
                 out / "plots",
                 out / "figures",
                 self.params,
@@ -105,7 +106,8 @@ def place(tmp_path):
 
 def test_the_metrics_are_those_of_the_library_and_their_mean_over_seeds(done):
     place, out = done
-    result = json.loads((out / "m/cell.json").read_text())
+    result = json.loads((out / "records/cell.json").read_text())
+    metrics = json.loads((out / "metrics/cell.json").read_text())
     expected = []
     for seed in (0, 1):
         network = DeepLabV3(place.cell.model, len(CLASSES)).eval()
@@ -119,17 +121,17 @@ def test_the_metrics_are_those_of_the_library_and_their_mean_over_seeds(done):
             "mean_accuracy": round(expected[seed].mean_accuracy, 6),
             "classes_evaluated": 2,
         }
-    assert result["mIoU"] == pytest.approx((expected[0].mean_iou + expected[1].mean_iou) / 2, abs=1e-6)
+    assert set(metrics) == {"mIoU", "pixel_accuracy", "mean_accuracy", "classes_evaluated"}
+    assert metrics["mIoU"] == pytest.approx((expected[0].mean_iou + expected[1].mean_iou) / 2, abs=1e-6)
     assert expected[0].mean_iou != expected[1].mean_iou
 
 
-def test_the_metrics_file_has_its_documented_form(done):
+def test_the_record_has_its_documented_form(done):
     place, out = done
-    result = json.loads((out / "m/cell.json").read_text())
+    result = json.loads((out / "records/cell.json").read_text())
     files = {str(seed): place.weights / f"seed{seed}.safetensors" for seed in (0, 1)}
-    scores = {"mIoU", "pixel_accuracy", "mean_accuracy", "classes_evaluated"}
     plain = {"scales": [1.0], "flip": False, "window": None, "stride": None}
-    assert set(result) == {"cell", "dataset", "images", "protocols", "seeds", "fingerprint", "weights", *scores}
+    assert set(result) == {"cell", "dataset", "images", "protocols", "seeds", "fingerprint", "weights"}
     assert (result["cell"], result["dataset"]) == (CELL, "shapes")
     assert result["images"] == {"train": 1, "val": 10}
     assert result["protocols"] == {"first": plain | {"flip": True}, "single_scale": plain}
@@ -164,7 +166,7 @@ def test_the_plots_hold_every_class_and_every_pair_that_occurred(done):
         for row in classes[:2]:
             shares = [float(pair["share"]) for pair in ours if pair["truth"] == row["class"]]
             assert sum(shares) == pytest.approx(1, abs=1e-5)
-    result = json.loads((out / "m/cell.json").read_text())
+    result = json.loads((out / "records/cell.json").read_text())
     assert float(classes[0]["IoU"]) + float(classes[1]["IoU"]) == pytest.approx(
         2 * result["seeds"]["0"]["first"]["mIoU"], abs=3e-6
     )
@@ -215,7 +217,7 @@ def test_the_same_inputs_give_the_same_bytes(done):
     place, out = done
     again = place.run("again")
     files = sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file())
-    assert len(files) == 3 + 8
+    assert len(files) == 4 + 8
     for file in files:
         assert (again / file).read_bytes() == (out / file).read_bytes(), file
 

@@ -99,7 +99,7 @@ def test_a_cell_with_a_seed_missing_is_not_shown(folder, capsys):
     folder.raw["seeds"] = [0, 1]
     folder.write_params()
     assert "%" not in folder.tables()
-    assert f"{CELL}: shown as -: reports/metrics/shapes/{CELL}.json is of other seeds. Run:" in capsys.readouterr().err
+    assert f"{CELL}: shown as -: reports/records/shapes/{CELL}.json is of other seeds. Run:" in capsys.readouterr().err
 
 
 def test_a_subset_is_named_as_one(folder):
@@ -194,7 +194,7 @@ def test_without_a_server_the_metrics_fill_the_table_and_one_warning_says_so(fol
     assert "| 40.00% |" in table
     said = capsys.readouterr()
     assert said.err.startswith(
-        "warning: no MLflow, so reports/metrics/shapes alone fills the table, unrecorded: http://"
+        "warning: no MLflow, so reports/records/shapes alone fills the table, unrecorded: http://"
     )
     assert said.err.count("\n") == 1
     assert "secret" not in said.err + said.out
@@ -207,7 +207,7 @@ def test_the_address_of_a_server_is_shown_without_the_password(monkeypatch):
 
 @pytest.mark.parametrize("content", ["{", "[]", json.dumps({"fingerprint": {}})])
 def test_a_broken_metrics_file_is_named(folder, content):
-    path = Path(f"reports/metrics/shapes/{CELL}.json")
+    path = Path(f"reports/records/shapes/{CELL}.json")
     path.parent.mkdir(parents=True)
     path.write_text(content)
     with pytest.raises(DataError, match=rf"{path}: not as evaluate writes it .* Run: dvc repro -f evaluate@{CELL}"):

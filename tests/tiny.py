@@ -1,8 +1,11 @@
 """Settings and stores small enough for a test."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+from ruamel.yaml import YAML
 
 from deeplab.config import AugmentConfig, Cell, ModelConfig, RecipeConfig, TrainConfig
 from deeplab.store import StoreWriter
@@ -66,3 +69,20 @@ def write_store(folder, counts=None, classes=3, size=(40, 48), seed=0):
                 image = np.stack([mask * 70 + rng.integers(0, 30, mask.shape, dtype=np.uint8)] * 3, axis=-1)
                 writer.add(split, f"{split}_{index}", image.astype(np.uint8), mask)
     return folder
+
+
+def tiny_params(path, edit=None):
+    """Write a params.yaml with one cell, `tiny_os8`, on the data set `tiny` with the shapes format; `edit` changes it."""
+    params = YAML(typ="safe").load((Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8"))
+    params["grid"] = {"tiny_os8": {"dataset": "tiny", "backbone": "resnet18", "output_stride": 8, "pretrained": False}}
+    params["datasets"] = {
+        "tiny": {"title": "Tiny", "format": "shapes", "images": {"train": 12, "val": 4}, "allow_subset": False}
+    }
+    recipe = {"train_split": "train", "val_split": "val", "crop": [32, 32], "resize": [48, 32], "lr": 0.01}
+    small = {"model": {"aspp_channels": 8, "auxiliary_channels": 8}, "train": {"threads": 1}}
+    params["recipes"] = {"tiny": {**recipe, "policy": "poly", "batch_size": 4, "epochs": 2, **small}}
+    params["runtime"].update(device="cpu", workers=0, log_every=1, tracking_every=1000)
+    if edit:
+        edit(params)
+    path.write_text(json.dumps(params, indent=1), encoding="utf-8")  # JSON is YAML
+    return path

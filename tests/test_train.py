@@ -1,0 +1,191 @@
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from deeplab.errors import DataError, SettingsError
+from pipeline import process, train
+from pipeline.errors import BusyError, ParamsError, StoppedError
+from pipeline.params import load_params
+from pipeline.provenance import code_fingerprint, file_sha256, git_state
+from tests.tiny import tiny_params, write_store
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with settings and a store, and no parent to die with."""
+    monkeypatch.setattr(train, "die_with_parent", lambda: None)
+    tiny_params(tmp_path / "params.yaml")
+    write_store(tmp_path / "data", {"train": 12, "val": 3})
+    return tmp_path
+
+
+def run(place, name="tiny_os8"):
+    folders = (place / folder for folder in ("data", "pretrained", "resume", "out"))
+    train.run(name, *folders, params_file=place / "params.yaml")
+
+
+def test_a_trained_cell_has_weights_history_and_the_facts_of_its_run(place):
+    run(place)
+    cell = load_params(place / "params.yaml").cells["tiny_os8"]
+    weights = place / "out/weights/seed0.safetensors"
+    facts = json.loads((place / "out/run.json").read_text())["seeds"]["0"]
+    assert facts["weights"] == {"file": "seed0.safetensors", "sha256": file_sha256(weights)}
+    assert facts["fingerprint"]["cell"] == cell.fingerprint
+    assert facts["iterations"] == 6
+    assert facts["images_per_second"] > 0
+    with safe_open(weights, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["cell"] == cell.fingerprint
+    assert metadata["code"] == code_fingerprint()
+    assert json.loads(metadata["classes"]) == ["class 0", "class 1", "class 2"]
+    rows = (place / "out/history.csv").read_text().splitlines()
+    assert rows[0] == "seed,step,epoch,train/loss,train/lr,val/mIoU"
+    assert [row.split(",")[1] for row in rows[1:]] == list("123456")
+    assert not (place / "resume").exists()
+
+
+def test_each_seed_is_trained_and_gives_other_weights(place):
+    tiny_params(place / "params.yaml", lambda params: params.update(seeds=[0, 5]))
+    run(place)
+    assert sorted(path.name for path in (place / "out/weights").iterdir()) == ["seed0.safetensors", "seed5.safetensors"]
+    one, other = (file_sha256(place / f"out/weights/seed{seed}.safetensors") for seed in (0, 5))
+    assert one != other
+    assert {row.split(",")[0] for row in (place / "out/history.csv").read_text().splitlines()[1:]} == {"0", "5"}
+
+
+def test_a_signal_saves_and_the_same_command_ends_where_an_unbroken_run_does(place, monkeypatch, capsys):
+    import deeplab.training
+
+    run(place)
+    unbroken = load_file(place / "out/weights/seed0.safetensors"), (place / "out/history.csv").read_bytes()
+    original, steps = deeplab.training.train_step, iter(range(100))
+
+    def signalled(*arguments):
+        if next(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    monkeypatch.setattr(deeplab.training, "train_step", signalled)
+    with pytest.raises(StoppedError, match="tiny_os8: stopped by a signal, state saved. Run the same command again"):
+        run(place)
+    run(place)
+    resumed = load_file(place / "out/weights/seed0.safetensors"), (place / "out/history.csv").read_bytes()
+    assert resumed[1] == unbroken[1]
+    assert all(value.equal(resumed[0][key]) for key, value in unbroken[0].items())
+
+
+def test_a_changed_setting_starts_over_and_says_which(place, monkeypatch, capsys):
+    import deeplab.training
+
+    original = deeplab.training.fit
+    monkeypatch.setattr(deeplab.training, "fit", lambda *a, **k: original(*a, **{**k, "stop": lambda: True}))
+    with pytest.raises(StoppedError):
+        run(place)
+    monkeypatch.setattr(deeplab.training, "fit", original)
+    tiny_params(place / "params.yaml", lambda params: params["recipes"]["tiny"].update(epochs=1))
+    run(place)
+    assert "starting over: cell.recipe.epochs (2 -> 1) changed since" in capsys.readouterr().out
+
+
+def test_settings_edited_while_training_are_refused_and_nothing_is_lost(place, monkeypatch):
+    import deeplab.training
+
+    original = deeplab.training.fit
+
+    def edits_meanwhile(*arguments, **options):
+        tiny_params(place / "params.yaml", lambda params: params["train"].update(momentum=0.5))
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(deeplab.training, "fit", edits_meanwhile)
+    with pytest.raises(ParamsError, match=r"cell.train.momentum \(0.9 -> 0.5\) changed while the cell was trained"):
+        run(place)
+    assert not (place / "out").exists()
+    monkeypatch.setattr(deeplab.training, "fit", lambda *_, **__: pytest.fail("trained again"))
+    tiny_params(place / "params.yaml")  # the change undone
+    run(place)
+    assert (place / "out/weights/seed0.safetensors").exists()
+
+
+def test_one_cell_is_trained_by_one_process_at_a_time(place, monkeypatch):
+    monkeypatch.setattr(process, "LOCK_PATIENCE", 0.1)
+    (place / "resume").mkdir()
+    with (place / "resume/.lock").open("w") as other:
+        other.write("process 123 on somewhere")
+        other.flush()
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(BusyError, match=r"tiny_os8: already being trained \(process 123 on somewhere\)"):
+            run(place)
+
+
+def test_a_store_that_is_missing_or_too_small_is_refused(place):
+    write_store(place / "data", {"train": 3, "val": 1})
+    with pytest.raises(SettingsError, match="batch_size: got 4, but 'train' has only 3 images"):
+        run(place)
+    (place / "data/manifest.json").unlink()
+    with pytest.raises(DataError, match="manifest.json: No such file or directory. Prepare the data set"):
+        run(place)
+
+
+def test_too_small_a_disk_is_found_before_the_training(place, monkeypatch):
+    monkeypatch.setattr(train.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
+    with pytest.raises(OSError, match=r"0.0 GB free, expected 0.2 GB for checkpoints and weights"):
+        run(place)
+
+
+def test_a_mistake_is_one_line_and_an_exit_code(place):
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.train", "tiny_os9", *(f"--{name}={place}" for name in ("data", "pretrained", "resume", "out"))],
+        cwd=place, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 78
+    assert done.stderr == "error: params.yaml: grid: unknown name 'tiny_os9'; did you mean 'tiny_os8'?\n"
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    with process.signals_noted() as stop:
+        assert not stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop()
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_the_lock_is_waited_for(tmp_path):
+    """The data workers of a killed run hold its lock for some seconds."""
+    other = (tmp_path / "lock").open("w")
+    fcntl.flock(other, fcntl.LOCK_EX)
+    threading.Timer(0.5, other.close).start()
+    with process.locked(tmp_path / "lock", "cell"):
+        assert str(os.getpid()) in (tmp_path / "lock").read_text()
+
+
+def test_outside_of_git_the_commit_is_unknown_and_why_is_said(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    state = git_state()
+    assert state["commit"] == "unknown"
+    assert "not a git repository" in state["why_unknown"]
+
+
+def test_a_comment_does_not_change_the_code_fingerprint(monkeypatch, tmp_path):
+    from pipeline import provenance
+
+    for name in provenance.TRAINING_CODE:
+        (tmp_path / f"{name}.py").write_text((provenance.LIBRARY / f"{name}.py").read_text())
+    before = code_fingerprint()
+    monkeypatch.setattr(provenance, "LIBRARY", tmp_path)
+    loss = tmp_path / "loss.py"
+    loss.write_text(loss.read_text() + "# a remark\n")
+    assert code_fingerprint() == before
+    loss.write_text(loss.read_text() + "x = 1\n")
+    assert code_fingerprint() != before
