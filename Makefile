@@ -9,6 +9,9 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 demo: .venv/ready  ## the synthetic grid, from nothing to a filled table
 	python -m pipeline.grid readme@shapes
+	@cat reports/tables/shapes.md
+	@echo "This table is in README.md too, its numbers in reports/tables/shapes.csv, predictions in reports/figures/."
+	@echo "To look at the runs: make ui"
 
 test: .venv/ready  ## what CI runs
 	ruff check .
@@ -18,8 +21,11 @@ test: .venv/ready  ## what CI runs
 
 check: test
 
-ui: .venv/ready  ## look at the runs; loopback only
+ui: .venv/ready mlflow.db  ## look at the runs; loopback only
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1
+
+mlflow.db: | .venv/ready  # a fresh clone, say: complete the record from what is committed
+	dvc repro --force --single-item --glob 'tables@*'
 
 .venv/ready: requirements.txt
 	command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found. Install Python 3.11 or say: make PYTHON=python3 ..."; exit 78; }

@@ -164,7 +164,7 @@ def test_shapes_are_the_same_bits_everywhere():
     crc = 0
     for image, mask in shape_samples():
         crc = zlib.crc32(mask.tobytes(), zlib.crc32(image.tobytes(), crc))
-    assert crc == 3747033132
+    assert crc == 765766500
 
 
 def test_shapes_differ_from_sample_to_sample_and_between_splits():
@@ -188,11 +188,15 @@ def test_an_ignored_border_parts_any_two_classes():
             assert parted.all()
 
 
-def test_colour_does_not_tell_the_class_of_a_shape():
-    drawn = shape_samples(count=200)
-    for label in range(len(shapes.PALETTE)):
-        mean = np.concatenate([image[mask == label] for image, mask in drawn]).mean(axis=0)
-        np.testing.assert_allclose(mean, 117, atol=20)
+def test_colour_tells_the_class_of_a_shape_often_but_not_always():
+    """Guess each pixel's class as the one whose usual colour is nearest: good, and not good enough."""
+    usual = np.array(list(shapes.PALETTE.values()))[1:]
+    right = []
+    for image, mask in shape_samples(count=100):
+        pixels, labels = image[(mask > 0) & (mask != IGNORE)].astype(int), mask[(mask > 0) & (mask != IGNORE)]
+        nearest = np.abs(pixels[:, None] - usual).sum(axis=2).argmin(axis=1) + 1
+        right.append((nearest == labels).mean())
+    assert 0.7 < np.mean(right) < 0.95
 
 
 # --- all formats
@@ -351,6 +355,16 @@ def test_a_broken_png_is_an_error(tmp_path, read):
         path.write_bytes(broken)
         with pytest.raises(DataError, match=r"a.png: not a readable (image|mask), or cut short"):
             read(path)
+
+
+def test_an_image_of_an_absurd_size_is_an_error(tmp_path):
+    Image.new("L", (3, 2)).save(tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[16:24] = (70_000).to_bytes(4, "big") * 2  # width and height
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"a.png: not a readable image, or cut short"):
+        read_image(tmp_path / "a.png")
 
 
 def test_a_palette_mask_gives_its_indices_and_not_its_colours(tmp_path):
