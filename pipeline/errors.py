@@ -45,6 +45,9 @@ def run_command(main: Callable[[], None]) -> NoReturn:
             raise
         print(f"error: {describe(mistake)}", file=sys.stderr)
         sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(mistake, kind)))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     sys.exit(0)
 
 
