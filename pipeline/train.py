@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deeplab.config import Cell, digest
+from deeplab.errors import SettingsError
 from pipeline.errors import ParamsError, StoppedError, run_command
 from pipeline.params import PARAMS, Params, load_params
 from pipeline.process import die_with_parent, locked, signals_noted
@@ -61,7 +62,12 @@ def run(name: str, data: Path, pretrained: Path, resume: Path, out: Path, params
         work = [resume / f"seed{seed}-{inputs.fingerprint(seed)[:12]}" for seed in params.seeds]
         for seed, folder in zip(params.seeds, work, strict=True):
             if not (folder / "weights.safetensors").exists():
-                train_seed(name, params, inputs, store, seed, folder, pretrained, stop)
+                try:
+                    train_seed(name, params, inputs, store, seed, folder, pretrained, stop)
+                except ParamsError:
+                    raise
+                except SettingsError as error:  # the library knows the setting, not the cell
+                    raise ParamsError(f"{params_file}: cell {name}: {error}") from None
         now = read_inputs(load_params(params_file), name, Store(data).fingerprint)
         if now != inputs:
             changed = ", ".join(differences(asdict(inputs), asdict(now)))

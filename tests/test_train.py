@@ -12,7 +12,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from deeplab.errors import DataError, SettingsError
+from deeplab.errors import DataError
 from pipeline import process, train
 from pipeline.errors import BusyError, ParamsError, StoppedError
 from pipeline.params import load_params
@@ -129,7 +129,9 @@ def test_one_cell_is_trained_by_one_process_at_a_time(place, monkeypatch):
 
 def test_a_store_that_is_missing_or_too_small_is_refused(place):
     write_store(place / "data", {"train": 3, "val": 1})
-    with pytest.raises(SettingsError, match="batch_size: got 4, but 'train' has only 3 images"):
+    with pytest.raises(
+        ParamsError, match="params.yaml: cell tiny_os8: batch_size: got 4, but 'train' has only 3 images"
+    ):
         run(place)
     (place / "data/manifest.json").unlink()
     with pytest.raises(DataError, match="manifest.json: No such file or directory. Prepare the data set"):
