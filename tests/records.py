@@ -26,6 +26,9 @@ class Folder:
             shutil.copyfile(blank_database, path / "mlflow.db")
         self.raw = read_yaml(ROOT / "params.yaml")
         self.raw["grid"] = {name: self.raw["grid"][name] for name in (CELL, OTHER)}
+        # Numbers of its own, so that the demo may change.
+        self.raw["recipes"]["shapes"].update(crop=[64, 64], resize=[96, 64], lr=0.02, batch_size=16, epochs=4)
+        self.raw["datasets"]["shapes"]["images"] = {"train": 320, "val": 64}
         self.write_params()
         self.prepare("as first prepared")
 

@@ -1,6 +1,5 @@
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -18,9 +17,9 @@ from deeplab.inference import evaluate, predict, starts
 from deeplab.metrics import confusion_matrix
 from deeplab.store import Store, StoreWriter
 from deeplab.transforms import fitted_size
-from pipeline.params import load_params
+from tests.tiny import recipe_config, tiny_cell
 
-CELL = load_params(Path(__file__).parents[1] / "params.yaml").cells["shapes_resnet18_os8"]
+CELL = tiny_cell(recipe=recipe_config(resize=(96, 64)))
 CPU = torch.device("cpu")
 K = 19  # two full chunks of classes and a rest
 WHOLE = Protocol(scales=(1.0,), flip=False, window=None, stride=None)

@@ -80,13 +80,13 @@ def test_runtime_settings_are_no_part_of_a_cells_fingerprint(edited):
     ("format: voc", "formt: voc", "params.yaml: datasets.voc: unknown name 'formt'; did you mean 'format'?"),
     ("\ngrid:", "\ngird:", "params.yaml: unknown name 'gird'; did you mean 'grid'?"),
     ("aspp_channels: 32", "aspp_chanels: 32", "recipes.shapes.model: unknown name 'aspp_chanels'; did you mean"),
-    ("policy: poly, batch_size: 8", "policy: poly, batch: 8", "recipes.cityscapes: unknown name 'batch'; did you mean"),
+    ("batch_size: 8, epochs: 220", "batch: 8, epochs: 220", "recipes.cityscapes: unknown name 'batch'; did you mean"),
     ("dataset: voc,", "dataset: vok,", "grid.voc_resnet50_os8.dataset: unknown name 'vok'; did you mean 'voc'?"),
     ("epochs: 220", "epochs: '220'", "recipes.cityscapes.epochs: got '220', expected a valid integer"),
     ("epochs: 220", "epochs: true", "recipes.cityscapes.epochs: got True, expected a valid integer"),
     ("epochs: 220", "epochs: 0", "recipes.cityscapes.epochs: got 0, expected greater than 0"),
-    ("lr: 0.01, policy: poly, batch_size: 8", "lr: .nan, policy: poly, batch_size: 8", "recipes.cityscapes.lr: got nan"),
-    ("policy: poly, batch_size: 8", "policy: step, batch_size: 8", "recipes.cityscapes.policy: got 'step', expected 'poly'"),
+    ("lr: 0.01, policy: poly, batch_size: 8, epochs: 220", "lr: .nan, policy: poly, batch_size: 8, epochs: 220", "recipes.cityscapes.lr: got nan"),
+    ("policy: poly, batch_size: 8, epochs: 220", "policy: step, batch_size: 8, epochs: 220", "recipes.cityscapes.policy: got 'step', expected 'poly'"),
     ("tf32: false", "tf32: no", "train.tf32: got 'no', expected a valid boolean"),
     ("precision: fp32", "precision: fp8", "train.precision: got 'fp8', expected 'fp32', 'bf16' or 'fp16'"),
     ("backbone: resnet50c, output_stride: 8}", "backbone: resnet50c, output_stride: 12}",
@@ -115,7 +115,7 @@ def test_a_file_that_is_not_there_says_where_it_was_looked_for(tmp_path):
         load_params(tmp_path / "params.yaml")
 
 
-@pytest.mark.parametrize("content", [b"", b"- 1\n", b"grid", b"\xff\xfe\x00", b"a: &a [*a]", b"{" * 5000])
+@pytest.mark.parametrize("content", [b"", b"- 1\n", b"grid", b"\xff\xfe\x00", b"a: &a [*a]", b"{" * 600])
 def test_a_file_that_is_no_settings_at_all_is_refused(tmp_path, content):
     path = tmp_path / "params.yaml"
     path.write_bytes(content)
