@@ -18,11 +18,11 @@ from deeplab.config import Cell, Protocol
 from deeplab.errors import DataError, NonFiniteError
 from deeplab.metrics import Matrix, confusion_matrix
 from deeplab.model import upsample
+from deeplab.precision import autocast
 from deeplab.store import Bytes, Split
 from deeplab.transforms import fitted_size, normalise
 
 CLASSES_AT_ONCE = 8
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Size = tuple[int, int]  # height, width
 
@@ -79,8 +79,7 @@ def predict(model: nn.Module, image: Bytes, cell: Cell, protocol: Protocol, devi
 
 def logits_of(model: nn.Module, x: Tensor, cell: Cell, protocol: Protocol) -> Tensor:
     """One pass: (1, 3, H, W) -> float32 (1, K, h, w); with a window (1, K, H, W)."""
-    precision = PRECISIONS[cell.train.precision]
-    with torch.autocast(x.device.type, precision, enabled=precision != torch.float32):
+    with autocast(cell.train.precision, x.device):
         if protocol.window and protocol.stride:
             logits = slide(model, x, protocol.window, protocol.stride)
         else:

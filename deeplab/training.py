@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +15,10 @@ from deeplab.config import Cell, RecipeConfig, TrainConfig
 from deeplab.data import Batch, TrainingSamples, network_input, steps_per_epoch, training_loader
 from deeplab.errors import NonFiniteError, SettingsError
 from deeplab.loss import LOSSES
+from deeplab.precision import autocast
 from deeplab.store import Split
 
 HISTORY = ("step", "epoch", "train/loss", "train/lr", "val/mIoU")
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DROPOUT = 2  # purpose of a random stream, beside ORDER and AUGMENT of deeplab.data
 
 
@@ -153,11 +152,6 @@ def poly_lr(step: int, steps: int, recipe: RecipeConfig, train: TrainConfig) -> 
     """The learning rate of a step in [0, steps): from lr to min_lr by the poly policy (DeepLabv3, section 4.1)."""
     decay: float = (1 - step / steps) ** train.poly_power
     return (recipe.lr - train.min_lr) * decay + train.min_lr
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
-    """The autocast context of a precision; fp32 switches it off."""
-    return torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "fp32")
 
 
 def snapshot(

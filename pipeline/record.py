@@ -84,7 +84,7 @@ def add_dataset(experiment: Experiment, run: str, dataset: str, result: Result) 
 
 def add_artifacts(experiment: Experiment, run: str, result: Result, facts: Facts, runs: Path, reports: Path) -> None:
     """Add the files about `result`, as far as they are there: on a fresh clone the large ones are missing."""
-    from pipeline.pictures import class_picture, confusion_picture
+    from pipeline.charts import class_picture, confusion_picture
 
     client = experiment.client
     plots, is_first = reports / "plots" / result.cell, True
