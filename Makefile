@@ -17,7 +17,7 @@ test: .venv/ready  ## what CI runs
 	ruff check .
 	ruff format --check .
 	mypy
-	pytest --cov --cov-report=term
+	pytest -n 2 --dist loadfile --cov --cov-report=term
 
 check: test
 
