@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 # The library's files that training runs; dvc.yaml lists the same ones.
-TRAINING_CODE = ("backbone", "checkpoint", "data", "loss", "model", "store", "training", "transforms")
+TRAINING_CODE = ("backbone", "checkpoint", "data", "decode", "loss", "model", "store", "training", "transforms")
 LIBRARY = Path(__file__).parents[1] / "deeplab"
 
 

@@ -133,10 +133,12 @@ def test_a_truncated_file_is_refused(tmp_path, name):
     path = write_store(tmp_path) / name
     content = path.read_bytes()
     path.write_bytes(content[:-1])
-    with pytest.raises(DataError, match=rf"{name}: {len(content) - 1:,} bytes, expected {len(content):,}. Prepare"):
+    with pytest.raises(
+        DataError, match=rf"{name}: {len(content) - 1:,} bytes, expected {len(content):,} bytes. Prepare"
+    ):
         Store(tmp_path)
     path.unlink()
-    with pytest.raises(DataError, match=rf"{name}: 0 bytes, expected {len(content):,}. Prepare"):
+    with pytest.raises(DataError, match=rf"{name}: missing, expected {len(content):,} bytes. Prepare"):
         Store(tmp_path)
 
 
