@@ -2,34 +2,67 @@
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deeplab.decode import read_content
 from deeplab.errors import DataError
-from deeplab.store import Bytes
+from deeplab.store import Bytes, Color
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 LabelTable = NDArray[np.int16]  # (256,): a file's label -> train id, -1 where the data set has no such label
 
 
 def read_labels(path: Path) -> Bytes:
-    """The labels in the PNG `path` as (H, W): the indices of a palette, never its colours."""
+    """The labels in the mask `path` as (H, W): the indices of a palette, never its colours."""
+    picture = read_picture(path)
+    if picture.mode not in ("P", "L"):
+        raise DataError(
+            f"{path}: a picture of mode {picture.mode}, expected a mask with one 8-bit label per pixel (mode P or L). "
+            "It was probably saved again as colours: take the original file. "
+            "(For masks that are meant to hold colours the format folder has masks_are: colors.)"
+        )
+    labels: Bytes = np.asarray(picture)
+    return labels
+
+
+def read_colors(path: Path, labels: dict[Color, int]) -> Bytes:
+    """The label (H, W) of each pixel's colour in the mask `path`; a colour without a label is a DataError naming it."""
+    rgb = np.asarray(read_picture(path).convert("RGB"))
+    codes = rgb @ np.array([1 << 16, 1 << 8, 1])
+    known = np.array([red << 16 | green << 8 | blue for red, green, blue in labels])
+    order = np.argsort(known)
+    nearest = order[np.searchsorted(known, codes, sorter=order).clip(max=len(known) - 1)]
+    wrong = known[nearest] != codes
+    if wrong.any():
+        row, column = divmod(int(wrong.argmax()), wrong.shape[1])
+        red, green, blue = rgb[row, column]
+        raise DataError(
+            f"{path}: colour {red} {green} {blue} at row {row}, column {column} is none of the {len(known)} in the "
+            f"table of classes ({int(wrong.sum()):,} pixels have such a colour)"
+        )
+    found: Bytes = np.array(list(labels.values()), dtype=np.uint8)[nearest]
+    return found
+
+
+def read_picture(path: Path) -> "Image.Image":
+    """The mask `path` as Pillow sees it, decoded; JPEG and WebP are refused, for they blur labels and colours."""
     from PIL import Image
 
     content = read_content(path)
     try:
         Image.open(io.BytesIO(content)).verify()  # the checksums of a PNG, which decoding does not look at
-        with Image.open(io.BytesIO(content)) as picture:
-            mode, labels = picture.mode, np.asarray(picture)
+        picture = Image.open(io.BytesIO(content))
+        picture.load()
     except Exception as error:  # noqa: BLE001  a broken file makes Pillow raise nearly anything
         raise DataError(f"{path}: not a readable mask, or cut short ({type(error).__name__})") from None
-    if mode not in ("P", "L"):
-        raise DataError(
-            f"{path}: a picture of mode {mode}, expected a mask with one 8-bit label per pixel (mode P or L). "
-            "It was probably saved again as colours: take the original file."
-        )
-    return labels
+    if picture.format in ("JPEG", "WEBP"):
+        raise DataError(f"{path}: a mask saved as {picture.format}, which blurs labels. Take the original, a PNG say.")
+    return picture
 
 
 def label_table(train_ids: dict[int, int]) -> LabelTable:
