@@ -5,7 +5,7 @@ A training sample reads only the rows of its crop, nothing is decoded twice, and
     manifest.json     classes, palette, and per sample: id, split, height, width, offset, checksum, pixels per class
     masks.bin         uint8 train ids (H, W), one mask after another; 255 is ignored
     images.bin        uint8 RGB (H, W, 3), one image after another; empty in a file-backed store
-    image_files.txt   in a file-backed store each sample's image, from this folder; empty in a packed one
+    image_files.txt   the line `packed`; in a file-backed store `files`, and each sample's image as seen from here
 
 A file-backed store takes less space and decodes an image each time it is read. Its manifest is the same, byte for byte:
 which of the two a network was trained on cannot move a number. The manifest is written last, so that an interrupted
@@ -36,6 +36,7 @@ Color = tuple[int, int, int]
 IGNORE = 255
 MANIFEST, IMAGES, MASKS, IMAGE_FILES = "manifest.json", "images.bin", "masks.bin", "image_files.txt"
 PARTIAL = f"{MANIFEST}.part"
+PACKED, FILES = "packed", "files"  # where the pixels of the images are
 VERSION = 1
 
 
@@ -107,7 +108,7 @@ class StoreWriter:
             if kind is None:
                 assert len(self.files) in (0, len(self.records))
                 with naming(self.folder):
-                    self._write(IMAGE_FILES, "".join(f"{file}\n" for file in self.files))
+                    self._write(IMAGE_FILES, "\n".join([FILES if self.files else PACKED, *self.files]) + "\n")
                     for file in files:
                         file.flush()
                         os.fsync(file.fileno())
@@ -210,11 +211,11 @@ def read_files(folder: Path, samples: int) -> list[Path]:
     """The images of the `samples` samples of the store in `folder`; of a packed one none."""
     path = folder / IMAGE_FILES
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        kind, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}. Prepare the data set again.") from None
-    if len(lines) not in (0, samples):
-        raise DataError(f"{path}: {len(lines)} lines, expected {samples} or none. Prepare the data set again.")
+    if (kind, len(lines)) not in ((PACKED, 0), (FILES, samples)):
+        raise DataError(f"{path}: expected {PACKED!r}, or {FILES!r} and {samples} lines. Prepare the data set again.")
     # Taken by their words: were the store's folder a link, its `..` would lead elsewhere.
     return [Path(os.path.normpath(folder / line)) for line in lines]
 
