@@ -2,11 +2,14 @@
 
 A training sample reads only the rows of its crop, nothing is decoded twice, and any raw layout becomes the same form:
 
-    manifest.json   classes, palette, and per sample: id, split, height, width, offset, checksum, pixels per class
-    images.bin      uint8 RGB (H, W, 3), one image after another
-    masks.bin       uint8 train ids (H, W), one mask after another; 255 is ignored
+    manifest.json     classes, palette, and per sample: id, split, height, width, offset, checksum, pixels per class
+    masks.bin         uint8 train ids (H, W), one mask after another; 255 is ignored
+    images.bin        uint8 RGB (H, W, 3), one image after another; empty in a file-backed store
+    image_files.txt   the line `packed`; in a file-backed store `files`, and each sample's image as seen from here
 
-The manifest is written last, so that an interrupted `prepare` leaves nothing that could be taken for a store.
+A file-backed store takes less space and decodes an image each time it is read. Its manifest is the same, byte for byte:
+which of the two a network was trained on cannot move a number. The manifest is written last, so that an interrupted
+`prepare` leaves nothing that could be taken for a store.
 """
 
 import hashlib
@@ -24,14 +27,16 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from deeplab.decode import read_image
 from deeplab.errors import DataError
 
 Bytes = NDArray[np.uint8]
 Color = tuple[int, int, int]
 
 IGNORE = 255
-MANIFEST, IMAGES, MASKS = "manifest.json", "images.bin", "masks.bin"
+MANIFEST, IMAGES, MASKS, IMAGE_FILES = "manifest.json", "images.bin", "masks.bin", "image_files.txt"
 PARTIAL = f"{MANIFEST}.part"
+PACKED, FILES = "packed", "files"  # where the pixels of the images are
 VERSION = 1
 
 
@@ -43,7 +48,7 @@ class Record:
     split: str
     height: int
     width: int
-    offset: int  # in pixels, from the start of masks.bin; three times as many bytes in images.bin
+    offset: int  # in pixels, from the start of masks.bin; three times as many bytes in a packed images.bin
     checksum: int  # CRC-32 over the image's bytes, then the mask's
     pixels: dict[int, int]  # train id -> number of pixels, ignored ones under 255
 
@@ -55,6 +60,7 @@ class StoreWriter:
         assert len(classes) == len(palette) <= IGNORE
         self.folder, self.classes, self.palette = folder, classes, palette
         self.records: list[Record] = []
+        self.files: list[str] = []
         self.offset = 0
 
     def __enter__(self) -> Self:
@@ -64,16 +70,23 @@ class StoreWriter:
         self.masks = (self.folder / MASKS).open("wb")
         return self
 
-    def add(self, split: str, name: str, image: Bytes, mask: Bytes) -> None:
-        """Append one sample: `image` (H, W, 3) RGB, `mask` (H, W) of train ids and 255."""
+    def add(self, split: str, name: str, image: Bytes, mask: Bytes, file: Path | None = None) -> None:
+        """Append one sample: `image` (H, W, 3) RGB, `mask` (H, W) of train ids and 255.
+
+        With `file`, which `read_image` decodes to `image`, only its path is kept. All samples of a store have one, or
+        none has.
+        """
         assert image.dtype == mask.dtype == np.uint8
         assert image.shape == (*mask.shape, 3)
         image, mask = np.ascontiguousarray(image), np.ascontiguousarray(mask)
         counts = np.bincount(mask.reshape(-1), minlength=IGNORE + 1)
         assert not counts[len(self.classes) : IGNORE].any()
         with naming(self.folder):
-            self.images.write(image.data)
+            if file is None:
+                self.images.write(image.data)
             self.masks.write(mask.data)
+        if file is not None:  # as seen from here: the folders may move together
+            self.files.append(os.path.relpath(file, self.folder))
         self.records.append(
             Record(
                 id=name,
@@ -93,7 +106,9 @@ class StoreWriter:
         files = (self.images, self.masks)
         try:
             if kind is None:
+                assert len(self.files) in (0, len(self.records))
                 with naming(self.folder):
+                    self._write(IMAGE_FILES, "\n".join([FILES if self.files else PACKED, *self.files]) + "\n")
                     for file in files:
                         file.flush()
                         os.fsync(file.fileno())
@@ -106,19 +121,21 @@ class StoreWriter:
                 self._remove()
 
     def _remove(self) -> None:
-        for name in (MANIFEST, PARTIAL, IMAGES, MASKS):
+        for name in (MANIFEST, PARTIAL, IMAGES, MASKS, IMAGE_FILES):
             (self.folder / name).unlink(missing_ok=True)
 
     def _write_manifest(self) -> None:
         head = {"version": VERSION, "classes": self.classes, "palette": self.palette}
         samples = ",\n".join(json.dumps(asdict(record), separators=(",", ":")) for record in self.records)
         text = json.dumps(head, ensure_ascii=False)[:-1] + f',\n"samples": [\n{samples}\n]}}\n'
-        partial = self.folder / PARTIAL
-        with partial.open("w", encoding="utf-8") as file:
+        self._write(PARTIAL, text)
+        (self.folder / PARTIAL).rename(self.folder / MANIFEST)
+
+    def _write(self, name: str, text: str) -> None:
+        with (self.folder / name).open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        partial.rename(self.folder / MANIFEST)
 
 
 @contextmanager
@@ -158,24 +175,26 @@ class Store:
             Record(**{**sample, "pixels": {int(label): count for label, count in sample["pixels"].items()}})
             for sample in manifest["samples"]
         ]
+        self.files = read_files(folder, len(self.records))
         total = sum(record.height * record.width for record in self.records)
-        for name, expected in ((IMAGES, 3 * total), (MASKS, total)):
+        for name, expected in ((IMAGES, 0 if self.files else 3 * total), (MASKS, total)):
             file = folder / name
-            size = file.stat().st_size if file.exists() else 0
-            if size != expected:
-                raise DataError(f"{file}: {size:,} bytes, expected {expected:,}. Prepare the data set again.")
+            found = f"{file.stat().st_size:,} bytes" if file.exists() else "missing"
+            if found != f"{expected:,} bytes":
+                raise DataError(f"{file}: {found}, expected {expected:,} bytes. Prepare the data set again.")
 
     def split(self, name: str) -> "Split":
         """The samples of split `name`, in the manifest's order."""
-        records = [record for record in self.records if record.split == name]
-        if not records:
+        chosen = [index for index, record in enumerate(self.records) if record.split == name]
+        if not chosen:
             known = ", ".join(sorted({record.split for record in self.records}))
             raise DataError(f"{self.folder}: no samples in split {name!r}; there are: {known}")
-        return Split(self.folder, records)
+        files = [self.files[index] for index in chosen] if self.files else []
+        return Split(self.folder, [self.records[index] for index in chosen], files)
 
     def verify(self) -> None:
         """Read everything and compare it with its checksums; DataError names samples that have changed."""
-        samples = Split(self.folder, self.records)
+        samples = Split(self.folder, self.records, self.files)
         changed = [
             record.id
             for index, record in enumerate(self.records)
@@ -188,17 +207,30 @@ class Store:
             )
 
 
+def read_files(folder: Path, samples: int) -> list[Path]:
+    """The images of the `samples` samples of the store in `folder`; of a packed one none."""
+    path = folder / IMAGE_FILES
+    try:
+        kind, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}. Prepare the data set again.") from None
+    if (kind, len(lines)) not in ((PACKED, 0), (FILES, samples)):
+        raise DataError(f"{path}: expected {PACKED!r}, or {FILES!r} and {samples} lines. Prepare the data set again.")
+    # Taken by their words: were the store's folder a link, its `..` would lead elsewhere.
+    return [Path(os.path.normpath(folder / line)) for line in lines]
+
+
 class Split:
     """The samples of one split. Picklable: each process maps the files for itself."""
 
-    def __init__(self, folder: Path, records: list[Record]) -> None:
-        self.folder, self.records = folder, records
+    def __init__(self, folder: Path, records: list[Record], files: list[Path]) -> None:
+        self.folder, self.records, self.files = folder, records, files
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getstate__(self) -> dict[str, object]:
-        return {"folder": self.folder, "records": self.records}
+        return {"folder": self.folder, "records": self.records, "files": self.files}
 
     @cached_property
     def _images(self) -> Bytes:
@@ -209,7 +241,9 @@ class Split:
         return np.asarray(np.memmap(self.folder / MASKS, dtype=np.uint8, mode="r"))
 
     def image(self, index: int) -> Bytes:
-        """Read-only view (H, W, 3), RGB."""
+        """Read-only view (H, W, 3), RGB; of a file-backed store an array of its own."""
+        if self.files:
+            return self._decoded(index)
         record = self.records[index]
         size = record.height * record.width
         return self._images[3 * record.offset : 3 * (record.offset + size)].reshape(record.height, record.width, 3)
@@ -219,3 +253,16 @@ class Split:
         record = self.records[index]
         size = record.height * record.width
         return self._masks[record.offset : record.offset + size].reshape(record.height, record.width)
+
+    def _decoded(self, index: int) -> Bytes:
+        record, path = self.records[index], self.files[index]
+        image = read_image(path)
+        # Nobody watches the raw folder, and another version of the decoder may round differently.
+        same = image.shape[:2] == (record.height, record.width) and checksum(image, self.mask(index)) == record.checksum
+        if not same:
+            raise DataError(
+                f"{path}: not the pixels that were prepared (the checksum over image and mask differs). "
+                "Put the file back, or prepare the data set again."
+            )
+        image.flags.writeable = False
+        return image

@@ -5,13 +5,14 @@ import json
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from deeplab.config import STRICT, Cell, Positive, Protocol
 from pipeline.errors import ParamsError
+from pipeline.folder_options import FolderOptions
 
 PARAMS = Path("params.yaml")
 NAME = re.compile(r"[a-z0-9_]+")  # names become file names and words of a command, so nothing else may stand in them
@@ -43,6 +44,12 @@ class DatasetConfig:
     format: str  # a key of FORMATS
     images: dict[str, Positive]  # split -> how many images it has as published
     allow_subset: bool  # accept fewer
+    store: Literal["packed", "files"] = "packed"  # pack the decoded images, or decode them each time: same pixels
+    folder: FolderOptions | None = None  # of the format folder
+
+    def __post_init__(self) -> None:
+        if (self.format == "folder") != (self.folder is not None):
+            raise ValueError(f"folder: expected with `format: folder` and only there, got `format: {self.format}`")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

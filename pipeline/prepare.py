@@ -52,7 +52,7 @@ def run(
             if isinstance(result, str):
                 problems.append(result)
             elif not problems:  # after the first one the others are only checked
-                store.add(split, sample.id, *result)
+                store.add(split, sample.id, *result, file=sample.image if config.store == "files" else None)
         if problems:
             raise DataError(describe_problems(raw, len(jobs), problems))
     for split in splits:

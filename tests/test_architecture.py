@@ -18,7 +18,7 @@ STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 EDGES = {
     "pipeline/__init__.py", "pipeline/datasets/__init__.py", "deeplab/__init__.py", "deeplab/config.py",
     "deeplab/errors.py", "pipeline/errors.py", "pipeline/params.py", "pipeline/process.py", "pipeline/progress.py",
-    "pipeline/provenance.py", "pipeline/tracking.py", "pipeline/mirror.py",
+    "pipeline/provenance.py", "pipeline/tracking.py", "pipeline/mirror.py", "pipeline/folder_options.py",
 }  # fmt: skip
 
 

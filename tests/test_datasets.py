@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab.decode import read_image
 from deeplab.errors import DataError
 from deeplab.store import IGNORE
 from pipeline.datasets import FORMATS, ade20k, cityscapes, shapes, voc
-from pipeline.datasets.decode import read_image, read_labels
+from pipeline.datasets.decode import read_labels
 from pipeline.datasets.layout import RawSample, read_ids
 from pipeline.errors import ParamsError
 from tests.raw import (

@@ -1,8 +1,11 @@
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -11,6 +14,7 @@ from deeplab.store import Store
 from pipeline import prepare
 from pipeline.datasets.layout import RawSample
 from pipeline.errors import ParamsError
+from pipeline.folder_options import FolderOptions
 from tests.raw import dataset_config, labels, write_ade20k, write_cityscapes, write_grey_mask, write_image, write_voc
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +47,85 @@ def test_each_format_becomes_a_store_of_train_ids(tmp_path, capsys, kind, write,
     assert f"name {train}: {images[train]} images, " in said
     assert f"name {val}: {images[val]} images, " in said
     assert "of pixels ignored" in said
+
+
+def write_folder(raw):
+    for name in ("train/a.jpg", "train/b.png", "val/c.jpg"):
+        write_image(raw / name)
+        write_grey_mask(raw / f"masks/{name[:-4]}.png", labels((0, 1, 9)))
+    (raw / "classes.txt").write_text("0 a\n1 b\n")
+
+
+OWN = {"folder": FolderOptions(images="{split}", masks="masks/{split}", classes="classes.txt", ignore=(9,))}
+
+
+@pytest.mark.parametrize(
+    ("kind", "write", "images", "options"),
+    [
+        ("voc", write_voc, {"trainaug": 4, "val": 1}, {}),
+        ("ade20k", write_ade20k, {"train": 2, "val": 1}, {}),
+        ("cityscapes", write_cityscapes, {"train": 2, "val": 1}, {}),
+        ("folder", write_folder, {"train": 2, "val": 1}, OWN),
+    ],
+)
+def test_a_file_backed_store_holds_the_bits_of_a_packed_one(tmp_path, kind, write, images, options):
+    write(tmp_path / "raw")
+    rng = np.random.default_rng(0)
+    for path in (tmp_path / "raw").rglob("*"):
+        if path.name.endswith((".jpg", "_leftImg8bit.png")):
+            noise = rng.integers(0, 256, (24, 36, 3), dtype=np.uint8)
+            path.write_bytes(cv2.imencode(path.suffix, noise)[1].tobytes())
+    packed, backed = (
+        prepared(tmp_path, kind, images, store=kept, **options).split(next(iter(images)))
+        for kept in ("packed", "files")
+    )
+    assert backed.files
+    assert not packed.files
+    for index in range(len(packed)):
+        np.testing.assert_array_equal(backed.image(index), packed.image(index))
+        np.testing.assert_array_equal(backed.mask(index), packed.mask(index))
+    manifests = {(tmp_path / f"{kept}/manifest.json").read_bytes() for kept in ("packed", "files")}
+    assert len(manifests) == 1
+
+
+def prepared(tmp_path, kind, images, store, **options):
+    config = dataset_config(kind, images, store=store, **options)
+    prepare.run("name", config, tuple(images), tmp_path / "raw", tmp_path / store, workers=2)
+    return Store(tmp_path / store)
+
+
+def test_drawn_images_have_no_files_to_go_back_to(tmp_path):
+    with pytest.raises(
+        ParamsError, match=r"store: got 'files', expected 'packed': the format shapes has no image files"
+    ):
+        prepared(tmp_path, "shapes", {"train": 2, "val": 1}, store="files")
+
+
+@pytest.mark.parametrize("kept", ["packed", "files"])
+def test_what_a_killed_prepare_leaves_is_never_taken_for_a_store(tmp_path, monkeypatch, kept):
+    write_ade20k(tmp_path / "raw")
+    images = {"train": 2, "val": 1}
+    prepared(tmp_path, "ade20k", images, store=kept)
+
+    def hang(results, *_):
+        yield next(results)
+        yield next(results)
+        (tmp_path / "hangs").touch()
+        time.sleep(60)
+
+    monkeypatch.setattr(prepare, "with_progress", hang)
+    child = multiprocessing.get_context("fork").Process(target=prepared, args=(tmp_path, "ade20k", images, kept))
+    child.start()
+    while not (tmp_path / "hangs").exists():
+        assert child.is_alive()
+        time.sleep(0.01)
+    child.kill()
+    child.join()
+    assert (tmp_path / kept / "masks.bin").exists()
+    with pytest.raises(DataError, match=r"manifest.json: No such file or directory. Prepare the data set"):
+        Store(tmp_path / kept)
+    monkeypatch.undo()
+    assert len(prepared(tmp_path, "ade20k", images, store=kept).records) == 3
 
 
 def test_the_number_of_workers_does_not_change_the_store(tmp_path):

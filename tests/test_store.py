@@ -3,17 +3,20 @@ import pickle
 import resource
 from contextlib import suppress
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deeplab.data import TrainingSamples, training_loader
+from deeplab.decode import read_image
 from deeplab.errors import DataError
 from deeplab.store import IGNORE, Store, StoreWriter
-from tests.tiny import write_store
+from pipeline.errors import describe
+from tests.tiny import augment_config, recipe_config, write_store
 
 CLASSES, PALETTE = ("background", "straße", "cat"), ((0, 0, 0), (128, 64, 128), (64, 0, 0))
-FILES = ["images.bin", "manifest.json", "masks.bin"]
 
 
 @st.composite
@@ -133,10 +136,12 @@ def test_a_truncated_file_is_refused(tmp_path, name):
     path = write_store(tmp_path) / name
     content = path.read_bytes()
     path.write_bytes(content[:-1])
-    with pytest.raises(DataError, match=rf"{name}: {len(content) - 1:,} bytes, expected {len(content):,}. Prepare"):
+    with pytest.raises(
+        DataError, match=rf"{name}: {len(content) - 1:,} bytes, expected {len(content):,} bytes. Prepare"
+    ):
         Store(tmp_path)
     path.unlink()
-    with pytest.raises(DataError, match=rf"{name}: 0 bytes, expected {len(content):,}. Prepare"):
+    with pytest.raises(DataError, match=rf"{name}: missing, expected {len(content):,} bytes. Prepare"):
         Store(tmp_path)
 
 
@@ -171,3 +176,122 @@ def test_a_split_travels_to_another_process_without_its_pixels(tmp_path):
     packed = pickle.dumps(split)
     assert len(packed) < split.image(0).size
     np.testing.assert_array_equal(pickle.loads(packed).image(9), split.image(9))
+
+
+# --- Images that stay in their files
+
+
+def write_both(folder):
+    """The same six JPEGs of noise as a packed and as a file-backed store."""
+    rng = np.random.default_rng(0)
+    with (
+        StoreWriter(folder / "packed", CLASSES, PALETTE) as packed,
+        StoreWriter(folder / "files", CLASSES, PALETTE) as backed,
+    ):
+        for index in range(6):
+            size = (30 + index, 50)
+            file = folder / f"raw/image {index}.jpg"
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(cv2.imencode(".jpg", rng.integers(0, 256, (*size, 3), dtype=np.uint8))[1].tobytes())
+            mask = rng.choice(np.array([0, 1, 2, IGNORE], np.uint8), size)
+            for writer, kept in ((packed, None), (backed, file)):
+                writer.add("train" if index else "val", f"id {index}", read_image(file), mask, file=kept)
+    return Store(folder / "packed"), Store(folder / "files")
+
+
+def test_a_file_backed_store_gives_the_bits_of_a_packed_one_without_holding_them(tmp_path):
+    packed, backed = write_both(tmp_path)
+    backed.verify()
+    assert (tmp_path / "files/images.bin").stat().st_size == 0
+    assert (tmp_path / "files/manifest.json").read_bytes() == (tmp_path / "packed/manifest.json").read_bytes()
+    assert backed.fingerprint == packed.fingerprint
+    for name in ("train", "val"):
+        ours, theirs = backed.split(name), packed.split(name)
+        for index in range(len(theirs)):
+            np.testing.assert_array_equal(ours.image(index), theirs.image(index))
+            np.testing.assert_array_equal(ours.mask(index), theirs.mask(index))
+
+
+def test_a_training_batch_is_the_same_from_either_store(tmp_path):
+    batches = [
+        next(
+            iter(
+                training_loader(
+                    TrainingSamples(store.split("train"), recipe_config(), augment_config(), 0), 0, 1, 0, False
+                )
+            )
+        )
+        for store in write_both(tmp_path)
+    ]
+    for one, other in zip(*batches, strict=True):
+        assert one.equal(other)
+
+
+def test_the_decoded_image_cannot_be_written_to_either(tmp_path):
+    with pytest.raises(ValueError, match="read-only"):
+        write_both(tmp_path)[1].split("train").image(0)[:] = 0
+
+
+def test_a_file_backed_store_moves_with_its_files(tmp_path):
+    (tmp_path / "here").mkdir()
+    packed, _ = write_both(tmp_path / "here")
+    expected = packed.split("val").image(0).copy()
+    (tmp_path / "here").rename(tmp_path / "there")
+    (tmp_path / "link").symlink_to("there/files")
+    np.testing.assert_array_equal(Store(tmp_path / "there/files").split("val").image(0), expected)
+    with pytest.raises(DataError, match=f"{tmp_path}/raw/image 0.jpg: missing"):
+        Store(tmp_path / "link").split("val").image(0)
+
+
+@pytest.mark.parametrize("size", [(30, 50), (30, 51)])  # other pixels, and other dimensions
+def test_a_file_that_has_changed_since_it_was_prepared_is_refused(tmp_path, size):
+    _, backed = write_both(tmp_path)
+    file = tmp_path / "raw/image 0.jpg"
+    file.write_bytes(cv2.imencode(".jpg", np.zeros((*size, 3), np.uint8))[1].tobytes())
+    for read in (lambda: backed.split("val").image(0), backed.verify):
+        with pytest.raises(
+            DataError, match=rf"{file}: not the pixels that were prepared .* Put the file back, or prep"
+        ):
+            read()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_vanishes_while_training_is_told_in_one_line(tmp_path, workers):
+    _, backed = write_both(tmp_path)
+    for index in range(1, 6):
+        (tmp_path / f"raw/image {index}.jpg").unlink()
+    samples = TrainingSamples(backed.split("train"), recipe_config(), augment_config(), 0)
+    with pytest.raises(DataError) as caught:
+        next(iter(training_loader(samples, 0, 1, workers, False)))
+    message = describe(caught.value)
+    assert message.startswith(f"{tmp_path}/raw/image ")
+    assert message.endswith(".jpg: missing")
+    assert "\n" not in message
+
+
+def test_an_interrupted_writer_leaves_no_list_of_files(tmp_path):
+    write_both(tmp_path)
+    with suppress(KeyboardInterrupt), StoreWriter(tmp_path / "files", CLASSES, PALETTE):
+        raise KeyboardInterrupt
+    assert list((tmp_path / "files").iterdir()) == []
+
+
+def test_a_store_is_never_taken_for_the_other_kind(tmp_path):
+    write_both(tmp_path)
+    files = tmp_path / "files/image_files.txt"
+    lines = files.read_text().splitlines()
+    assert lines[0] == "files"
+    assert lines[1] == "../raw/image 0.jpg"
+    for text in ("", "files\n", "packed\n../raw/image 0.jpg\n", "\n".join(lines[:-1])):
+        files.write_text(text)
+        with pytest.raises(DataError, match=r"image_files.txt: expected 'packed', or 'files' and 6 lines. Prepare the"):
+            Store(tmp_path / "files")
+    files.write_text("packed\n")
+    with pytest.raises(DataError, match=r"images.bin: 0 bytes, expected 29,250 bytes. Prepare the data set again"):
+        Store(tmp_path / "files")
+    files.unlink()
+    with pytest.raises(DataError, match=r"image_files.txt: No such file or directory. Prepare the data set again"):
+        Store(tmp_path / "files")
+    (tmp_path / "packed/image_files.txt").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"images.bin: 29,250 bytes, expected 0 bytes. Prepare the data set again"):
+        Store(tmp_path / "packed")

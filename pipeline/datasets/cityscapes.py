@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Final
 
+from deeplab.decode import read_image
 from deeplab.store import IGNORE, Bytes, Color
-from pipeline.datasets.decode import label_table, read_image, read_labels, to_train_ids
+from pipeline.datasets.decode import label_table, read_labels, to_train_ids
 from pipeline.datasets.layout import Layout, RawSample, pair_by_name, require
 from pipeline.params import DatasetConfig, pick
 

@@ -1,66 +1,68 @@
-"""Files -> arrays. Whatever is wrong with a file is a DataError that names it."""
+"""Mask files -> arrays of train ids. Whatever is wrong with a file is a DataError that names it."""
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deeplab.decode import read_content
 from deeplab.errors import DataError
-from deeplab.store import Bytes
+from deeplab.store import Bytes, Color
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 LabelTable = NDArray[np.int16]  # (256,): a file's label -> train id, -1 where the data set has no such label
 
-JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
-
-
-def read_image(path: Path) -> Bytes:
-    """The picture in `path` as (H, W, 3) RGB, not turned by its metadata, which would leave the mask as it is."""
-    import cv2
-
-    content = read_content(path)
-    # A file whose end was lost but filled with zeros still decodes, to a picture that is grey from there on.
-    whole = not content.startswith(JPEG_START) or content.rfind(JPEG_END) > content.rfind(JPEG_SCAN)
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if whole else None
-    except cv2.error:
-        image = None
-    if image is None:
-        raise DataError(f"{path}: not a readable image, or cut short")
-    return np.asarray(image, dtype=np.uint8)
-
 
 def read_labels(path: Path) -> Bytes:
-    """The labels in the PNG `path` as (H, W): the indices of a palette, never its colours."""
+    """The labels in the mask `path` as (H, W): the indices of a palette, never its colours."""
+    picture = read_picture(path)
+    if picture.mode not in ("P", "L"):
+        raise DataError(
+            f"{path}: a picture of mode {picture.mode}, expected a mask with one 8-bit label per pixel (mode P or L). "
+            "It was probably saved again as colours: take the original file. "
+            "(For masks that are meant to hold colours the format folder has masks_are: colors.)"
+        )
+    labels: Bytes = np.asarray(picture)
+    return labels
+
+
+def read_colors(path: Path, labels: dict[Color, int]) -> Bytes:
+    """The label (H, W) of each pixel's colour in the mask `path`; a colour without a label is a DataError naming it."""
+    rgb = np.asarray(read_picture(path).convert("RGB"))
+    codes = rgb @ np.array([1 << 16, 1 << 8, 1])
+    known = np.array([red << 16 | green << 8 | blue for red, green, blue in labels])
+    order = np.argsort(known)
+    nearest = order[np.searchsorted(known, codes, sorter=order).clip(max=len(known) - 1)]
+    wrong = known[nearest] != codes
+    if wrong.any():
+        row, column = divmod(int(wrong.argmax()), wrong.shape[1])
+        red, green, blue = rgb[row, column]
+        raise DataError(
+            f"{path}: colour {red} {green} {blue} at row {row}, column {column} is none of the {len(known)} in the "
+            f"table of classes ({int(wrong.sum()):,} pixels have such a colour)"
+        )
+    found: Bytes = np.array(list(labels.values()), dtype=np.uint8)[nearest]
+    return found
+
+
+def read_picture(path: Path) -> "Image.Image":
+    """The mask `path` as Pillow sees it, decoded; JPEG and WebP are refused, for they blur labels and colours."""
     from PIL import Image
 
     content = read_content(path)
     try:
         Image.open(io.BytesIO(content)).verify()  # the checksums of a PNG, which decoding does not look at
-        with Image.open(io.BytesIO(content)) as picture:
-            mode, labels = picture.mode, np.asarray(picture)
+        picture = Image.open(io.BytesIO(content))
+        picture.load()
     except Exception as error:  # noqa: BLE001  a broken file makes Pillow raise nearly anything
         raise DataError(f"{path}: not a readable mask, or cut short ({type(error).__name__})") from None
-    if mode not in ("P", "L"):
-        raise DataError(
-            f"{path}: a picture of mode {mode}, expected a mask with one 8-bit label per pixel (mode P or L). "
-            "It was probably saved again as colours: take the original file."
-        )
-    return labels
-
-
-def read_content(path: Path) -> bytes:
-    """All bytes of `path`, of which there is at least one."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: missing") from None
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-    if not content:
-        raise DataError(f"{path}: empty file")
-    return content
+    if picture.format in ("JPEG", "WEBP"):
+        raise DataError(f"{path}: a mask saved as {picture.format}, which blurs labels. Take the original, a PNG say.")
+    return picture
 
 
 def label_table(train_ids: dict[int, int]) -> LabelTable:

@@ -35,7 +35,10 @@ class Format(Protocol):
         ...
 
     def load(self, sample: RawSample, /) -> tuple[Bytes, Bytes]:
-        """Image (H, W, 3) RGB and mask (H, W) of train ids, 255 ignored. DataError names the file and what is wrong."""
+        """Image (H, W, 3) RGB and mask (H, W) of train ids, 255 ignored. DataError names the file and what is wrong.
+
+        An image is what `deeplab.decode.read_image` makes of its file, for a file-backed store reads it again.
+        """
         ...
 
 
@@ -50,14 +53,18 @@ def require(path: Path, raw: Path, holds: str) -> Path:
     raise DataError(f"{raw}: not found. Put or link the folder that holds {holds} there.")
 
 
-def read_ids(path: Path) -> list[str]:
-    """The ids in `path`, one a line, in the file's order."""
+def read_lines(path: Path) -> list[str]:
+    """The lines of the text file `path`."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable list ({error})") from None
+
+
+def read_ids(path: Path) -> list[str]:
+    """The ids in `path`, one a line, in the file's order."""
     ids: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         words = line.split()
         if len(words) > 1:
             raise DataError(f"{path}:{number}: got {line.strip()!r}, expected one id a line")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from deeplab.store import IGNORE, Bytes, Color
 from pipeline.datasets.layout import Layout, RawSample
+from pipeline.errors import ParamsError
 from pipeline.params import DatasetConfig, pick
 
 Grid = NDArray[np.int64]  # (H, W): a coordinate of each pixel
@@ -32,6 +33,8 @@ UNIT: Final = 256  # whole numbers in 1/256 stand for fractions: they are the sa
 
 def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:  # noqa: ARG001  nothing lies in raw
     """As many samples of each split as the settings say."""
+    if config.store != "packed":
+        raise ParamsError(f"store: got {config.store!r}, expected 'packed': the format shapes has no image files")
     samples: dict[str, list[RawSample]] = {}
     for split in splits:
         count = pick(config.images, split, "images of the format shapes")

@@ -6,9 +6,10 @@ from typing import Final
 
 import numpy as np
 
+from deeplab.decode import read_content, read_image
 from deeplab.errors import DataError
 from deeplab.store import IGNORE, Bytes, Color
-from pipeline.datasets.decode import label_table, read_content, read_image, read_labels, to_train_ids
+from pipeline.datasets.decode import label_table, read_labels, to_train_ids
 from pipeline.datasets.layout import Layout, RawSample, read_ids, require
 from pipeline.params import DatasetConfig, pick
 
