@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deeplab.errors import DataError
+from deeplab.errors import DataError, LabelError, MaskModeError
 from deeplab.store import Bytes
 
 LabelTable = NDArray[np.int16]  # (256,): a file's label -> train id, -1 where the data set has no such label
@@ -43,7 +43,7 @@ def read_labels(path: Path) -> Bytes:
     except Exception as error:  # noqa: BLE001  a broken file makes Pillow raise nearly anything
         raise DataError(f"{path}: not a readable mask, or cut short ({type(error).__name__})") from None
     if mode not in ("P", "L"):
-        raise DataError(
+        raise MaskModeError(
             f"{path}: a picture of mode {mode}, expected a mask with one 8-bit label per pixel (mode P or L). "
             "It was probably saved again as colours: take the original file."
         )
@@ -76,7 +76,7 @@ def to_train_ids(labels: Bytes, table: LabelTable, path: Path) -> Bytes:
     wrong = train_ids < 0
     if wrong.any():
         row, column = divmod(int(wrong.argmax()), wrong.shape[1])
-        raise DataError(
+        raise LabelError(
             f"{path}: label {labels[row, column]} at row {row}, column {column} is out of range, expected "
             f"{legal_labels(table)} ({int(wrong.sum()):,} such pixels)"
         )
