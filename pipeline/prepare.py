@@ -43,14 +43,23 @@ class Problem:
 
 
 def run(
-    name: str, config: DatasetConfig, splits: tuple[str, str], raw: Path, out: Path, workers: int | None = None
+    name: str,
+    config: DatasetConfig,
+    splits: tuple[str, str],
+    raw: Path,
+    out: Path,
+    workers: int | None = None,
+    card: Path | None = None,
 ) -> None:
     """Write the training and the validation split of the data set `name` from the folder `raw` as a store in `out`.
+
+    The folder `card` gets its card, and the store a sheet of samples to look at; without it there is neither.
 
     DataError when the raw data is incomplete or broken: it lists what is, and there is no store then.
     Beside the store `out`.problems.txt lists all of them.
     """
-    from deeplab.store import StoreWriter
+    from deeplab.store import Store, StoreWriter
+    from pipeline.card import write_card, write_sheet
     from pipeline.datasets import FORMATS
 
     kind = pick(FORMATS, config.format, f"datasets.{name}.format")
@@ -69,6 +78,10 @@ def run(
         if problems:
             raise DataError(report_problems(raw, len(jobs), problems, problems_file(out)))
     problems_file(out).unlink(missing_ok=True)
+    if card:
+        written = Store(out)
+        write_card(written, name, config.images, card)
+        write_sheet(written, splits[0], out / "sheet.png")
     for split in splits:
         records = [record for record in store.records if record.split == split]
         print(f"{name} {split}: {summary(records, len(layout.classes))}")
@@ -194,10 +207,12 @@ def main() -> None:
     parser.add_argument("dataset", help="a key of `datasets` in params.yaml")
     parser.add_argument("--raw", type=Path, required=True, help="the folder with the unpacked official archives")
     parser.add_argument("--out", type=Path, required=True, help="the folder for the store")
+    parser.add_argument("--card", type=Path, required=True, help="the folder for the data card")
     args = parser.parse_args()
     die_with_parent()
     params = load_params()
-    run(args.dataset, params.dataset(args.dataset), pick(params.splits, args.dataset, "recipes"), args.raw, args.out)
+    config, splits = params.dataset(args.dataset), pick(params.splits, args.dataset, "recipes")
+    run(args.dataset, config, splits, args.raw, args.out, card=args.card)
 
 
 if __name__ == "__main__":

@@ -191,7 +191,18 @@ def test_lines_tell_the_progress_where_there_is_no_terminal(monkeypatch, capsys)
 
 
 def test_the_command_ends_with_one_line_and_the_code_of_bad_data(tmp_path):
-    command = [sys.executable, "-m", "pipeline.prepare", "voc", "--raw", tmp_path / "raw", "--out", tmp_path / "store"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.prepare",
+        "voc",
+        "--raw",
+        tmp_path / "raw",
+        "--out",
+        tmp_path / "store",
+        "--card",
+        tmp_path / "card",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 65
     assert done.stderr == (
