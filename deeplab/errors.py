@@ -9,5 +9,17 @@ class DataError(ValueError):
     """The data is missing, broken, or not what the settings say."""
 
 
+class SizeError(DataError):
+    """An image and its mask differ in size."""
+
+
+class MaskModeError(DataError):
+    """A mask does not hold one 8-bit label per pixel."""
+
+
+class LabelError(DataError):
+    """A mask holds a label that its data set does not have."""
+
+
 class NonFiniteError(ArithmeticError):
     """The loss is NaN or infinite."""

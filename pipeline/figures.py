@@ -21,11 +21,8 @@ def comparison(
     height, width = truth.shape
     factor = LONG_SIDE / max(height, width)
     panel = round(width * factor), round(height * factor)
-    kinds = np.union1d(np.unique(truth), np.unique(predicted))
-    legend = [(classes[kind], palette[kind]) for kind in kinds if kind != IGNORE]
-    legend += [("not labelled", UNLABELLED)] * bool(IGNORE in kinds)
     total = 3 * panel[0] + 4 * GAP
-    rows = wrap(legend, total - 2 * GAP)
+    rows = wrap(legend_of([truth, predicted], classes, palette), total - 2 * GAP)
     canvas = Image.new("RGB", (total, LINE + panel[1] + GAP + LINE * len(rows) + GAP), "white")
     draw = ImageDraw.Draw(canvas)
     pictures = (
@@ -40,11 +37,7 @@ def comparison(
             Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST
         )  # small pictures keep their pixels
         canvas.paste(Image.fromarray(picture).resize(panel, smooth), (left, LINE))
-    for row, entries in enumerate(rows):
-        top = LINE + panel[1] + GAP + row * LINE
-        for left, name, color in entries:
-            draw.rectangle((GAP + left, top + 3, GAP + left + 14, top + 17), color, INK)
-            draw.text((GAP + left + 20, top + 1), name, INK, FONT)
+    draw_legend(draw, rows, LINE + panel[1] + GAP)
     return canvas
 
 
@@ -54,6 +47,22 @@ def tint(image: Bytes, labels: Bytes, palette: tuple[Color, ...]) -> Bytes:
     colors[: len(palette)] = palette
     grey: NDArray[np.float32] = image.mean(axis=2, keepdims=True, dtype=np.float32)
     return np.rint(OPACITY * colors[labels] + (1 - OPACITY) * grey).astype(np.uint8)
+
+
+def legend_of(masks: list[Bytes], classes: tuple[str, ...], palette: tuple[Color, ...]) -> list[tuple[str, Color]]:
+    """Name and colour of the classes that occur in any of `masks`."""
+    kinds = sorted(set().union(*(np.unique(mask).tolist() for mask in masks)))
+    legend = [(classes[kind], palette[kind]) for kind in kinds if kind != IGNORE]
+    return legend + [("not labelled", UNLABELLED)] * (IGNORE in kinds)
+
+
+def draw_legend(draw: ImageDraw.ImageDraw, rows: list[list[tuple[int, str, Color]]], top: int) -> None:
+    """Draw what `wrap` gives, from `top` downwards."""
+    for row, entries in enumerate(rows):
+        line = top + row * LINE
+        for left, name, color in entries:
+            draw.rectangle((GAP + left, line + 3, GAP + left + 14, line + 17), color, INK)
+            draw.text((GAP + left + 20, line + 1), name, INK, FONT)
 
 
 def wrap(legend: list[tuple[str, Color]], width: int) -> list[list[tuple[int, str, Color]]]:

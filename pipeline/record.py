@@ -28,7 +28,13 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5c
 
 
 def record(
-    experiment: Experiment, dataset: str, result: Result, params: dict[str, Any], runs: Path, reports: Path
+    experiment: Experiment,
+    dataset: str,
+    result: Result,
+    params: dict[str, Any],
+    runs: Path,
+    reports: Path,
+    data: Path,
 ) -> None:
     """Make sure that `result` has a complete run, going on with the live one of its training if there is one."""
     if experiment.runs(key=result.key, complete="1"):
@@ -59,7 +65,8 @@ def record(
     finals = {f"final/{name}": value for name, value in result.scores.items()}
     finals |= {f"perf/{name}": facts[name] for name in ("images_per_second", "seconds") if name in facts}
     experiment.add_curves(run, [(0, finals)], lambda _: start)
-    add_dataset(experiment, run, dataset, result)
+    add_dataset(experiment, run, dataset, result, data)
+    add_card(experiment, run, result, reports / "data" / dataset, data)
     add_artifacts(experiment, run, result, facts, runs, reports)
     client.set_terminated(run, end_time=end)
     client.set_tag(run, "complete", "1")
@@ -73,13 +80,22 @@ def training_facts(path: Path, result: Result) -> Facts:
     return facts if facts.get("weights") == result.weights else {}
 
 
-def add_dataset(experiment: Experiment, run: str, dataset: str, result: Result) -> None:
+def add_dataset(experiment: Experiment, run: str, dataset: str, result: Result, data_folder: Path) -> None:
     """Name the data by its fingerprint, without a copy."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    source = json.dumps({"uri": f"data/{dataset}/manifest.json"})
+    source = json.dumps({"uri": (data_folder / "manifest.json").as_posix()})
     data = Dataset(dataset, result.fingerprint["data"][:16], "local", source, profile=json.dumps(result.images))
     experiment.client.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", "training, evaluation")])])
+
+
+def add_card(experiment: Experiment, run: str, result: Result, card: Path, data: Path) -> None:
+    """Add the card of the data and its sheet, if they are there and of the data that `result` saw."""
+    facts = card / "card.json"
+    if facts.exists() and json.loads(facts.read_text(encoding="utf-8"))["fingerprint"] == result.fingerprint["data"]:
+        for file in (card / "card.md", data / "sheet.png"):
+            if file.exists():
+                experiment.client.log_artifact(run, str(file), "data")
 
 
 def add_artifacts(experiment: Experiment, run: str, result: Result, facts: Facts, runs: Path, reports: Path) -> None:

@@ -79,7 +79,7 @@ def run(
             for seed in params.seeds
         }
         try:
-            results, page = synchronise(dataset, cells, local, wanted, runs, reports)
+            results, page = synchronise(dataset, cells, local, wanted, runs, reports, data)
         except TrackingError as error:
             print(f"warning: no MLflow, so {records} alone fills the table, unrecorded: {error}", file=sys.stderr)
     rows = []
@@ -106,6 +106,7 @@ def synchronise(
     wanted: dict[Place, dict[str, str]],
     runs: Path,
     reports: Path,
+    data: Path,
 ) -> tuple[dict[Place, Result], str]:
     """Record `local`; return the results as MLflow has them, and the page that shows them. Raises TrackingError.
 
@@ -114,7 +115,7 @@ def synchronise(
     results: dict[Place, Result] = {}
     with open_experiment(dataset, timeout=20) as experiment, locked(experiment.uri):
         for result in local.values():
-            record(experiment, dataset, result, settings(cells[result.cell], result.seed), runs, reports)
+            record(experiment, dataset, result, settings(cells[result.cell], result.seed), runs, reports, data)
         for place, tags in wanted.items():
             own = local.get(place)
             found = read_back(experiment, {"key": own.key} if own else tags) or own

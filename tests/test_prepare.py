@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from deeplab.errors import DataError
 from deeplab.store import Store
@@ -172,23 +173,54 @@ def test_an_image_in_both_train_and_val_is_refused(tmp_path):
         prepare.run("voc", config, ("train", "val"), tmp_path / "raw", tmp_path / "store")
 
 
-def test_all_problems_are_listed_together_and_no_store_is_left(tmp_path):
-    write_ade20k(tmp_path / "raw", train=25)
-    root = tmp_path / "raw/ADEChallengeData2016"
-    for index in range(21):
-        (root / f"images/training/ADE_train_{index:08}.jpg").write_bytes(b"broken")
-    (root / "annotations/training/ADE_train_00000021.png").unlink()
-    write_grey_mask(root / "annotations/validation/ADE_val_00000000.png", labels((0, 151)))
+def break_ade20k(raw):
+    """Write 26 samples and break 24 of them, each as one of the four kinds of problem; the worst ones last."""
+    write_ade20k(raw, train=25)
+    root = raw / "ADEChallengeData2016"
+    images, masks = root / "images/training", root / "annotations/training"
+    for index in range(2):
+        write_grey_mask(masks / f"ADE_train_{index:08}.png", labels((0, 151)))
+    Image.new("RGB", (36, 24)).save(masks / "ADE_train_00000002.png")
+    write_image(images / "ADE_train_00000003.jpg", size=(24, 35))
+    for index in range(5, 25):
+        (images / f"ADE_train_{index:08}.jpg").write_bytes(b"broken")
+    (masks / "ADE_train_00000024.png").unlink()
+
+
+def test_all_problems_are_told_together_worst_first_and_no_store_is_left(tmp_path):
+    break_ade20k(tmp_path / "raw")
     with pytest.raises(DataError) as caught:
         prepare_ade20k(tmp_path, 25, 1)
     first, *listed, last = str(caught.value).split("\n  ")
     assert (
-        first == f"{tmp_path}/raw: 23 of 26 samples cannot be used. Mend or replace these files, nothing was written:"
+        first == f"{tmp_path}/raw: 24 of 26 samples cannot be used. Mend or replace these files, nothing was written:"
     )
-    assert len(listed) == 20
-    assert listed[0].endswith("ADE_train_00000000.jpg: not a readable image, or cut short")
-    assert last == "and 3 more"
+    assert [line.partition(": ")[0][-12:] for line in listed] == [f"{index:08}.jpg" for index in range(5, 25)]
+    assert listed[0].endswith("ADE_train_00000005.jpg: not a readable image, or cut short")
+    assert last == f"and 4 more. All: {tmp_path}/store.problems.txt"
+    in_file = (tmp_path / "store.problems.txt").read_text().splitlines()
+    assert in_file[:20] == listed
+    kinds = [
+        "00003.png: the mask is 36x24, but ",
+        "00002.png: a picture of mode RGB",
+        "00000.png: label 151",
+        "00001.png: label 151",
+    ]
+    for line, kind in zip(in_file[20:], kinds, strict=True):
+        assert kind in line
     assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_the_list_of_problems_goes_when_they_are_mended(tmp_path):
+    write_ade20k(tmp_path / "raw")
+    mask = tmp_path / "raw/ADEChallengeData2016/annotations/training/ADE_train_00000000.png"
+    mask.unlink()
+    with pytest.raises(DataError, match=rf"\n  {mask}: missing\n  This list: {tmp_path}/store.problems.txt$"):
+        prepare_ade20k(tmp_path)
+    assert (tmp_path / "store.problems.txt").read_text() == f"{mask}: missing\n"
+    write_grey_mask(mask, labels((0, 1)))
+    prepare_ade20k(tmp_path)
+    assert not (tmp_path / "store.problems.txt").exists()
 
 
 def test_an_image_and_a_mask_of_different_size_are_named(tmp_path):
@@ -242,7 +274,18 @@ def test_lines_tell_the_progress_where_there_is_no_terminal(monkeypatch, capsys)
 
 
 def test_the_command_ends_with_one_line_and_the_code_of_bad_data(tmp_path):
-    command = [sys.executable, "-m", "pipeline.prepare", "voc", "--raw", tmp_path / "raw", "--out", tmp_path / "store"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.prepare",
+        "voc",
+        "--raw",
+        tmp_path / "raw",
+        "--out",
+        tmp_path / "store",
+        "--card",
+        tmp_path / "card",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 65
     assert done.stderr == (

@@ -85,11 +85,28 @@ def test_a_run_holds_params_curves_final_numbers_origin_and_artifacts(folder):
         }
         assert steps(experiment, number, "train/loss") == [20, 40, 60]
         assert steps(experiment, number, "final/mIoU") == [0]
-        assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["shapes"]
+        (given,) = run.inputs.dataset_inputs
+        assert (given.dataset.name, given.dataset.source_type) == ("shapes", "local")
+        assert folder.data.startswith(given.dataset.digest)
+        assert len(given.dataset.digest) == 16
+        assert json.loads(given.dataset.source) == {"uri": "data/shapes/manifest.json"}
+        assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "training, evaluation")]
         files = {file.path for file in experiment.client.list_artifacts(number)}
         assert files == {"classes.csv", "classes.json", "classes.png", "confusion.png", "history.csv", "overlays"}
         assert len(experiment.client.list_artifacts(number, "overlays")) == 8
         assert run.info.artifact_uri.startswith(f"file://{folder.path}/mlartifacts/deeplabv3-shapes/")
+
+
+@pytest.mark.parametrize(("fingerprint", "artifacts"), [(None, {"data/card.md", "data/sheet.png"}), ("other", set())])
+def test_a_run_holds_the_card_of_the_data_that_it_saw_and_of_no_other(folder, fingerprint, artifacts):
+    folder.write("reports/data/shapes/card.json", {"fingerprint": fingerprint or folder.data})
+    (folder.path / "reports/data/shapes/card.md").write_text("# Data card: shapes")
+    (folder.path / "data/shapes/sheet.png").write_bytes(b"a picture")
+    folder.measure(CELL, 0.5)
+    folder.tables()
+    with open_experiment("shapes", timeout=5) as experiment:
+        (run,) = experiment.runs()
+        assert {file.path for file in experiment.client.list_artifacts(run.info.run_id, "data")} == artifacts
 
 
 def test_the_page_of_the_runs_opens_with_columns_of_results(experiment):

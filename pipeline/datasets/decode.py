@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeplab.decode import read_content
-from deeplab.errors import DataError
+from deeplab.errors import DataError, LabelError, MaskModeError
 from deeplab.store import Bytes, Color
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def read_labels(path: Path) -> Bytes:
     """The labels in the mask `path` as (H, W): the indices of a palette, never its colours."""
     picture = read_picture(path)
     if picture.mode not in ("P", "L"):
-        raise DataError(
+        raise MaskModeError(
             f"{path}: a picture of mode {picture.mode}, expected a mask with one 8-bit label per pixel (mode P or L). "
             "It was probably saved again as colours: take the original file. "
             "(For masks that are meant to hold colours the format folder has masks_are: colors.)"
@@ -41,7 +41,7 @@ def read_colors(path: Path, labels: dict[Color, int]) -> Bytes:
     if wrong.any():
         row, column = divmod(int(wrong.argmax()), wrong.shape[1])
         red, green, blue = rgb[row, column]
-        raise DataError(
+        raise LabelError(
             f"{path}: colour {red} {green} {blue} at row {row}, column {column} is none of the {len(known)} in the "
             f"table of classes ({int(wrong.sum()):,} pixels have such a colour)"
         )
@@ -61,7 +61,9 @@ def read_picture(path: Path) -> "Image.Image":
     except Exception as error:  # noqa: BLE001  a broken file makes Pillow raise nearly anything
         raise DataError(f"{path}: not a readable mask, or cut short ({type(error).__name__})") from None
     if picture.format in ("JPEG", "WEBP"):
-        raise DataError(f"{path}: a mask saved as {picture.format}, which blurs labels. Take the original, a PNG say.")
+        raise MaskModeError(
+            f"{path}: a mask saved as {picture.format}, which blurs labels. Take the original, a PNG say."
+        )
     return picture
 
 
@@ -78,7 +80,7 @@ def to_train_ids(labels: Bytes, table: LabelTable, path: Path) -> Bytes:
     wrong = train_ids < 0
     if wrong.any():
         row, column = divmod(int(wrong.argmax()), wrong.shape[1])
-        raise DataError(
+        raise LabelError(
             f"{path}: label {labels[row, column]} at row {row}, column {column} is out of range, expected "
             f"{legal_labels(table)} ({int(wrong.sum()):,} such pixels)"
         )
