@@ -10,7 +10,7 @@ from pipeline.params import DatasetConfig
 
 def dataset_config(kind, images, allow_subset=False):
     """The settings of a data set whose published numbers are `images`."""
-    return DatasetConfig(title="A data set", format=kind, images=images, allow_subset=allow_subset)
+    return DatasetConfig(title="A data set", format=kind, archives=(), images=images, allow_subset=allow_subset)
 
 
 def write_voc(raw, train=("a1", "a2"), val=("b1",), sbd_train=("a1", "c1"), sbd_val=("b1", "c2")):
