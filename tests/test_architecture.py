@@ -102,6 +102,19 @@ def test_only_names_are_pasted_into_commands_and_paths():
     assert set(re.findall(r"\$\{([^}]*)\}", (ROOT / "dvc.yaml").read_text())) <= allowed
 
 
+def test_raw_data_is_no_out_of_a_stage():
+    """DVC deletes outs before it runs a stage, and a user's own or linked data with them."""
+    for stage in STAGES.values():
+        for out in (out for kind in ("outs", "metrics", "plots") for out in stage["do"].get(kind, [])):
+            path = out if isinstance(out, str) else next(iter(out))
+            assert not path.startswith(("data/raw", "data/archives"))
+
+
+def test_a_moved_archive_or_another_title_prepares_nothing_again():
+    params = {param for param in STAGES["prepare"]["do"]["params"] if param.startswith("datasets")}
+    assert params == {f"datasets.${{key}}.{name}" for name in ("format", "images", "allow_subset")}
+
+
 def test_no_stage_depends_on_the_runtime_settings():
     for stage in STAGES.values():
         assert not any(param.startswith("runtime") for param in stage["do"].get("params", []))
