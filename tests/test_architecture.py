@@ -4,12 +4,14 @@ import ast
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
 from pipeline.datasets import FORMATS
+from pipeline.params import DatasetConfig
 
 ROOT = Path(__file__).parents[1]
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -112,7 +114,8 @@ def test_raw_data_is_no_out_of_a_stage():
 
 def test_a_moved_archive_or_another_title_prepares_nothing_again():
     params = {param for param in STAGES["prepare"]["do"]["params"] if param.startswith("datasets")}
-    assert params == {f"datasets.${{key}}.{name}" for name in ("format", "images", "allow_subset")}
+    used = {field.name for field in fields(DatasetConfig)} - {"title", "archives"}
+    assert params == {f"datasets.${{key}}.{name}" for name in used}
 
 
 def test_no_stage_depends_on_the_runtime_settings():
