@@ -3,7 +3,9 @@
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from deeplab.errors import DataError, NonFiniteError, SettingsError
@@ -60,3 +62,14 @@ def describe(mistake: BaseException) -> str:
     if text.startswith("Caught DataError in DataLoader worker"):  # torch adds the worker's traceback
         return text.rstrip().rsplit("DataError: ", 1)[-1]
     return text
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name `path` in an OSError: writing to an open file raises one that does not say which disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # a library's own error, say of gzip
+            raise
+        raise OSError(error.errno, error.strerror, error.filename or str(path)) from None

@@ -36,8 +36,8 @@ def signals_noted() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def locked(path: Path, name: str) -> Iterator[None]:
-    """Hold the cell's lock. The kernel frees it when the process ends, however that happens."""
+def locked(path: Path, name: str, doing: str = "trained") -> Iterator[None]:
+    """Hold the lock of what is being `doing`. The kernel frees it when the process ends, however that happens."""
     deadline = time.monotonic() + LOCK_PATIENCE
     with path.open("a+") as file:
         while True:
@@ -48,7 +48,7 @@ def locked(path: Path, name: str) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     file.seek(0)
                     raise BusyError(
-                        f"{name}: already being trained ({file.read().strip()}). Wait for it, or end it."
+                        f"{name}: already being {doing} ({file.read().strip()}). Wait for it, or end it."
                     ) from None
                 time.sleep(0.2)
         file.truncate(0)

@@ -10,7 +10,8 @@ from pipeline.params import DatasetConfig
 
 def dataset_config(kind, images, allow_subset=False, **options):
     """The settings of a data set whose published numbers are `images`."""
-    return DatasetConfig(title="A data set", format=kind, images=images, allow_subset=allow_subset, **options)
+    settings = {"archives": (), **options}
+    return DatasetConfig(title="A data set", format=kind, images=images, allow_subset=allow_subset, **settings)
 
 
 def write_voc(raw, train=("a1", "a2"), val=("b1",), sbd_train=("a1", "c1"), sbd_val=("b1", "c2")):

@@ -4,12 +4,14 @@ import ast
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
 from pipeline.datasets import FORMATS
+from pipeline.params import DatasetConfig
 
 ROOT = Path(__file__).parents[1]
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -100,6 +102,20 @@ def test_only_names_are_pasted_into_commands_and_paths():
     """DVC pastes unquoted: any other value could run a command or make DVC delete a folder."""
     allowed = {"key", "item.dataset", "item.format", "grid", "datasets"}
     assert set(re.findall(r"\$\{([^}]*)\}", (ROOT / "dvc.yaml").read_text())) <= allowed
+
+
+def test_raw_data_is_no_out_of_a_stage():
+    """DVC deletes outs before it runs a stage, and a user's own or linked data with them."""
+    for stage in STAGES.values():
+        for out in (out for kind in ("outs", "metrics", "plots") for out in stage["do"].get(kind, [])):
+            path = out if isinstance(out, str) else next(iter(out))
+            assert not path.startswith(("data/raw", "data/archives"))
+
+
+def test_a_moved_archive_or_another_title_prepares_nothing_again():
+    params = {param for param in STAGES["prepare"]["do"]["params"] if param.startswith("datasets")}
+    used = {field.name for field in fields(DatasetConfig)} - {"title", "archives"}
+    assert params == {f"datasets.${{key}}.{name}" for name in used}
 
 
 def test_no_stage_depends_on_the_runtime_settings():

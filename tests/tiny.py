@@ -76,7 +76,15 @@ def tiny_params(path, edit=None):
     params = YAML(typ="safe").load((Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8"))
     params["grid"] = {"tiny_os8": {"dataset": "tiny", "backbone": "resnet18", "output_stride": 8, "pretrained": False}}
     params["datasets"] = {
-        "tiny": {"title": "Tiny", "format": "shapes", "images": {"train": 12, "val": 4}, "allow_subset": False}
+        "tiny": {
+            "title": "Tiny",
+            "format": "shapes",
+            "archives": [],
+            "images": {"train": 12, "val": 4},
+            "allow_subset": False,
+            "store": "packed",
+            "folder": None,
+        }
     }
     recipe = {"train_split": "train", "val_split": "val", "crop": [32, 32], "resize": [48, 32], "lr": 0.01}
     small = {"model": {"aspp_channels": 8, "auxiliary_channels": 8}, "train": {"threads": 1}}
