@@ -11,7 +11,8 @@ demo: .venv/ready  ## the synthetic grid, from nothing to a filled table
 	python -m pipeline.grid readme@shapes
 	@cat reports/tables/shapes.md
 	@echo "This table is in README.md too, its numbers in reports/tables/shapes.csv, predictions in reports/figures/."
-	@echo "To look at the runs: make ui"
+	@echo "To look at the runs: make ui, then open the address behind \"then\":"
+	@grep -h '^the runs:' runs/.logs/tables@shapes.log 2>/dev/null || true
 
 test: .venv/ready  ## what CI runs
 	ruff check .
