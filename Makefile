@@ -1,5 +1,6 @@
 # `make demo` and `make test` need Python 3.11 and nothing else; both set up .venv first.
 PYTHON ?= python3.11
+PORT ?= 5000
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE  # without compiled files each of the stages starts twice as slowly
 export DVC_NO_ANALYTICS := 1
@@ -23,7 +24,8 @@ test: .venv/ready  ## what CI runs
 check: test
 
 ui: .venv/ready mlflow.db  ## look at the runs; loopback only
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} \
+		--workers 1 --port $(PORT)
 
 mlflow.db: | .venv/ready  # a fresh clone, say: complete the record from what is committed
 	dvc repro --force --single-item --glob 'tables@*'

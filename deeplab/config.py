@@ -56,6 +56,8 @@ class RecipeConfig:
                 "batch_size: got 1, expected 2 or more: the image pooling branch of ASPP gives one value per channel, "
                 "and batch normalisation has no variance over one value"
             )
+        if self.train_split == self.val_split:
+            raise ValueError(f"val_split: got {self.val_split!r}, expected another split than train_split")
         if self.resize[0] < self.resize[1]:
             raise ValueError(f"resize: got {list(self.resize)}, expected [long side, short side]")
 

@@ -169,12 +169,15 @@ class Store:
         if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
             raise DataError(f"{path}: not a manifest of version {VERSION}. Prepare the data set again.")
         self.fingerprint = hashlib.sha256(content).hexdigest()
-        self.classes: tuple[str, ...] = tuple(manifest["classes"])
-        self.palette: tuple[Color, ...] = tuple((r, g, b) for r, g, b in manifest["palette"])
-        self.records = [
-            Record(**{**sample, "pixels": {int(label): count for label, count in sample["pixels"].items()}})
-            for sample in manifest["samples"]
-        ]
+        try:
+            self.classes: tuple[str, ...] = tuple(manifest["classes"])
+            self.palette: tuple[Color, ...] = tuple((r, g, b) for r, g, b in manifest["palette"])
+            self.records = [
+                Record(**{**sample, "pixels": {int(label): count for label, count in sample["pixels"].items()}})
+                for sample in manifest["samples"]
+            ]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{path}: damaged ({error!r}). Prepare the data set again.") from None
         self.files = read_files(folder, len(self.records))
         total = sum(record.height * record.width for record in self.records)
         for name, expected in ((IMAGES, 0 if self.files else 3 * total), (MASKS, total)):

@@ -58,6 +58,8 @@ def describe(mistake: BaseException) -> str:
     if isinstance(mistake, OSError) and mistake.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         place = f"{mistake.filename}: " if mistake.filename else ""
         return f"{place}no space left on the disk. Free some and run the same command again."
+    if isinstance(mistake, FileNotFoundError) and mistake.filename:
+        return f"{mistake.filename}: no such file or folder"
     text = str(mistake)
     if text.startswith("Caught DataError in DataLoader worker"):  # torch adds the worker's traceback
         return text.rstrip().rsplit("DataError: ", 1)[-1]

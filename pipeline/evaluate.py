@@ -99,19 +99,19 @@ def check_weights(files: Iterable[Path], name: str, cell: Cell, store: "Store") 
     from safetensors import SafetensorError, safe_open
 
     remedy = f"Run: dvc repro train@{name}"
-    codes = set()
+    codes: set[str] = set()
     for file in files:
         if not file.exists():
             raise FileNotFoundError(f"{file}: no such weights. {remedy}")
         try:
             with safe_open(file, framework="numpy") as content:
-                said: dict[str, str] = content.metadata() or {}
-        except SafetensorError as error:
+                said: dict[str, Any] = json.loads((content.metadata() or {}).get("about", "{}"))
+        except (SafetensorError, ValueError) as error:
             raise DataError(f"{file}: damaged ({error}). {remedy}") from None
         expected = {
             "other settings": ("cell", cell.fingerprint),
             "other data": ("data", store.fingerprint),
-            "other classes": ("classes", json.dumps(store.classes)),
+            "other classes": ("classes", list(store.classes)),
         }
         if differ := [what for what, (key, value) in expected.items() if said.get(key) != value]:
             raise DataError(f"{file}: trained with {' and '.join(differ)} than there are now. {remedy}")

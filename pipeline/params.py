@@ -102,7 +102,7 @@ class Sections:
     """The file as it is written, before recipes and rows are laid over the shared sections."""
 
     grid: dict[str, GridRow]
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)]
     datasets: dict[str, DatasetConfig]
     recipes: dict[str, dict[str, Any]]
     model: dict[str, Any]

@@ -5,12 +5,15 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from deeplab.config import Cell, digest
 from deeplab.errors import DataError
 from pipeline.params import Params
 from pipeline.provenance import code_fingerprint
+
+EQUIVALENT_CODE = "equivalent_code.txt"  # fingerprints of older code, proven to give the same numbers, and why
 
 SCORES = ("mIoU", "pixel_accuracy", "mean_accuracy", "classes_evaluated")
 FINGERPRINTS = ("cell", "data", "code", "protocol")
@@ -37,9 +40,10 @@ class Result:
 
 
 def read_results(
-    cells: dict[str, Cell], params: Params, records: Path, manifest: Path
+    cells: dict[str, Cell], params: Params, records: Path, reports: Path, manifest: Path
 ) -> tuple[dict[Place, Result], dict[str, str]]:
-    """The results in `records` that are of today's settings and data, and for each other cell why it has none."""
+    """The results in `records` that are of today's settings, data and code, and for each other cell why it has none."""
+    codes = accepted_code(reports / EQUIVALENT_CODE)
     results: dict[Place, Result] = {}
     reasons: dict[str, str] = {}
     data = manifest_fingerprint(manifest)
@@ -50,7 +54,8 @@ def read_results(
             continue
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            if changed := out_of_date(found, cell, params, data):
+            check_record(found, name, reports / "metrics" / f"{name}.json")
+            if changed := out_of_date(found, cell, params, data, codes):
                 reasons[name] = f"{path} is of other {changed}. Run: dvc repro evaluate@{name}"
             else:
                 results |= {(name, result.seed): result for result in results_in(found, params)}
@@ -60,11 +65,37 @@ def read_results(
     return results, reasons
 
 
-def out_of_date(found: dict[str, Any], cell: Cell, params: Params, data: str | None) -> str:
+def accepted_code(path: Path) -> set[str]:
+    """The fingerprints of today's training code and of those that `path` lists, one a line before its reason."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {code_fingerprint(), *(line.split()[0] for line in lines if line.strip() and not line.startswith("#"))}
+
+
+def check_record(found: dict[str, Any], name: str, metrics: Path) -> None:
+    """Raise ValueError for what `evaluate` cannot have written: another cell, no share, not what `metrics` says."""
+    if found["cell"] != name:
+        raise ValueError(f"it is of the cell {found['cell']}")
+    main_protocol = next(iter(found["protocols"]))
+    for score in SCORES:
+        values = [scores[main_protocol][score] for scores in found["seeds"].values()]
+        limit = 1.0 if score != "classes_evaluated" else float("inf")
+        if not all(0 <= value <= limit for value in values):
+            raise ValueError(f"{score} is {values}")
+        said = json.loads(metrics.read_text(encoding="utf-8")).get(score) if metrics.exists() else None
+        if said is not None and abs(said - fmean(values)) > (1e-5 if limit == 1 else 0.51):
+            raise ValueError(f"{score} is {fmean(values)}, but {said} in {metrics}")
+    if not all(isinstance(count, int) for count in found["images"].values()):
+        raise ValueError(f"images is {found['images']}")
+    if not all({"file", "sha256"} <= weights.keys() for weights in found["weights"].values()):
+        raise ValueError(f"weights is {found['weights']}")
+
+
+def out_of_date(found: dict[str, Any], cell: Cell, params: Params, data: str | None, codes: set[str]) -> str:
     """What of a record is not today's; empty when all is."""
     same = {
         "settings": found["fingerprint"]["cell"] == cell.fingerprint,
         "data": data in (None, found["fingerprint"]["data"]),
+        "code": found["fingerprint"]["code"] in codes,
         "protocols": digest(found["protocols"]) == digest(protocol_settings(params)),
         "seeds": {str(seed) for seed in params.seeds} <= found["seeds"].keys(),
     }

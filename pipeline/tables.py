@@ -68,7 +68,7 @@ def run(
     config = params.dataset(dataset)
     cells = {name: cell for name, cell in params.cells.items() if cell.dataset == dataset}
     manifest = data / "manifest.json"
-    local, reasons = read_results(cells, params, records, manifest)
+    local, reasons = read_results(cells, params, records, reports, manifest)
     results, page = local, ""
     # Nothing can be looked up as long as nothing says what the data must be.
     known = manifest_fingerprint(manifest) or next((result.fingerprint["data"] for result in local.values()), None)
@@ -160,7 +160,7 @@ def csv_row(row: Row) -> dict[str, Any]:
         **{score: row.mean(score) if results else None for score in SCORES},
         "mIoU_std": row.spread("mIoU"),
         **{f"{part}_images": first and first.images.get(split) for part, split in splits(row).items()},
-        "runs": " ".join(result.run for result in results),
+        "keys": " ".join(result.key for result in results),
         "cell_fingerprint": row.cell.fingerprint,
         "data_fingerprint": first and first.fingerprint["data"],
         "code_fingerprint": first and first.fingerprint["code"],

@@ -207,11 +207,12 @@ def save_weights(network: "nn.Module", path: Path, store: "Store", inputs: Input
         "data": inputs.data,
         "code": inputs.code,
         "dataset": inputs.cell.dataset,
-        "classes": json.dumps(store.classes),
-        "settings": json.dumps(asdict(inputs.cell)),
+        "classes": list(store.classes),
+        "settings": asdict(inputs.cell),
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    write_durably(path, save(tensors, metadata))
+    # One key: safetensors writes several in another order each time, and the same weights shall be the same file.
+    write_durably(path, save(tensors, {"about": json.dumps(metadata, sort_keys=True)}))
 
 
 def publish(name: str, params: Params, work: list[Path], out: Path) -> None:

@@ -59,7 +59,7 @@ class Place:
             "cell": self.cell.fingerprint,
             "data": self.store.fingerprint,
             "code": "c0de",
-            "classes": json.dumps(CLASSES),
+            "classes": list(CLASSES),
         }
         for seed in (0, 1):
             torch.manual_seed(seed)
@@ -69,7 +69,7 @@ class Place:
                 usual = network.eval()(sample).mean(dim=(0, 2, 3))
             network.classifier.bias.data -= usual.clone()  # about as often the first class as the second
             network.classifier.bias.data[2] = -1e6  # and never the last
-            save_file(network.state_dict(), self.weights / f"seed{seed}.safetensors", self.said)
+            save_file(network.state_dict(), self.weights / f"seed{seed}.safetensors", {"about": json.dumps(self.said)})
 
     def run(self, out="out"):
         out = self.folder / out
@@ -90,7 +90,7 @@ class Place:
     def say(self, seed, **changed):
         """Change the metadata of a seed's weights."""
         path = self.weights / f"seed{seed}.safetensors"
-        save_file(load_file(path), path, self.said | changed)
+        save_file(load_file(path), path, {"about": json.dumps(self.said | changed)})
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +269,7 @@ def test_weights_of_another_network_are_refused_although_their_settings_agree(pl
     path = place.weights / "seed0.safetensors"
     tensors = load_file(path)
     del tensors["classifier.bias"]
-    save_file(tensors, path, place.said)
+    save_file(tensors, path, {"about": json.dumps(place.said)})
     with pytest.raises(DataError, match="does not fit the network as it is built now"):
         place.run()
 

@@ -73,7 +73,7 @@ def test_a_measured_cell_shows_percent_and_links_and_the_second_time_nothing_cha
     (run,) = recorded()
     sheet = Path("reports/tables/shapes.csv").read_text()
     row = pd.read_csv("reports/tables/shapes.csv").iloc[0]
-    assert (row["cell"], row["mIoU"], row["train_images"], row["runs"]) == (CELL, 0.777249, 320, run.info.run_id)
+    assert (row["cell"], row["mIoU"], row["train_images"], row["keys"]) == (CELL, 0.777249, 320, run.data.tags["key"])
     assert row["data_fingerprint"] == folder.data
     assert row["weights_sha256"] == folder.weights(CELL, 0)["sha256"]
 
@@ -212,3 +212,48 @@ def test_a_broken_metrics_file_is_named(folder, content):
     path.write_text(content)
     with pytest.raises(DataError, match=rf"{path}: not as evaluate writes it .* Run: dvc repro -f evaluate@{CELL}"):
         folder.tables()
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("cell",), "another", "it is of the cell another"),
+        (("seeds", "0", "single_scale", "mIoU"), 7.5, r"mIoU is \[7.5\]"),
+        (("seeds", "0", "single_scale", "mIoU"), float("nan"), r"mIoU is \[nan\]"),
+        (("images", "train"), "many", "images is"),
+        (("weights", "0"), None, "not as evaluate writes it"),
+    ],
+)
+def test_a_record_that_evaluate_cannot_have_written_is_refused(folder, place, value, message):
+    folder.measure(CELL, 0.5)
+    path = Path(f"reports/records/shapes/{CELL}.json")
+    record = json.loads(path.read_text())
+    inner = record
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(record))
+    with pytest.raises(DataError, match=message):
+        folder.tables()
+
+
+def test_a_record_edited_by_hand_disagrees_with_its_metrics(folder):
+    folder.measure(CELL, 0.5)
+    Path("reports/metrics").mkdir()
+    Path(f"reports/metrics/{CELL}.json").write_text('{"mIoU": 0.4}')
+    with pytest.raises(DataError, match="mIoU is 0.5, but 0.4 in reports/metrics"):
+        folder.tables()
+
+
+def test_a_number_of_other_code_is_not_shown_unless_that_code_is_accepted(folder, capsys):
+    folder.measure(CELL, 0.5)
+    path = Path(f"reports/records/shapes/{CELL}.json")
+    record = json.loads(path.read_text())
+    record["fingerprint"]["code"] = "0" * 64
+    path.write_text(json.dumps(record))
+    assert "50.00%" not in folder.tables()
+    assert "is of other code" in capsys.readouterr().err
+    Path("reports/equivalent_code.txt").write_text(
+        "# accepted\n" + "0" * 64 + " a renamed variable, same loss bit for bit\n"
+    )
+    assert "50.00%" in folder.tables()
