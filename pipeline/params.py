@@ -90,6 +90,7 @@ class RuntimeConfig:
     """What cannot move a number."""
 
     device: str
+    gpus_per_cell: Positive  # GPUs that share the batch of one cell
     workers: Annotated[int, Field(ge=0)]
     log_every: Positive
     checkpoint_every: Annotated[float, Field(gt=0)]  # seconds
