@@ -23,3 +23,7 @@ class LabelError(DataError):
 
 class NonFiniteError(ArithmeticError):
     """The loss is NaN or infinite."""
+
+
+class WorkerError(RuntimeError):
+    """A process that makes training samples died or hangs."""
