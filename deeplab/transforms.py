@@ -21,7 +21,7 @@ from deeplab.store import IGNORE, Bytes
 BRIGHTNESS, CONTRAST_BEFORE, SATURATION, HUE, CONTRAST_AFTER = range(5)
 NO_DISTORTION = (0.0, 1.0, 1.0, 0.0, 1.0)
 
-BAND = 64  # rows whose colours are changed at once on the CPU: as floats they stay in its cache
+BAND = 32  # rows whose colours are changed at once on the CPU: as floats they stay in its cache
 SPARSE = 16  # pixels from one looked at to the next when a frequent class is guessed
 
 
@@ -80,9 +80,33 @@ def cut(source: Bytes, region: Region, interpolation: int, out: Bytes | None = N
     With `out`, at least as large, it is written into the upper left corner of it, and that corner is returned.
     """
     part = source[region.top : region.bottom, region.left : region.right]
-    corner = None if out is None else out[: region.height, : region.width]
-    resized = cv2.resize(part, (region.width, region.height), dst=corner, interpolation=interpolation)
-    return resized.astype(np.uint8, copy=False)
+    corner = np.empty((region.height, region.width, *source.shape[2:]), np.uint8) if out is None else out
+    corner = corner[: region.height, : region.width]
+    if interpolation == cv2.INTER_NEAREST and source.ndim == 2:
+        take_nearest(part, corner)
+    else:
+        cv2.resize(part, (region.width, region.height), dst=corner, interpolation=interpolation)
+    return corner
+
+
+def take_nearest(part: Bytes, out: Bytes) -> None:
+    """cv2.resize(part, dst=out, interpolation=INTER_NEAREST) of one channel, in half the time: whole rows are taken,
+    and columns as the rows of the transposed.
+    """
+    rows, columns = nearest(part.shape[0], out.shape[0]), nearest(part.shape[1], out.shape[1])
+    shrinks = len(rows) < len(part)  # then first, to have less to do
+    wide = cv2.transpose(cv2.transpose(part[rows] if shrinks else part)[columns])
+    if shrinks:
+        out[:] = wide
+    else:
+        np.take(wide, rows, axis=0, out=out, mode="clip")
+
+
+def nearest(stored: int, resized: int) -> NDArray[np.uint16]:
+    """Which of `stored` pixels in a row each of `resized` ones shows, as OpenCV has it."""
+    row = np.arange(stored, dtype=np.uint16)[None]
+    places: NDArray[np.uint16] = cv2.resize(row, (resized, 1), interpolation=cv2.INTER_NEAREST)[0]
+    return places
 
 
 def one_class_covers(mask: Bytes, share: float) -> bool:
@@ -92,13 +116,20 @@ def one_class_covers(mask: Bytes, share: float) -> bool:
     than `share`, no other class can.
     """
     few = np.bincount(mask[::SPARSE, ::SPARSE].reshape(-1), minlength=IGNORE + 1)[:IGNORE]
-    covered = int(np.count_nonzero(mask == few.argmax()))
-    valid = max(1, mask.size - int(np.count_nonzero(mask == IGNORE)))
+    covered = count(mask, int(few.argmax()))
+    if covered / mask.size >= share:
+        return True
+    valid = max(1, mask.size - count(mask, IGNORE))
     if covered / valid >= share:
         return True
     if (valid - covered) / valid < share:
         return False
     return largest_share(mask) >= share
+
+
+def count(mask: Bytes, label: int) -> int:
+    """The number of pixels with that label."""
+    return int(np.count_nonzero(mask == label))  # a Python int: with numpy's, all pixels would become 64 bits wide
 
 
 def largest_share(mask: Bytes) -> float:
@@ -156,26 +187,25 @@ def distort_and_normalise(
 ) -> None:
     """Write normalise(distort(image)) into `out`, equal to rounding, many times faster on a CPU; both (H, W, 3)."""
     brightness, contrast_before, saturation, hue, contrast_after = (float(value) for value in distortion)
-    levels = np.clip(np.clip(np.arange(256) + brightness, 0, 255) * contrast_before, 0, 255)
-    if saturation == 1 and hue == 0:  # each channel by itself: all of it is one table
-        table = (np.clip(levels * contrast_after, 0, 255)[:, None] - mean) / std
-        cv2.LUT(image, table.astype(np.float32)[None], dst=out)
-        return
-    table = (levels / 255).astype(np.float32)
+    levels = np.clip(np.clip(np.arange(256) + brightness, 0, 255) * contrast_before, 0, 255).astype(np.float32)
     turn = np.array([[1, 0, 0, 2 * hue % 360], [0, saturation, 0, 0], [0, 0, 1, 0]], np.float32)  # of (hue, s, v, 1)
-    scale = np.column_stack([np.diag(255 * contrast_after / np.array(std)), -np.array(mean) / std]).astype(np.float32)
+    scale = np.column_stack([np.diag(contrast_after / np.array(std)), -np.array(mean) / std]).astype(np.float32)
     one, other = (np.empty((min(BAND, len(image)), *image.shape[1:]), np.float32) for _ in range(2))
     for top in range(0, len(image), BAND):
         source, result = image[top : top + BAND], out[top : top + BAND]
         rgb, hsv = one[: len(source)], other[: len(source)]
-        cv2.LUT(source, table, dst=rgb)
-        cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV, dst=hsv)
-        cv2.transform(hsv, turn, dst=hsv)
-        if saturation > 1:
-            np.minimum(hsv[..., 1], 1, out=hsv[..., 1])
-        cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=rgb)
+        if brightness == 0 and contrast_before == 1:
+            rgb[:] = source
+        else:
+            cv2.LUT(source, levels, dst=rgb)
+        if saturation != 1 or hue != 0:
+            cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV, dst=hsv)
+            cv2.transform(hsv, turn, dst=hsv)
+            if saturation > 1:
+                np.minimum(hsv[..., 1], 1, out=hsv[..., 1])
+            cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=rgb)
         if contrast_after > 1:
-            cv2.threshold(rgb, 1 / contrast_after, 0, cv2.THRESH_TRUNC, dst=rgb)
+            cv2.threshold(rgb, 255 / contrast_after, 0, cv2.THRESH_TRUNC, dst=rgb)
         cv2.transform(rgb, scale, dst=result)
 
 

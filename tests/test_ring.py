@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from deeplab import ring
 from deeplab.errors import DataError, SettingsError, SizeError, WorkerError
@@ -120,6 +121,43 @@ def test_a_free_slot_is_given_out_only_after_its_fence():
     slots.give_back(second)
     assert [slots.take(), slots.take()] == [first, second]
     assert waits == [0, 1]
+
+
+class Runtime:
+    """Stands for CUDA's, which this machine may not have."""
+
+    def __init__(self, code):
+        self.code, self.calls = code, []
+
+    def cudaHostRegister(self, address, size, flags):  # noqa: N802
+        self.calls.append(("register", address, size))
+        return self.code
+
+    def cudaHostUnregister(self, address):  # noqa: N802
+        self.calls.append(("unregister", address))
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_the_ring_is_page_locked_while_it_is_used_or_says_that_it_could_not(code, monkeypatch):
+    runtime = Runtime(code)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    slots = Ring(LAYOUT, 2)
+    address, size = slots.slots[0][0].ctypes.data, len(slots.memory)
+    said = pytest.warns(UserWarning, match="not pinned .CUDA error 2.") if code else nullcontext()
+    with said, ring.pinned(slots.memory, wanted=True):
+        assert runtime.calls == [("register", address, size)]
+    assert runtime.calls[1:] == ([] if code else [("unregister", address)])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_copies_to_a_real_device_get_their_own_batches():
+    copies = []
+    for images, _ in run(jobs=200, pin=True):
+        assert torch.from_numpy(images).is_pinned()
+        copies.append(torch.from_numpy(images).to("cuda", non_blocking=True))
+    assert [copy.unique().tolist() for copy in copies] == [[job] for job in range(200)]
 
 
 @pytest.mark.parametrize("kind", [DataError, SizeError, OSError])

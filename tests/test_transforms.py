@@ -26,6 +26,7 @@ from deeplab.transforms import (
     largest_share,
     normalise,
     one_class_covers,
+    take_nearest,
 )
 from tests.tiny import augment_config, recipe_config
 
@@ -211,6 +212,17 @@ def test_a_part_is_written_in_place_and_nowhere_else():
     np.testing.assert_array_equal(out[:21, :17], cut(source, region, cv2.INTER_LINEAR))
     assert (out[21:] == 7).all()
     assert (out[:, 17:] == 7).all()
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 90), st.integers(1, 90), st.integers(0, 5))
+def test_a_mask_is_resized_as_opencv_does(height, width, resized_height, resized_width, margin):
+    mask = np.random.default_rng(height).integers(0, 256, (height + margin, width + margin), dtype=np.uint8)
+    part = mask[margin:, margin:]
+    out = np.full((resized_height, resized_width + margin), 7, dtype=np.uint8)
+    take_nearest(part, out[:, :resized_width])
+    expected = cv2.resize(part, (resized_width, resized_height), interpolation=cv2.INTER_NEAREST)
+    np.testing.assert_array_equal(out[:, :resized_width], expected)
+    assert (out[:, resized_width:] == 7).all()
 
 
 def test_no_distortion_leaves_an_image_alone():
