@@ -172,10 +172,10 @@ def input_on_device(batch: Batch, model: ModelConfig, device: torch.device) -> t
 
 def input_on_cpu(batch: Batch, model: ModelConfig) -> tuple[Tensor, Tensor]:
     """One image after another; the masks are those of the batch."""
-    images = torch.empty(batch.images.shape)  # (N, H, W, 3)
-    columns = (batch.images.numpy(), batch.distortions.numpy(), batch.sizes.tolist(), images.numpy())
+    images = np.empty(batch.images.shape, dtype=np.float32)  # by numpy: it asks for large pages, torch does not
+    columns = (batch.images.numpy(), batch.distortions.numpy(), batch.sizes.tolist(), images)
     for image, distortion, (height, width), out in zip(*columns, strict=True):
         distort_and_normalise(image[:height, :width], distortion, model.mean, model.std, out[:height, :width])
         out[height:] = 0
         out[:height, width:] = 0
-    return images.permute(0, 3, 1, 2), batch.masks
+    return torch.from_numpy(images).permute(0, 3, 1, 2), batch.masks

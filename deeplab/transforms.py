@@ -6,6 +6,7 @@ picture by less than half a source pixel; image and mask always take the same re
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -102,10 +103,12 @@ def take_nearest(part: Bytes, out: Bytes) -> None:
         np.take(wide, rows, axis=0, out=out, mode="clip")
 
 
+@lru_cache(maxsize=256)
 def nearest(stored: int, resized: int) -> NDArray[np.uint16]:
     """Which of `stored` pixels in a row each of `resized` ones shows, as OpenCV has it."""
     row = np.arange(stored, dtype=np.uint16)[None]
     places: NDArray[np.uint16] = cv2.resize(row, (resized, 1), interpolation=cv2.INTER_NEAREST)[0]
+    places.flags.writeable = False
     return places
 
 
