@@ -1,9 +1,11 @@
-"""How much of the decode-only rate `prepare` keeps: the same files, the same processes, with and without a store.
+"""How much of the decode-only rate `prepare` keeps: the same files, the same decoders, with and without a store.
 
     python -m benchmarks.prepare [--images DIR]
 
+Both start as many processes and decode every image and mask; `prepare` also checks them and writes a store.
 A repetition runs both, one after the other; the ratio is the median over the repetitions, since a machine that others
-use too is faster or slower from one to the next. Expected: 0.80 or more.
+use too is faster or slower from one to the next. Expected: 0.80 or more. The last lines say what a sample costs in one
+process, part by part: CPU time, medians over the samples.
 """
 
 import argparse
@@ -12,23 +14,25 @@ import json
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 
 import cv2
 import numpy as np
 
-from pipeline import prepare
+from deeplab.store import checksum
+from deeplab.store_writer import StoreWriter, histogram
+from pipeline import pack, prepare
 from pipeline.datasets import voc
 from pipeline.datasets.layout import RawSample
 from pipeline.params import load_params
 
 SIZE = 375, 500  # height and width of a picture that is made
 MADE = 300
-CHUNK = 16  # samples that the decode-only run hands to a process at once
 
 
 def main() -> None:
@@ -43,29 +47,67 @@ def main() -> None:
         raw = Path(folder) / "raw"
         count = write_voc(raw, sorted(args.images.glob("*.jpg")) if args.images else [])
         rates = [compare(raw, count, Path(folder) / "store", args.processes) for _ in range(args.repetitions + 1)][1:]
+        costs = profile(raw, Path(folder) / "profile")
     decode, whole, ratio = (statistics.median(column) for column in zip(*rates, strict=True))
     print(f"{count} images, {args.processes} processes, median of {args.repetitions} repetitions")
     print(f"decode only  {decode:7.1f} images/s\nprepare      {whole:7.1f} images/s")
+    for part, cost in costs.items():
+        print(f"{part:28}{cost:7.3f} ms")
     print(json.dumps({"prepare_ratio": round(ratio, 3)}))
 
 
 def compare(raw: Path, count: int, out: Path, processes: int) -> tuple[float, float, float]:
     """Images/s of decoding alone and of prepare, and the ratio of prepare to it."""
     config = replace(load_params().dataset("voc"), images={"train": count - 1, "val": 1}, allow_subset=True)
-    samples = [sample for split in ("train", "val") for sample in voc.voc_split(raw, split)]
+    samples = [(split, sample) for split in ("train", "val") for sample in voc.voc_split(raw, split)]
+    rmtree(out, ignore_errors=True)  # to prepare a set for the first time is not to remove an older store
     decode = seconds(lambda: decode_only(samples, processes))
     whole = seconds(lambda: prepare.run("voc", config, ("train", "val"), raw, out, processes))
     return count / decode, count / whole, decode / whole
 
 
-def decode_only(samples: list[RawSample], processes: int) -> None:
+def decode_only(samples: list[tuple[str, RawSample]], processes: int) -> None:
     """What prepare cannot do without: load every sample, and drop it."""
-    with ProcessPoolExecutor(processes, initializer=prepare.start_worker) as pool:
-        assert sum(pool.map(pixels, samples, chunksize=CHUNK)) > 0
+    work = pack.plan("voc", samples, Path(), packed=True)
+    parts = [
+        [sample for _, sample in samples[start : start + pack.CHUNK]] for start in range(0, len(samples), pack.CHUNK)
+    ]
+    with pack.started(work, processes) as pool:
+        assert sum(pool.map(pixels, parts)) > 0
 
 
-def pixels(sample: RawSample) -> int:
-    return voc.load(sample)[1].size
+def pixels(samples: list[RawSample]) -> int:
+    """Load some samples, and say how many pixels they have."""
+    return sum(voc.load_image(sample).size // 3 + voc.load_mask(sample).size for sample in samples)
+
+
+def profile(raw: Path, folder: Path) -> dict[str, float]:
+    """Milliseconds of CPU time that each part of preparing a sample takes, one process, nothing in between."""
+    costs: dict[str, list[float]] = defaultdict(list)
+    folder.mkdir()
+    with StoreWriter(folder, voc.CLASSES, voc.colormap(len(voc.CLASSES))) as store:
+        for sample in voc.voc_split(raw, "train"):
+            with timed(costs["header"]):
+                voc.size(sample)
+            with timed(costs["decode the image"]):
+                image = voc.load_image(sample)
+            with timed(costs["decode and check the mask"]):
+                mask = voc.load_mask(sample)
+            with timed(costs["write, of it and below"]):
+                store.add("train", sample.id, image, mask)
+            with timed(costs["  checksum"]):
+                checksum(image, mask)
+            with timed(costs["  histogram"]):
+                histogram(mask)
+    return {part: 1e3 * statistics.median(values) for part, values in costs.items()}
+
+
+@contextmanager
+def timed(into: list[float]) -> Iterator[None]:
+    """Append the CPU seconds of the block, the system's for it included."""
+    start = time.process_time()
+    yield
+    into.append(time.process_time() - start)
 
 
 def seconds(work: Callable[[], None]) -> float:
