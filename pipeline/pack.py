@@ -136,6 +136,7 @@ def pack_part(part: range, where: list[tuple[int, Size]]) -> list[Packed | list[
                     results.append(loaded)
                 else:
                     results.append(Packed(*files.write(split, sample.id, offset, *loaded, packed=_work.packed)))
+        files.flush()
     return results
 
 
