@@ -311,6 +311,15 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_no_store(tmp_path):
     assert list((tmp_path / "store").iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a place where nobody may write, root neither")
+def test_a_place_without_permission_is_one_line(tmp_path):
+    config = dataset_config("shapes", {"train": 2, "val": 1})
+    with pytest.raises(OSError, match="/sys/store") as caught:
+        prepare.run("shapes", config, ("train", "val"), tmp_path, Path("/sys/store"), workers=1)
+    if isinstance(caught.value, PermissionError):  # in some containers it is a read-only file system instead
+        assert describe(caught.value).startswith("/sys/store: no permission. Give yourself access to it, or link ")
+
+
 def test_too_small_a_disk_is_known_before_the_first_image_is_decoded(tmp_path, monkeypatch):
     decoded = tmp_path / "decoded"
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
