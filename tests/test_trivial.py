@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from deeplab.store import Store, StoreWriter
+from deeplab.store import Store
+from deeplab.store_writer import StoreWriter
 from deeplab.trivial import class_pixels, majority_miou, prior_miou
 
 PALETTE = ((0, 0, 200), (200, 0, 0), (0, 200, 0))
