@@ -36,7 +36,8 @@ from benchmarks.peers import PEERS, Pair
 from deeplab.config import Cell
 from deeplab.data import Batch, StepKeys, TrainingSamples, batch_layout, network_input, training_loader
 from deeplab.ring import Ring
-from deeplab.store import Split, Store, StoreWriter
+from deeplab.store import Split, Store
+from deeplab.store_writer import StoreWriter
 from pipeline.params import load_params
 
 OURS_CPU, OURS_DEVICE = "this project, colours on the CPU", "this project, colours on the device"

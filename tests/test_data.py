@@ -13,7 +13,8 @@ from deeplab.data import (
     network_input,
     training_loader,
 )
-from deeplab.store import Store, StoreWriter
+from deeplab.store import Store
+from deeplab.store_writer import StoreWriter
 from tests.tiny import augment_config, model_config, recipe_config, write_store
 
 
