@@ -6,7 +6,7 @@ once, and slower; the pixels are the same but for ties.
 
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 
 import cv2
@@ -42,18 +42,32 @@ def evaluate(
     Raises DataError for a label that is no class, NonFiniteError for logits that are NaN or infinite.
     """
     matrix = np.zeros((classes, classes), np.int64)
+    for each in evaluate_each(model, split, classes, cell, protocol, device, progress):
+        matrix += each
+    return matrix
+
+
+def evaluate_each(
+    model: nn.Module,
+    split: Split,
+    classes: int,
+    cell: Cell,
+    protocol: Protocol,
+    device: torch.device,
+    progress: Callable[[range], Iterable[int]] = iter,
+) -> Iterator[Matrix]:
+    """The same image by image: their confusion matrices, in the order of the split."""
     training = model.training
     model.eval()
     try:
         for index in progress(range(len(split))):
             predicted = predict(model, split.image(index), cell, protocol, device)
             try:
-                matrix += confusion_matrix(split.mask(index), predicted, classes)
+                yield confusion_matrix(split.mask(index), predicted, classes)
             except DataError as error:
                 raise DataError(f"{split.folder}: image {split.records[index].id}: {error}") from None
     finally:
         model.train(training)
-    return matrix
 
 
 @torch.inference_mode()
