@@ -85,7 +85,9 @@ def run(
         "images": {kind: len(store.split(kind)) for kind in (cell.recipe.train_split, cell.recipe.val_split)},
         "protocols": {title: asdict(protocol) for title, protocol in params.protocols.items()},
         "seeds": {
-            str(seed): {title: mean_shares([scores[seed, title]]) for title in params.protocols}
+            str(seed): {
+                title: mean_shares([scores[seed, title]]) | ends(found[seed, title]) for title in params.protocols
+            }
             for seed in params.seeds
         },
         "fingerprint": {"cell": cell.fingerprint, "data": store.fingerprint, "code": code},
@@ -158,6 +160,16 @@ def mean_shares(scores: list["Scores"]) -> dict[str, Any]:
         "mean_accuracy": round(sum(each.mean_accuracy for each in scores) / count, 6),
         "classes_evaluated": round(sum(each.classes_evaluated for each in scores) / count),
     }
+
+
+def ends(counts: "Counts") -> dict[str, float]:
+    """Between what the mIoU lies in 95 of 100 such sets of images; nothing when there is one image only."""
+    from deeplab.intervals import interval
+
+    if len(counts.images) < 2:
+        return {}
+    found = interval([counts])
+    return {"mIoU_low": round(found.low, 6), "mIoU_high": round(found.high, 6)}
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from deeplab.config import Cell
 from pipeline.errors import run_command
 from pipeline.params import PARAMS, DatasetConfig, load_params
 from pipeline.record import end_leftovers, mark_current, read_back, record
-from pipeline.results import SCORES, Place, Result, manifest_fingerprint, read_results, todays_fingerprint
+from pipeline.results import INTERVAL, SCORES, Place, Result, manifest_fingerprint, read_results, todays_fingerprint
 from pipeline.tracking import (
     SQLITE,
     TrackingError,
@@ -50,6 +50,11 @@ class Row:
 
     def mean(self, score: str) -> float:
         return fmean(result.scores[score] for result in self.results)
+
+    def mean_end(self, end: str) -> float | None:
+        """The mean over the seeds of an end of their intervals: at least as wide as the interval of their mean."""
+        held = [result.scores[end] for result in self.results if end in result.scores]
+        return fmean(held) if held and len(held) == len(self.results) else None
 
     def spread(self, score: str) -> float | None:
         """Standard deviation over the seeds."""
@@ -159,6 +164,7 @@ def csv_row(row: Row) -> dict[str, Any]:
         "seeds": " ".join(str(result.seed) for result in results),
         **{score: row.mean(score) if results else None for score in SCORES},
         "mIoU_std": row.spread("mIoU"),
+        **{end: row.mean_end(end) for end in INTERVAL},
         **{f"{part}_images": first and first.images.get(split) for part, split in splits(row).items()},
         "keys": " ".join(result.key for result in results),
         "cell_fingerprint": row.cell.fingerprint,

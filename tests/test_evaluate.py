@@ -16,6 +16,7 @@ from deeplab.config import Protocol
 from deeplab.counts import read_counts
 from deeplab.errors import DataError
 from deeplab.inference import evaluate
+from deeplab.intervals import interval
 from deeplab.metrics import score
 from deeplab.model import DeepLabV3
 from deeplab.store import Store, StoreWriter
@@ -122,7 +123,7 @@ def test_the_metrics_are_those_of_the_library_and_their_mean_over_seeds(done):
             "pixel_accuracy": round(expected[seed].pixel_accuracy, 6),
             "mean_accuracy": round(expected[seed].mean_accuracy, 6),
             "classes_evaluated": 2,
-        }
+        } | {end: result["seeds"][str(seed)]["first"][end] for end in ("mIoU_low", "mIoU_high")}
     assert set(metrics) == {"mIoU", "pixel_accuracy", "mean_accuracy", "classes_evaluated"}
     assert metrics["mIoU"] == pytest.approx((expected[0].mean_iou + expected[1].mean_iou) / 2, abs=1e-6)
     assert expected[0].mean_iou != expected[1].mean_iou
@@ -159,7 +160,9 @@ def test_the_counts_of_each_image_add_up_to_the_scores_of_the_record(done):
         assert tuple(counts.classes) == CLASSES
         per_image = np.bincount(counts.image, counts.pixels)
         assert per_image.tolist() == [22 * 32] * 10
-        assert round(score(counts.matrix).mean_iou, 6) == result["seeds"][str(seed)][protocol]["mIoU"]
+        said = result["seeds"][str(seed)][protocol]
+        assert said["mIoU"] == round(score(counts.matrix).mean_iou, 6)
+        assert said["mIoU_low"] == round(interval([counts]).low, 6) < said["mIoU"] < said["mIoU_high"]
 
 
 def test_the_plots_hold_every_class_and_every_pair_that_occurred(done):

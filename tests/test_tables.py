@@ -74,6 +74,8 @@ def test_a_measured_cell_shows_percent_and_links_and_the_second_time_nothing_cha
     sheet = Path("reports/tables/shapes.csv").read_text()
     row = pd.read_csv("reports/tables/shapes.csv").iloc[0]
     assert (row["cell"], row["mIoU"], row["train_images"], row["keys"]) == (CELL, 0.777249, 320, run.data.tags["key"])
+    assert (row["mIoU_low"], row["mIoU_high"]) == pytest.approx((0.767249, 0.797249))
+    assert run.data.metrics["final/mIoU_high"] == row["mIoU_high"]
     assert row["data_fingerprint"] == folder.data
     assert row["weights_sha256"] == folder.weights(CELL, 0)["sha256"]
 
@@ -220,6 +222,7 @@ def test_a_broken_metrics_file_is_named(folder, content):
         (("cell",), "another", "it is of the cell another"),
         (("seeds", "0", "single_scale", "mIoU"), 7.5, r"mIoU is \[7.5\]"),
         (("seeds", "0", "single_scale", "mIoU"), float("nan"), r"mIoU is \[nan\]"),
+        (("seeds", "0", "single_scale", "mIoU_low"), 0.6, "mIoU is 0.5, and not between mIoU_low and mIoU_high"),
         (("images", "train"), "many", "images is"),
         (("weights", "0"), None, "not as evaluate writes it"),
     ],
