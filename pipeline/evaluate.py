@@ -7,9 +7,7 @@ host or commit, so that the same inputs give the same bytes.
 
 import argparse
 import json
-import sys
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +17,7 @@ from deeplab.config import Cell
 from deeplab.errors import DataError
 from pipeline.errors import run_command
 from pipeline.params import PARAMS, load_params
+from pipeline.progress import shown
 from pipeline.provenance import file_sha256
 
 if TYPE_CHECKING:
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from deeplab.counts import Counts
     from deeplab.metrics import Scores
     from deeplab.store import Store
-
-LINE_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 
 
 def run(
@@ -136,19 +133,6 @@ def load_network(file: Path, name: str, cell: Cell, classes: int) -> "nn.Module"
     except RuntimeError:
         raise DataError(f"{file}: does not fit the network as it is built now. Run: dvc repro train@{name}") from None
     return network.eval()
-
-
-def shown(indices: range, title: str) -> Iterator[int]:
-    """The same indices, with a progress bar on a terminal and a line now and then elsewhere."""
-    from tqdm import tqdm
-
-    terminal = sys.stderr.isatty()
-    said = time.monotonic()
-    for index in tqdm(indices, desc=title, unit="image", disable=not terminal):
-        yield index
-        if not terminal and time.monotonic() - said >= LINE_EVERY:
-            said = time.monotonic()
-            print(f"{title}: {index + 1}/{len(indices)} images", flush=True)
 
 
 def mean_shares(scores: list["Scores"]) -> dict[str, Any]:
