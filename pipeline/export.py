@@ -44,15 +44,17 @@ def check_format(name: str) -> None:
                 ) from None
 
 
-def run(model: "Segmenter", weights: Path, name: str, out: Path) -> Path:
+def run(model: "Segmenter", weights: Path, name: str, out: Path, card: Path | None = None) -> Path:
     """Write `model`, loaded from `weights`, in the format `name` to the folder `out`; the path of what was written.
+
+    `card` is the cell's model card, which becomes the README.md of a repository.
 
     Raises DataError when the exported network gives other logits than the one it was made from, and removes it.
     """
     check_format(name)
     out.mkdir(parents=True, exist_ok=True)
     if name == "huggingface":
-        return write_repository(model, weights, out)
+        return write_repository(model, weights, out, card)
     import torch
 
     from pipeline.deployable import Deployable
@@ -143,7 +145,7 @@ def write_pt2(network: "nn.Module", path: Path, said: dict[str, str]) -> Runner:
     return loaded
 
 
-def write_repository(model: "Segmenter", weights: Path, out: Path) -> Path:
+def write_repository(model: "Segmenter", weights: Path, out: Path, card: Path | None) -> Path:
     """model.safetensors, config.json and, when the cell has one, its card as README.md."""
     from deeplab.pretrained import CONFIG, WEIGHTS, load_model
 
@@ -151,8 +153,10 @@ def write_repository(model: "Segmenter", weights: Path, out: Path) -> Path:
     if source.resolve() != (out / WEIGHTS).resolve():
         shutil.copyfile(source, out / WEIGHTS)
     (out / CONFIG).write_text(json.dumps(model.about, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if card:
+        shutil.copyfile(card, out / "README.md")
     load_model(out)
-    print(f"{out}: {WEIGHTS}, {CONFIG}")
+    print(f"{out}: {WEIGHTS}, {CONFIG}" + (", README.md" if card else ", but no README.md: there is no card of a cell"))
     return out
 
 

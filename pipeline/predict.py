@@ -202,6 +202,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder for what comes of it")
     parser.add_argument("--seed", type=int, default=0, help="which of a cell's trainings (0)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where train writes weights (runs)")
+    parser.add_argument("--cards", type=Path, default=Path("reports/cards"), help="where tables writes model cards")
     parser.add_argument("--batch", type=int, default=8, help="images or frames at a time (8)")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, ... (as in params.yaml)")
     parser.add_argument("--window", type=int, nargs=2, metavar=("H", "W"), help="cut images into tiles of this size")
@@ -223,7 +224,8 @@ def main() -> None:
     if arguments.export is not None:
         from pipeline.export import run as export
 
-        export(load_model(file), file, arguments.export, arguments.out)
+        card = next(arguments.cards.glob(f"*/{arguments.model}.md"), None) if NAME.fullmatch(arguments.model) else None
+        export(load_model(file), file, arguments.export, arguments.out, card)
         return
     model = load_model(file, pick_device(arguments.device))
     sys.exit(run(model, arguments.source, arguments.out, arguments.batch, tiling))

@@ -59,7 +59,9 @@ def test_pt2_is_loaded_without_this_project(weights, tmp_path):
 
 def test_a_repository_folder_is_read_by_load_model(weights, tmp_path):
     model = load_model(weights)
-    export.run(model, weights, "huggingface", tmp_path / "repository")
+    (tmp_path / "card.md").write_text("the card")
+    export.run(model, weights, "huggingface", tmp_path / "repository", tmp_path / "card.md")
+    assert (tmp_path / "repository/README.md").read_text() == "the card"
     assert (tmp_path / "repository/model.safetensors").read_bytes() == weights.read_bytes()
     np.testing.assert_array_equal(load_model(tmp_path / "repository").predict(IMAGE), model.predict(IMAGE))
 

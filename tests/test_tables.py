@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
 HEAD = "| Backbone | Crop Size | Schedule | Train/Eval Set | mIoU | Download |\n| :-: | :-: | :-: | :-: | :-: | :-: |\n"
 DEMO = "ResNet18 (OS=8, PRE=none) | 64x64 | LR/POLICY/BS/EPOCH: 0.02/poly/16/4"
-FILES = f"[model](runs/{CELL}/weights/seed0.safetensors) · [log](runs/{CELL}/history.csv)"
+FILES = f"[model](runs/{CELL}/weights/seed0.safetensors) · [log](runs/{CELL}/history.csv) · [card](reports/cards/shapes/{CELL}.md)"
 
 
 @pytest.fixture
@@ -82,6 +82,31 @@ def test_a_measured_cell_shows_percent_and_links_and_the_second_time_nothing_cha
     assert folder.tables() == table
     assert Path("reports/tables/shapes.csv").read_text() == sheet
     assert [again.info.run_id for again in recorded()] == [run.info.run_id]
+
+
+def test_a_measured_cell_has_a_model_card_that_the_hub_can_read(folder):
+    from huggingface_hub import ModelCard
+
+    folder.measure(CELL, 0.777249)
+    folder.tables()
+    path = Path(f"reports/cards/shapes/{CELL}.md")
+    card = ModelCard.load(path)
+    (result,) = [each for each in card.data.eval_results if each.metric_type == "mean_iou"]
+    assert (result.metric_value, result.dataset_split, card.data.model_name) == (0.777249, "val", CELL)
+    assert card.data.pipeline_tag == "image-segmentation"
+    assert "mIoU 77.72 % [76.72, 79.72] on 64 images of `val`" in card.text
+    (run,) = recorded()
+    for traced in (folder.weights(CELL, 0)["sha256"], run.data.tags["key"], folder.data):
+        assert f"`{traced}`" in card.text
+    before = path.read_bytes()
+    assert sorted(file.name for file in path.parent.iterdir()) == ["README.md", path.name]
+    folder.tables()
+    assert path.read_bytes() == before
+
+    folder.prepare("prepared anew")
+    folder.tables()
+    assert [file.name for file in path.parent.iterdir()] == ["README.md"]
+    assert "No cell has been measured yet" in (path.parent / "README.md").read_text()
 
 
 def test_several_seeds_show_mean_and_standard_deviation(folder):
