@@ -107,7 +107,8 @@ def check_files(dataset: str, params: Params, place: Place, locked: Locked) -> d
         found[name] = own
         if own:
             compare_sheet(name, sheet, values[name], own)
-            check_lock(f"evaluate@{name}", place.lock, locked, [record, place.reports / "metrics" / f"{name}.json"])
+            metrics, plot = place.reports / "metrics" / f"{name}.json", place.reports / "plots" / name / "classes.csv"
+            check_lock(f"evaluate@{name}", place.lock, locked, [record, metrics, plot])
             check_extras(name, own, params, place)
         check_links(name, rows[name]["Download"], place)
     if measured:
