@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -14,22 +15,30 @@ from deeplab.store import IGNORE, Bytes, Color, Record, Store
 if TYPE_CHECKING:
     from PIL import Image
 
+SHOWN = 20  # groups of the same image that card.md lists
 SAMPLES = 16  # on the sheet
 COLUMNS = 4
 TILE = 360, 270  # the box that a sample is fitted into: width, height
 SEED = 0
 
 
-def write_card(store: Store, dataset: str, published: dict[str, int], out: Path) -> None:
-    """Write `out`/card.json and card.md: the same bytes for the same store, and no time or place in them."""
-    card = describe(store, dataset, published)
+def write_card(
+    store: Store, dataset: str, published: dict[str, int], duplicates: Sequence[Sequence[Record]], out: Path
+) -> None:
+    """Write `out`/card.json and card.md: the same bytes for the same store, and no time or place in them.
+
+    `published` is split -> how many images; `duplicates` are groups of samples that have one image.
+    """
+    card = describe(store, dataset, published, duplicates)
     out.mkdir(parents=True, exist_ok=True)
     (out / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / "card.md").write_text(markdown(card), encoding="utf-8")
 
 
-def describe(store: Store, dataset: str, published: dict[str, int]) -> dict[str, Any]:
-    """The card as plain values, from the manifest's records alone; `published` is split -> how many images."""
+def describe(
+    store: Store, dataset: str, published: dict[str, int], duplicates: Sequence[Sequence[Record]]
+) -> dict[str, Any]:
+    """The card as plain values, from the manifest's records and what was found with them."""
     names = dict.fromkeys(record.split for record in store.records)
     records = {split: [record for record in store.records if record.split == split] for split in names}
     pixels = {split: sum((Counter(record.pixels) for record in records[split]), Counter[int]()) for split in names}
@@ -46,6 +55,7 @@ def describe(store: Store, dataset: str, published: dict[str, int]) -> dict[str,
             }
             for label, name in enumerate(store.classes)
         ],
+        "duplicates": [[{"split": record.split, "id": record.id} for record in group] for group in duplicates],
     }
 
 
@@ -102,6 +112,7 @@ def markdown(card: dict[str, Any]) -> str:
     for name in splits:
         unseen = [escaped(kind["name"]) for kind in card["classes"] if not kind["images"][name]]
         lines += [f"**No image of {name} shows:** {', '.join(unseen)}.", ""] if unseen else []
+    lines += repeated(card["duplicates"])
     head = ["class", *(f"{name}: {what}" for name in splits for what in ("pixels", "images"))]
     rows = [
         [
@@ -112,6 +123,19 @@ def markdown(card: dict[str, Any]) -> str:
     ]
     lines += ["Pixels: share of those that are not ignored. Images: how many show the class.", "", *table(head, rows)]
     return "\n".join(lines) + "\n"
+
+
+def repeated(duplicates: list[list[dict[str, str]]]) -> list[str]:
+    """Images that the set holds more than once, those in several splits first; card.json has all of them."""
+    within = [group for group in duplicates if len({sample["split"] for sample in group}) == 1]
+    across = [group for group in duplicates if group not in within]
+    lines: list[str] = []
+    for kind, groups in (("several splits, so that results are too good", across), ("one split", within)):
+        if groups:
+            shown = [" = ".join(f"{one['split']} `{one['id']}`" for one in group) for group in groups[:SHOWN]]
+            more = f", and {len(groups) - SHOWN} more in card.json" if len(groups) > SHOWN else ""
+            lines += [f"**The same image more than once in {kind}:** {', '.join(shown)}{more}.", ""]
+    return lines
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
