@@ -8,6 +8,8 @@ Fast, each number must be the same in the README, the table, its csv, the record
 today's settings and code, give the key that the csv names, and be the file that dvc.lock says; what else is there
 (weights, counts of each image, statistics) must agree. In full, its run must stand in MLflow with the same number,
 weights, data and commit, and the weights in the store must give it again. Exits with 1 at the first that does not.
+Fast cannot see when every file and dvc.lock were made up together and neither weights nor counts are here.
+The full proof can.
 """
 
 import argparse
