@@ -11,6 +11,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from deeplab.store import IGNORE, Bytes, Color, Record, Store
+from deeplab.trivial import majority_miou, prior_miou
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,7 +39,7 @@ def write_card(
 def describe(
     store: Store, dataset: str, published: dict[str, int], duplicates: Sequence[Sequence[Record]]
 ) -> dict[str, Any]:
-    """The card as plain values, from the manifest's records and what was found with them."""
+    """The card as plain values, from the manifest's records, what was found with them, and the masks."""
     names = dict.fromkeys(record.split for record in store.records)
     records = {split: [record for record in store.records if record.split == split] for split in names}
     pixels = {split: sum((Counter(record.pixels) for record in records[split]), Counter[int]()) for split in names}
@@ -56,6 +57,7 @@ def describe(
             for label, name in enumerate(store.classes)
         ],
         "duplicates": [[{"split": record.split, "id": record.id} for record in group] for group in duplicates],
+        "trivial_mIoU": describe_trivial(store, list(names)),
     }
 
 
@@ -67,6 +69,17 @@ def describe_split(records: list[Record], pixels: Counter[int], published: int) 
         "width": spread([record.width for record in records]),
         "height": spread([record.height for record in records]),
         "ignored_share": round(pixels[IGNORE] / pixels.total(), 6),
+    }
+
+
+def describe_trivial(store: Store, splits: list[str]) -> dict[str, float]:
+    """What predictors that look at no image score on the last split, knowing the first; nothing where there is one."""
+    if len(splits) == 1:
+        return {}
+    train, val, classes = store.split(splits[0]), store.split(splits[-1]), len(store.classes)
+    return {
+        "majority": round(majority_miou(train, val, classes), 6),
+        "prior": round(prior_miou(train, val, classes), 6),
     }
 
 
@@ -113,6 +126,12 @@ def markdown(card: dict[str, Any]) -> str:
         unseen = [escaped(kind["name"]) for kind in card["classes"] if not kind["images"][name]]
         lines += [f"**No image of {name} shows:** {', '.join(unseen)}.", ""] if unseen else []
     lines += repeated(card["duplicates"])
+    if trivial := card["trivial_mIoU"]:
+        lines += [
+            f"Without a look at the image: mIoU {percent(trivial['majority'])} for the class with most pixels, "
+            f"{percent(trivial['prior'])} for the most frequent class of each place, both as in the training masks.",
+            "",
+        ]
     head = ["class", *(f"{name}: {what}" for name in splits for what in ("pixels", "images"))]
     rows = [
         [

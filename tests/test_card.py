@@ -54,6 +54,14 @@ def test_the_card_for_a_person_says_the_same_and_names_a_subset(tmp_path):
     assert "**No image of train shows:** train \\| track." in lines
 
 
+def test_the_card_says_what_can_be_scored_without_a_look(tmp_path):
+    store = write_known(tmp_path / "store", sizes=((8, 8), (8, 8), (8, 8)))
+    write_card(store, "known", {"train": 2, "val": 1}, [], tmp_path)
+    # Half road, half sky less the ignored pixel: road everywhere is right for 32 of 63 pixels.
+    assert json.loads((tmp_path / "card.json").read_text())["trivial_mIoU"] == {"majority": 0.253968, "prior": 1.0}
+    assert "Without a look at the image: mIoU 25.40% for the class" in (tmp_path / "card.md").read_text()
+
+
 def test_a_complete_set_is_not_called_a_subset(tmp_path):
     write_card(write_known(tmp_path / "store"), "known", {"train": 2, "val": 1}, [], tmp_path)
     assert "Not the published set" not in (tmp_path / "card.md").read_text()
