@@ -205,7 +205,7 @@ def test_the_same_network_is_the_same_file_in_every_process(tmp_path):
         network = torch.nn.Linear(2, 2)
         torch.nn.init.ones_(network.weight), torch.nn.init.zeros_(network.bias)
         inputs = Inputs(cell=tiny_cell(), seeds=(0,), data="d", code="c")
-        save_weights(network, Path(sys.argv[1]), SimpleNamespace(classes=("a", "b")), inputs)
+        save_weights(network, Path(sys.argv[1]), SimpleNamespace(classes=("a", "b"), palette=((0, 0, 0), (9, 9, 9))), inputs)
     """
     for name in ("one", "other"):
         subprocess.run([sys.executable, "-c", code, tmp_path / name], cwd=Path(__file__).parents[1], check=True)
