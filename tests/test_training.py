@@ -85,12 +85,17 @@ def test_a_split_smaller_than_a_batch_is_refused():
 def test_one_step_is_plain_sgd_with_the_auxiliary_loss_at_its_weight(split, tmp_path, monkeypatch):
     """Against torch's own optimizer, written out, on the batch that the loop saw."""
     from deeplab import training
-    from deeplab.data import network_input
+    from deeplab.data import Batch, network_input
     from deeplab.loss import cross_entropy
 
     seen = []
     original = training.train_step
-    monkeypatch.setattr(training, "train_step", lambda *a: (seen.append((a[3], a[5])), original(*a))[1])
+
+    def watched(*arguments):
+        seen.append((Batch(*(column.clone() for column in arguments[3])), arguments[5]))  # its memory is used again
+        return original(*arguments)
+
+    monkeypatch.setattr(training, "train_step", watched)
     network = small()
     network.features[3].p = 0.0
     cell = tiny_cell(recipe=recipe_config(epochs=1), train=train_config(auxiliary_weight=0.4))
