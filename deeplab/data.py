@@ -70,10 +70,13 @@ class TrainingSamples(Dataset[Sample]):
 
 
 class StepKeys(Sampler[list[Key]]):
-    """The (epoch, index) keys of steps `start` to `stop`."""
+    """The (epoch, index) keys of steps `start` to `stop`; of each step only the `part` of a process that shares it."""
 
-    def __init__(self, count: int, batch_size: int, seed: int, start: int, stop: int) -> None:
+    def __init__(
+        self, count: int, batch_size: int, seed: int, start: int, stop: int, part: slice = slice(None)
+    ) -> None:
         self.count, self.batch_size, self.seed, self.start, self.stop = count, batch_size, seed, start, stop
+        self.part = part
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -86,7 +89,7 @@ class StepKeys(Sampler[list[Key]]):
             if epoch != order_epoch:
                 order, order_epoch = epoch_order(self.count, self.seed, epoch), epoch
             first = position * self.batch_size
-            yield [(epoch, int(index)) for index in order[first : first + self.batch_size]]
+            yield [(epoch, int(index)) for index in order[first : first + self.batch_size][self.part]]
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
@@ -104,9 +107,11 @@ def random_stream(seed: int, purpose: int, epoch: int, index: int) -> Generator:
     return Generator(Philox(SeedSequence((seed, purpose, epoch, index))))
 
 
-def training_loader(samples: TrainingSamples, start: int, stop: int, workers: int, pin: bool) -> DataLoader[Batch]:
-    """Batches of steps `start` to `stop`, in order."""
-    keys = StepKeys(len(samples.split), samples.recipe.batch_size, samples.seed, start, stop)
+def training_loader(
+    samples: TrainingSamples, start: int, stop: int, workers: int, pin: bool, part: slice = slice(None)
+) -> DataLoader[Batch]:
+    """Batches of steps `start` to `stop`, in order; of each only the `part` of a process that shares it."""
+    keys = StepKeys(len(samples.split), samples.recipe.batch_size, samples.seed, start, stop, part)
     return DataLoader(
         samples,  # type: ignore[arg-type]  # torch types a data set's values, not its batches
         batch_sampler=keys,
