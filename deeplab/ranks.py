@@ -56,7 +56,7 @@ class Ranks:
         if on_gpu:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         joined: nn.Module = DistributedDataParallel(
-            network, device_ids=[device] if on_gpu else None, broadcast_buffers=False, gradient_as_bucket_view=True
+            network, device_ids=[device] if on_gpu else None, gradient_as_bucket_view=True
         )
         return joined
 

@@ -151,6 +151,7 @@ def fit(
             if done == steps or saving or stopping:
                 save(done, lr)
             if stopping and done < steps:
+                ranks.agree(None)  # none ends, and has the others ended, before the state is saved
                 return False
     return True
 
