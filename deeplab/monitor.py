@@ -1,17 +1,21 @@
 """What is watched while a network trains: its losses, its speed, its memory."""
 
 import math
+import re
 import resource
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from deeplab.errors import NonFiniteError
+
+Item = TypeVar("Item")
 
 SPIKE = 3.0  # times the median of the last losses
 WINDOW, ENOUGH = 100, 20  # how many losses the median is over at most and at least
@@ -76,8 +80,23 @@ class Clock:
 
     def start(self, step: int) -> None:
         """Count from now: what came before `step` was to get ready."""
-        self.step = step
+        self.step, self.waited = step, 0.0
         self.began = self.reported = time.monotonic()
+
+    def waiting_for(self, items: Iterable[Item]) -> Iterator[Item]:
+        """`items`, noting how long each of them kept the loop waiting."""
+        waiting = iter(items)
+        while True:
+            asked = time.monotonic()
+            item = next(waiting, None)
+            self.waited += time.monotonic() - asked
+            if item is None:
+                return
+            yield item
+
+    def waited_share(self) -> float:
+        """The share of the time since `start` that went by in `waiting_for`."""
+        return self.waited / max(time.monotonic() - self.began, 1e-9)
 
     def images_per_second(self, step: int) -> float:
         """Since the last call."""
@@ -103,4 +122,7 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes that this process has held: of tensors on a GPU, of everything on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes on Linux
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, where getrusage also counts what the process was forked from
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1])  # type: ignore[index]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

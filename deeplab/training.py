@@ -54,6 +54,7 @@ class Plan:
     steps: int  # in all
     images_per_second: float
     seconds_left: float
+    waiting: float  # share of the time in which the step waited for its samples
     peak_memory: int  # bytes
 
 
@@ -115,7 +116,7 @@ def fit(
     samples = TrainingSamples(split, cell.recipe, cell.augment, seed)
     loader = training_loader(samples, start, steps, pace.workers, pin=on_gpu, part=part)
     with memory_explained(cell, device, ranks):
-        for step, batch in enumerate(loader, start=start):
+        for step, batch in enumerate(clock.waiting_for(loader), start=start):
             images, masks = network_input(batch, cell.model, device)
             lr = poly_lr(step, steps, cell.recipe, cell.train)
             if step == start:
@@ -128,9 +129,16 @@ def fit(
             if done == min(start + PLAN_AFTER, steps):
                 losses.check()  # a GPU may still be at work
                 speed = clock.mean_speed(done)
-                left = (steps - done) * cell.recipe.batch_size / speed
-                memory = peak_memory(device)
-                plan(Plan(step=done, steps=steps, images_per_second=speed, seconds_left=left, peak_memory=memory))
+                plan(
+                    Plan(
+                        step=done,
+                        steps=steps,
+                        images_per_second=speed,
+                        seconds_left=(steps - done) * cell.recipe.batch_size / speed,
+                        waiting=clock.waited_share(),
+                        peak_memory=peak_memory(device),
+                    )
+                )
             epoch_ends = done % per_epoch == 0
             due = pace.validate_every and epoch_ends and (done // per_epoch) % pace.validate_every == 0
             if done % pace.log_every == 0 or done == steps or (validate and due):
@@ -221,5 +229,5 @@ def restore(
 
 
 def all_finite(network: nn.Module) -> bool:
-    """Whether no weight or running statistic is NaN or infinite."""
-    return bool(torch.stack([value.isfinite().all() for value in network.state_dict().values()]).all())
+    """Whether no weight or running statistic is NaN or infinite: their sums would be, and are quick to make."""
+    return bool(torch.stack([value.sum().float() for value in network.state_dict().values()]).isfinite().all())

@@ -53,12 +53,14 @@ def planner(name: str, path: Path, quiet: bool = False) -> Callable[["Plan"], No
             return
         left, memory = duration(found.seconds_left), found.peak_memory / 1e9
         text = f"{found.images_per_second:.1f} images/s, {left} left, {memory:.2f} GB of memory at the peak"
+        text += f", {found.waiting:.0%} of the time spent waiting for samples"
         tqdm.write(f"{name}: {found.step}/{found.steps} iterations measured: {text}")
         facts = {
             "step": found.step,
             "steps": found.steps,
             "images_per_second": round(found.images_per_second, 3),
             "seconds_left": round(found.seconds_left, 1),
+            "waiting": round(found.waiting, 4),
             "peak_memory": found.peak_memory,
         }
         path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -61,3 +61,18 @@ def test_the_peak_of_memory_is_that_of_the_process():
     before = peak_memory(torch.device("cpu"))
     held = torch.ones(2**26)  # 256 MB
     assert peak_memory(torch.device("cpu")) >= max(before, held.nbytes)
+
+
+def test_the_time_spent_waiting_is_that_of_slow_items(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("deeplab.monitor.time.monotonic", lambda: now[0])
+
+    def slow():
+        for item in range(3):
+            now[0] += 1.0
+            yield item
+
+    clock = Clock(step=0, batch_size=1)
+    for _ in clock.waiting_for(slow()):
+        now[0] += 3.0  # the step
+    assert clock.waited_share() == pytest.approx(0.25)

@@ -57,16 +57,14 @@ def test_every_parameter_is_decayed_alike():
     assert {id(parameter) for parameter in group["params"]} == {id(parameter) for parameter in network.parameters()}
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_under_autocast_weights_statistics_and_loss_stay_in_full_precision(precision):
-    network, cell = DeepLabV3(model_config(), 3), tiny_cell(train=train_config(precision=precision))
+def test_under_autocast_weights_statistics_and_loss_stay_in_full_precision():
+    network, cell = DeepLabV3(model_config(), 3), tiny_cell(train=train_config(precision="bf16"))
     seen = {}
     network.aspp.point[0].register_forward_hook(lambda *a: seen.update(convolution=a[2].dtype))
     network.aspp.image[0].register_forward_hook(lambda *a: seen.update(pooled=a[1][0].dtype))
-    loss = train_step(network, build_optimizer(network, cell.train), scaler(precision), *draw(), cell, 0.01)
+    loss = train_step(network, build_optimizer(network, cell.train), scaler(), *draw(), cell, 0.01)
     assert loss.dtype == torch.float32
-    assert seen["convolution"] == {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    assert seen["pooled"] == torch.float32
+    assert seen == {"convolution": torch.bfloat16, "pooled": torch.float32}
     assert {value.dtype for value in network.state_dict().values()} <= {torch.float32, torch.int64}
 
 

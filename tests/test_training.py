@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from deeplab.checkpoint import load_checkpoint
+from deeplab.data import StepKeys
 from deeplab.errors import NonFiniteError, SettingsError
 from deeplab.model import DeepLabV3
 from deeplab.store import Store
 from deeplab.training import poly_lr, total_steps
+from pipeline.params import load_params
 from tests.fitting import PACE, assert_equal, run, small
 from tests.tiny import model_config, recipe_config, tiny_cell, train_config, write_store
 
@@ -136,3 +138,68 @@ def test_reduced_precision_trains(split, tmp_path):
 def test_an_unknown_loss_is_refused(split, tmp_path):
     with pytest.raises(SettingsError, match="train.loss: got 'hinge', expected one of cross_entropy"):
         run(tmp_path / "run", split, cell=tiny_cell(train=train_config(loss="hinge")))
+
+
+def test_after_a_few_steps_the_plan_says_what_lies_ahead(split, tmp_path):
+    plans = []
+    run(tmp_path / "run", split, cell=tiny_cell(recipe=recipe_config(epochs=10)), plan=plans.append)
+    (plan,) = plans
+    assert (plan.step, plan.steps) == (20, 30)
+    assert plan.images_per_second > 0
+    assert plan.seconds_left == pytest.approx(10 * 4 / plan.images_per_second)
+    assert 0 <= plan.waiting <= 1
+    assert plan.peak_memory > 2**20
+
+
+def test_a_short_run_is_planned_at_its_end(split, tmp_path):
+    plans = []
+    run(tmp_path / "run", split, plan=plans.append)
+    assert [(plan.step, plan.seconds_left) for plan in plans] == [(6, 0.0)]
+
+
+def test_trying_a_step_first_changes_nothing(split, tmp_path, monkeypatch):
+    from deeplab import training
+
+    tried = run(tmp_path / "tried", split)
+    monkeypatch.setattr(training, "try_step", lambda *_: None)
+    untried = run(tmp_path / "untried", split)
+    assert_equal(tried[1:3], untried[1:3])
+
+
+def test_a_first_step_that_cannot_work_ends_before_anything_is_written(split, tmp_path):
+    network = small()
+    network.head.bias.data.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match=r"loss or gradient is NaN or infinite when tried at step 0 .*train_\d+"):
+        run(tmp_path / "run", split, network)
+    assert not list((tmp_path / "run").glob("step-*"))
+
+
+def test_a_spike_is_counted_in_the_history(split, tmp_path):
+    network, calls = small(), iter(range(100))
+
+    def leap(module, inputs, output):
+        return (output[0] * 1000, output[1]) if next(calls) == 24 else output  # call 0 is the step that is tried
+
+    network.register_forward_hook(leap)
+    *_, history, _ = run(tmp_path / "run", split, network, cell=tiny_cell(recipe=recipe_config(epochs=10)))
+    spikes = {row.split(",")[0]: row.split(",")[5] for row in history.decode().splitlines()[1:]}
+    assert {step for step, count in spikes.items() if count != "0"} == {"24"}
+
+
+def test_every_epoch_goes_through_the_samples_in_an_order_of_its_own_that_the_seed_decides():
+    keys = [key for step in StepKeys(13, 4, seed=3, start=0, stop=6) for key in step]
+    epochs = [[index for epoch, index in keys if epoch == number] for number in (0, 1)]
+    assert epochs == [[0, 9, 7, 5, 3, 1, 8, 10, 2, 4, 11, 12], [4, 11, 9, 5, 7, 8, 10, 6, 3, 0, 2, 12]]
+
+
+@pytest.mark.parametrize("name", ["voc_resnet50_os8", "ade20k_resnet50_os16", "cityscapes_resnet101_os8"])
+def test_the_rates_of_the_published_cells_are_pinned(name):
+    cell = load_params().cell(name)
+    count = {"voc": 10582, "ade20k": 20210, "cityscapes": 2975}[cell.dataset]
+    steps = total_steps(count, cell.recipe)
+    rates = [poly_lr(step, steps, cell.recipe, cell.train) for step in (0, 1, steps // 2, steps - 1)]
+    assert steps == {"voc": 39_660, "ade20k": 164_190, "cityscapes": 81_620}[cell.dataset]
+    assert rates == pytest.approx(
+        [0.01, 0.0099 * (1 - 1 / steps) ** 0.9 + 1e-4, 0.0099 * 0.5**0.9 + 1e-4, 0.0099 / steps**0.9 + 1e-4], rel=1e-12
+    )
+    assert cell.train.auxiliary_weight == 0.4
