@@ -203,3 +203,14 @@ def test_the_rates_of_the_published_cells_are_pinned(name):
         [0.01, 0.0099 * (1 - 1 / steps) ** 0.9 + 1e-4, 0.0099 * 0.5**0.9 + 1e-4, 0.0099 / steps**0.9 + 1e-4], rel=1e-12
     )
     assert cell.train.auxiliary_weight == 0.4
+
+
+def test_the_network_is_compiled_when_asked_and_its_weights_keep_their_names(split, tmp_path, monkeypatch):
+    compiled = []
+    eager = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network: compiled.append(network) or eager(network, backend="eager"))
+    plain = run(tmp_path / "plain", split)
+    assert compiled == []
+    other = run(tmp_path / "compiled", split, cell=tiny_cell(train=train_config(compile=True)))
+    assert len(compiled) == 1
+    torch.testing.assert_close(other[1], plain[1])
