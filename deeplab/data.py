@@ -90,10 +90,13 @@ class TrainingSamples(Dataset[Sample]):
 
 
 class StepKeys(Sampler[list[Key]]):
-    """The (epoch, index) keys of steps `start` to `stop`."""
+    """The (epoch, index) keys of steps `start` to `stop`; of each step only the `part` of a process that shares it."""
 
-    def __init__(self, count: int, batch_size: int, seed: int, start: int, stop: int) -> None:
+    def __init__(
+        self, count: int, batch_size: int, seed: int, start: int, stop: int, part: slice = slice(None)
+    ) -> None:
         self.count, self.batch_size, self.seed, self.start, self.stop = count, batch_size, seed, start, stop
+        self.part = part
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -106,7 +109,7 @@ class StepKeys(Sampler[list[Key]]):
             if epoch != order_epoch:
                 order, order_epoch = epoch_order(self.count, self.seed, epoch), epoch
             first = position * self.batch_size
-            yield [(epoch, int(index)) for index in order[first : first + self.batch_size]]
+            yield [(epoch, int(index)) for index in order[first : first + self.batch_size][self.part]]
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
@@ -124,15 +127,18 @@ def random_stream(seed: int, purpose: int, epoch: int, index: int) -> Generator:
     return Generator(Philox(SeedSequence((seed, purpose, epoch, index))))
 
 
-def training_loader(samples: TrainingSamples, start: int, stop: int, workers: int, pin: bool) -> Iterator[Batch]:
+def training_loader(
+    samples: TrainingSamples, start: int, stop: int, workers: int, pin: bool, part: slice = slice(None)
+) -> Iterator[Batch]:
     """Batches of steps `start` to `stop`, in order, from `workers` processes; 0 makes them in this one.
 
+    Of each batch only the `part` of a process that shares it.
     A batch is valid until the next one is asked for: then its memory is written again. With `pin`, which needs CUDA,
     it is page-locked, and copies to the device that were begun on the current stream still get the right pixels.
     Errors are those of `fill_in_turn`.
     """
-    keys = StepKeys(len(samples.split), samples.recipe.batch_size, samples.seed, start, stop)
-    layout = batch_layout(samples.recipe.batch_size, samples.recipe.crop)
+    keys = StepKeys(len(samples.split), samples.recipe.batch_size, samples.seed, start, stop, part)
+    layout = batch_layout(len(range(samples.recipe.batch_size)[part]), samples.recipe.crop)
     for images, masks, sizes, distortions, indices in fill_in_turn(layout, keys, samples.write_batch, workers, pin):
         yield Batch(
             torch.from_numpy(images),

@@ -14,6 +14,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from deeplab.config import Cell
+from pipeline.departures import departs
 from pipeline.errors import run_command
 from pipeline.model_card import write_cards
 from pipeline.params import PARAMS, DatasetConfig, load_params
@@ -124,7 +125,8 @@ def synchronise(
     results: dict[Place, Result] = {}
     with open_experiment(dataset, timeout=20) as experiment, locked(experiment.uri):
         for result in local.values():
-            record(experiment, dataset, result, settings(cells[result.cell], result.seed), runs, reports, data)
+            cell = cells[result.cell]
+            record(experiment, dataset, result, settings(cell, result.seed), runs, reports, data, departs(cell))
         for place, tags in wanted.items():
             own = local.get(place)
             found = read_back(experiment, {"key": own.key} if own else tags) or own
@@ -175,6 +177,7 @@ def csv_row(row: Row) -> dict[str, Any]:
         "data_fingerprint": first and first.fingerprint["data"],
         "code_fingerprint": first and first.fingerprint["code"],
         "weights_sha256": " ".join(result.weights["sha256"] for result in results),
+        "departs": departs(row.cell),
     }
 
 
@@ -193,8 +196,10 @@ def crop(row: Row) -> str:
 
 
 def schedule(row: Row) -> str:
+    """The schedule, and where the cell departs from the published recipe."""
     recipe = row.cell.recipe
-    return f"LR/POLICY/BS/EPOCH: {recipe.lr:g}/{recipe.policy}/{recipe.batch_size}/{recipe.epochs}"
+    text = f"LR/POLICY/BS/EPOCH: {recipe.lr:g}/{recipe.policy}/{recipe.batch_size}/{recipe.epochs}"
+    return text + (f" (departs: {departs(row.cell)})" if departs(row.cell) else "")
 
 
 def sets(row: Row) -> str:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from deeplab.errors import DataError
-from pipeline import tables
+from pipeline import departures, tables
 from pipeline.results import todays_fingerprint
 from pipeline.tracking import open_experiment
 from tests.records import CELL, OTHER, ROOT, Folder, blank_database
@@ -78,6 +78,7 @@ def test_a_measured_cell_shows_percent_and_links_and_the_second_time_nothing_cha
     assert run.data.metrics["final/mIoU_high"] == row["mIoU_high"]
     assert row["data_fingerprint"] == folder.data
     assert row["weights_sha256"] == folder.weights(CELL, 0)["sha256"]
+    assert "departs" not in run.data.tags
 
     assert folder.tables() == table
     assert Path("reports/tables/shapes.csv").read_text() == sheet
@@ -127,6 +128,16 @@ def test_a_cell_with_a_seed_missing_is_not_shown(folder, capsys):
     folder.write_params()
     assert "%" not in folder.tables()
     assert f"{CELL}: shown as -: reports/records/shapes/{CELL}.json is of other seeds. Run:" in capsys.readouterr().err
+
+
+def test_a_cell_that_departs_from_its_recipe_is_marked_in_table_sheet_and_run(folder, monkeypatch):
+    monkeypatch.setattr(departures, "SHARED", {"recipe": {"lr": 0.02}, "train": {"precision": "bf16"}})
+    monkeypatch.setitem(departures.PUBLISHED, "shapes", {"batch_size": 8})
+    folder.measure(CELL, 0.5)
+    marked = DEMO + " (departs: batch_size 16 instead of 8, precision fp32)"
+    assert f"| {marked} | train/val | 50.00% |" in folder.tables()
+    assert set(pd.read_csv("reports/tables/shapes.csv")["departs"]) == {"batch_size 16 instead of 8, precision fp32"}
+    assert recorded()[0].data.tags["departs"] == "batch_size 16 instead of 8, precision fp32"
 
 
 def test_a_subset_is_named_as_one(folder):

@@ -34,7 +34,8 @@ def train_config(**changes):
     """The recipe's optimizer on one thread."""
     settings = {
         "momentum": 0.9, "weight_decay": 5e-4, "poly_power": 0.9, "min_lr": 1e-4, "loss": "cross_entropy",
-        "auxiliary_weight": 0.4, "precision": "fp32", "tf32": False, "threads": 1,
+        "auxiliary_weight": 0.4, "precision": "fp32", "tf32": False, "compile": False,
+        "threads": 1,
     }  # fmt: skip
     return TrainConfig(**{**settings, **changes})
 
