@@ -8,7 +8,6 @@ host or commit, so that the same inputs give the same bytes.
 import argparse
 import csv
 import json
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -17,20 +16,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deeplab.config import Cell, Protocol
+from deeplab.config import Cell
 from deeplab.errors import DataError
 from pipeline.errors import run_command
 from pipeline.params import PARAMS, load_params
 from pipeline.provenance import file_sha256
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from deeplab.metrics import Matrix, Scores
-    from deeplab.store import Split, Store
+    from deeplab.store import Store
 
-FIGURES = 8
 LINE_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 
 Results = dict[tuple[int, str], "Matrix"]  # (seed, protocol) -> confusion matrix
@@ -62,6 +59,7 @@ def run(
     from deeplab.inference import evaluate
     from deeplab.metrics import score
     from pipeline.device import select_device, set_arithmetic
+    from pipeline.panels import write_figures
 
     device = select_device(params.runtime.device)
     set_arithmetic(cell.train)
@@ -73,7 +71,7 @@ def run(
             matrices[seed, title] = evaluate(network, split, len(store.classes), cell, protocol, device, progress)
         if seed == params.seeds[0]:
             protocol = next(iter(params.protocols.values()))
-            write_figures(figures, network, store, split, cell, protocol, device)
+            write_figures(figures, network, store, cell, protocol, device, file_sha256(file))
     scores = {key: score(matrix) for key, matrix in matrices.items()}
     write_plots(plots, store.classes, matrices, scores)
     main_protocol = next(iter(params.protocols))
@@ -146,32 +144,6 @@ def shown(indices: range, title: str) -> Iterator[int]:
         if not terminal and time.monotonic() - said >= LINE_EVERY:
             said = time.monotonic()
             print(f"{title}: {index + 1}/{len(indices)} images", flush=True)
-
-
-def write_figures(
-    folder: Path,
-    network: "nn.Module",
-    store: "Store",
-    split: "Split",
-    cell: Cell,
-    protocol: Protocol,
-    device: "torch.device",
-) -> None:
-    """Draw the predictions on a few images, the same ones for each cell, evenly spread over the split."""
-    from deeplab.inference import predict
-    from pipeline.figures import comparison
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.jpg"):
-        old.unlink()
-    count = min(FIGURES, len(split))
-    for place in range(count):
-        index = place * len(split) // count
-        image, truth = split.image(index), split.mask(index)
-        predicted = predict(network, image, cell, protocol, device)
-        name = re.sub(r"[^A-Za-z0-9_-]", "_", split.records[index].id)
-        picture = comparison(image, truth, predicted, store.classes, store.palette)
-        picture.save(folder / f"{place}_{name}.jpg", quality=90)
 
 
 def write_plots(
