@@ -100,6 +100,7 @@ def train_seed(
 
     from deeplab.model import DeepLabV3
     from deeplab.training import Pace, fit, total_steps
+    from pipeline.cost import forward_flops, peak_memory
     from pipeline.device import select_device, set_arithmetic
     from pipeline.mirror import mirror
 
@@ -117,6 +118,7 @@ def train_seed(
     require_space(folder.parent, needed=5 * 4 * parameters)  # two checkpoints, one being written, and the weights
     folder.mkdir(exist_ok=True)
     facts = first_facts(name, inputs, seed, device, parameters, steps)
+    facts["flops"] = forward_flops(network, cell.recipe.crop)  # of one crop
     write_json(folder / "facts.json", facts)
     write_json(folder / "inputs.json", asdict(inputs))
     print(
@@ -153,6 +155,7 @@ def train_seed(
     save_weights(network, folder / "weights.safetensors", store, inputs)
     facts["seconds"] = round(seconds, 1)  # of the last, unbroken stretch
     facts["images_per_second"] = round(median_speed(folder / "speed.csv"), 2)
+    facts["peak_memory"] = peak_memory(device)  # bytes
     facts["weights"] = {"file": f"seed{seed}.safetensors", "sha256": file_sha256(folder / "weights.safetensors")}
     write_json(folder / "facts.json", facts)
 
