@@ -42,4 +42,4 @@ pins:  ## after a change of requirements.in
 	uv pip compile requirements.in --generate-hashes --universal --python-version 3.11 --no-header --quiet -o requirements.txt
 
 clean:  ## forget what was made here, but for data/ and the environment
-	rm -rf runs mlflow.db* mlartifacts reports/figures .dvc/cache .dvc/tmp
+	rm -rf runs mlflow.db* mlartifacts reports/figures/*/ reports/index.html .dvc/cache .dvc/tmp
