@@ -10,8 +10,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 demo: .venv/ready  ## the synthetic grid, from nothing to a filled table
 	python -m pipeline.grid readme@shapes
+	dvc repro --quiet --single-item report
 	@cat reports/tables/shapes.md
 	@echo "This table is in README.md too, its numbers in reports/tables/shapes.csv, predictions in reports/figures/."
+	@echo "All of it on one page: reports/index.html, to be opened in a browser."
 	@echo "To look at the runs: make ui, then open the address behind \"then\":"
 	@grep -h '^the runs:' runs/.logs/tables@shapes.log 2>/dev/null || true
 
