@@ -74,6 +74,7 @@ def statistics(page: DatasetPage) -> Markup:
     level = f"{100 * found.get('level', 0.95):g} % interval"
     cells = [
         {"cell": name, "mIoU": percent(100 * each["mIoU"]), level: interval(each)}
+        | ({"over seeds too": seeds} if (seeds := interval(each, low="low_seeds", high="high_seeds")) != "-" else {})
         for name, each in found.get("cells", {}).items()
     ]
     pairs = [
@@ -269,9 +270,12 @@ def signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.2f}"
 
 
-def interval(found: dict[str, Any], form: Callable[[float | None], str] = percent) -> str:
-    """`low` to `high` in percent; a dash without them."""
-    return f"[{form(100 * found['low'])}, {form(100 * found['high'])}]" if {"low", "high"} <= found.keys() else "-"
+def interval(
+    found: dict[str, Any], form: Callable[[float | None], str] = percent, low: str = "low", high: str = "high"
+) -> str:
+    """From `low` to `high` in percent; a dash without them."""
+    ends = [found.get(low), found.get(high)]
+    return "-" if None in ends else "[{}, {}]".format(*(form(100 * float(end or 0)) for end in ends))
 
 
 def extent(values: dict[str, float]) -> str:
