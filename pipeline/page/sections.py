@@ -99,14 +99,21 @@ def curves(page: DatasetPage) -> Markup:
     """Loss, learning rate and validation while training."""
     histories = {cell.name: cell.history for cell in page.measured if cell.history is not None}
     found = {
-        "Loss of training, smoothed; faint: as logged": plots.curves(histories, "train/loss", "loss"),
-        "Learning rate": plots.curves(histories, "train/lr", "learning rate"),
-        "mIoU on the validation set while training": plots.curves(histories, "val/mIoU", "validation mIoU"),
+        "Loss of training, smoothed; faint: as logged": plots.curves(histories, places(page), "train/loss", "loss"),
+        "Learning rate": plots.curves(histories, places(page), "train/lr", "learning rate"),
+        "mIoU on the validation set while training": plots.curves(
+            histories, places(page), "val/mIoU", "validation mIoU"
+        ),
     }
     drawn = [part("plot", svg, title) for title, svg in found.items() if svg]
     if drawn and not found["mIoU on the validation set while training"]:
         drawn.append(part("text", "No validation while training: runtime.validate_every in params.yaml is 0."))
     return part("row", drawn) if drawn else Markup()
+
+
+def places(page: DatasetPage) -> dict[str, int]:
+    """A cell's place in the legend, which gives its colour in every plot."""
+    return {cell.name: place for place, cell in enumerate(page.measured)}
 
 
 def classes(page: DatasetPage) -> Markup:
@@ -125,7 +132,12 @@ def classes(page: DatasetPage) -> Markup:
     ]
     return joined(
         [
-            part("plot", plots.class_bars(scores, list(order)), "IoU of each class, percent", len(order) > plots.NAMED),
+            part(
+                "plot",
+                plots.class_bars(scores, places(page), list(order)),
+                "IoU of each class, percent",
+                len(order) > plots.NAMED,
+            ),
             part("more", "The same as a table", table(rows, "IoU of each class, percent, and its share of the pixels")),
         ]
     )
