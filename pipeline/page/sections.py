@@ -83,6 +83,7 @@ def statistics(page: DatasetPage) -> Markup:
             "than": pair["than"],
             "by": signed(100 * pair["difference"]),
             level: interval(pair, signed),
+            "stands": "yes" if float(pair["low"]) > 0 else "no",
         }
         for pair in found.get("pairs", [])
     ]
