@@ -10,10 +10,11 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 demo: .venv/ready  ## the synthetic grid, from nothing to a filled table
 	python -m pipeline.grid readme@shapes compare@shapes
+	dvc repro --quiet --single-item report
 	@cat reports/tables/shapes.md
 	@echo "This table is in README.md too, its numbers in reports/tables/shapes.csv, predictions in reports/figures/."
-	@echo "To look at the runs: make ui, then open the address behind \"then\":"
-	@grep -h '^the runs:' runs/.logs/tables@shapes.log 2>/dev/null || true
+	@echo "All of it on one page: reports/index.html, to be opened in a browser."
+	@echo "To look at the runs: make ui"
 
 test: .venv/ready  ## what CI runs
 	ruff check .
@@ -24,8 +25,7 @@ test: .venv/ready  ## what CI runs
 check: test
 
 ui: .venv/ready mlflow.db  ## look at the runs; loopback only
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} \
-		--workers 1 --port $(PORT)
+	python -m pipeline.ui --port $(PORT)
 
 mlflow.db: | .venv/ready  # a fresh clone, say: complete the record from what is committed
 	dvc repro --force --single-item --glob 'tables@*'
@@ -42,4 +42,4 @@ pins:  ## after a change of requirements.in
 	uv pip compile requirements.in --generate-hashes --universal --python-version 3.11 --no-header --quiet -o requirements.txt
 
 clean:  ## forget what was made here, but for data/ and the environment
-	rm -rf runs mlflow.db* mlartifacts reports/figures .dvc/cache .dvc/tmp
+	rm -rf runs mlflow.db* mlartifacts reports/figures/*/ reports/index.html .dvc/cache .dvc/tmp

@@ -56,8 +56,10 @@ def run(
     from deeplab.inference import evaluate_each
     from deeplab.metrics import score
     from pipeline.device import select_device, set_arithmetic
-    from pipeline.plots import write_figures, write_plots
+    from pipeline.panels import image_scores, write_figures
+    from pipeline.plots import write_plots
 
+    main_protocol = next(iter(params.protocols))
     device = select_device(params.runtime.device)
     set_arithmetic(cell.train)
     images = [record.id for record in split.records]
@@ -69,12 +71,12 @@ def run(
             matrices = evaluate_each(network, split, len(store.classes), cell, protocol, device, progress)
             found[seed, title] = gather(matrices, images, store.classes)
         if seed == params.seeds[0]:
-            protocol = next(iter(params.protocols.values()))
-            write_figures(figures, network, store, split, cell, protocol, device)
+            each_image = image_scores(*found[seed, main_protocol].totals())
+            protocol = params.protocols[main_protocol]
+            write_figures(figures, network, store, cell, protocol, device, file_sha256(file), each_image)
     write_counts(counts, found)
     scores = {key: score(each.matrix) for key, each in found.items()}
     write_plots(plots, store.classes, {key: each.matrix for key, each in found.items()}, scores)
-    main_protocol = next(iter(params.protocols))
     write_json(metrics, mean_shares([scores[seed, main_protocol] for seed in params.seeds]))
     result = {
         "cell": name,

@@ -96,6 +96,7 @@ class RuntimeConfig:
     checkpoint_every: Annotated[float, Field(gt=0)]  # seconds
     validate_every: Annotated[int, Field(ge=0)]  # epochs
     tracking_every: Annotated[float, Field(gt=0)]  # seconds
+    log_weights: bool  # copy the weights of shown results to MLflow
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

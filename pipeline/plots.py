@@ -1,46 +1,11 @@
-"""What evaluate leaves for the eye: predictions on a few images, and the rows behind the plots."""
+"""The rows behind the plots of a cell: IoU per class, and which class is taken for which."""
 
 import csv
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deeplab.config import Cell, Protocol
-
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
     from deeplab.metrics import Matrix, Scores
-    from deeplab.store import Split, Store
-
-FIGURES = 8
-
-
-def write_figures(
-    folder: Path,
-    network: "nn.Module",
-    store: "Store",
-    split: "Split",
-    cell: Cell,
-    protocol: Protocol,
-    device: "torch.device",
-) -> None:
-    """Draw the predictions on a few images, the same ones for each cell, evenly spread over the split."""
-    from deeplab.inference import predict
-    from pipeline.figures import comparison
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.jpg"):
-        old.unlink()
-    count = min(FIGURES, len(split))
-    for place in range(count):
-        index = place * len(split) // count
-        image, truth = split.image(index), split.mask(index)
-        predicted = predict(network, image, cell, protocol, device)
-        name = re.sub(r"[^A-Za-z0-9_-]", "_", split.records[index].id)
-        picture = comparison(image, truth, predicted, store.classes, store.palette)
-        picture.save(folder / f"{place}_{name}.jpg", quality=90)
 
 
 def write_plots(

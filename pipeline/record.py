@@ -23,6 +23,8 @@ from pipeline.tracking import (
     training_tags,
 )
 
+COST = ("images_per_second", "seconds", "peak_memory", "flops")  # of the trainer's facts
+
 # Of the curves: MLflow's own choice gives some runs the same one.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5c4d9d", "#7f7f7f")
 
@@ -67,7 +69,7 @@ def record(
         experiment.add_curves(run, history, lambda step: end - int(pace * (facts["iterations"] - step)))
     # Not on the axis of steps, so that they are drawn as bars over all cells.
     finals = {f"final/{name}": value for name, value in result.scores.items()}
-    finals |= {f"perf/{name}": facts[name] for name in ("images_per_second", "seconds") if name in facts}
+    finals |= {f"perf/{name}": facts[name] for name in COST if name in facts}
     experiment.add_curves(run, [(0, finals)], lambda _: start)
     add_dataset(experiment, run, dataset, result, data)
     add_card(experiment, run, result, reports / "data" / dataset, data)
@@ -169,9 +171,21 @@ def mark_current(experiment: Experiment, shown: list[str]) -> None:
 
 
 def end_leftovers(experiment: Experiment) -> None:
-    """Mark the live runs of trainings that were given up on this machine as killed; others may still be alive."""
+    """End the live runs of trainings that are over on this machine; others may still be alive.
+
+    One that repeated a training which is complete has nothing of its own and goes; else it was given up, and is killed.
+    """
+    known = [training_identity(run.data.tags) for run in experiment.runs(complete="1")]
     for run in experiment.runs(complete="0"):
         tags = run.data.tags
         here = tags.get("host") == socket.gethostname() and not (Path(tags["folder"]) / "facts.json").exists()
         if run.info.status == "RUNNING" and here:
-            experiment.client.set_terminated(run.info.run_id, "KILLED")
+            if training_identity(tags) in known:
+                experiment.client.delete_run(run.info.run_id)
+            else:
+                experiment.client.set_terminated(run.info.run_id, "KILLED")
+
+
+def training_identity(tags: dict[str, str]) -> list[str | None]:
+    """What two runs of the same training agree in."""
+    return [tags.get(name) for name in ("cell", "seed", *(f"{part}_fingerprint" for part in ("cell", "data", "code")))]

@@ -19,6 +19,7 @@ from pipeline.errors import run_command
 from pipeline.model_card import write_cards
 from pipeline.params import PARAMS, DatasetConfig, load_params
 from pipeline.record import end_leftovers, mark_current, read_back, record
+from pipeline.registry import register, write_notes
 from pipeline.results import INTERVAL, SCORES, Place, Result, manifest_fingerprint, read_results, todays_fingerprint
 from pipeline.tracking import (
     SQLITE,
@@ -106,6 +107,7 @@ def run(
     write_csv(rows, out / f"{dataset}.csv")
     print(f"{config.title}\n\n{table}\nin {out}/{dataset}.md and .csv")
     if page:
+        show_off(dataset, rows, runs, params.runtime.log_weights)
         print(f"the runs: {how_to_look(page)}")
 
 
@@ -135,6 +137,20 @@ def synchronise(
         mark_current(experiment, [result.run for result in results.values()])
         end_leftovers(experiment)
         return results, experiment.page
+
+
+def show_off(dataset: str, rows: list[Row], runs: Path, log_weights: bool) -> None:
+    """Make the runs of the table easy to find in MLflow, which answered a moment ago; a failure costs a warning."""
+    results = [result for row in rows for result in row.results]
+    if not results:
+        return
+    shown = {row.name: {title: column(row) for title, column in COLUMNS.items()} for row in rows}
+    try:
+        with open_experiment(dataset, timeout=20) as experiment, locked(experiment.uri):
+            write_notes(experiment, rows[0].dataset.title, shown, results)
+            register(experiment, dataset, results, runs, log_weights)
+    except TrackingError as error:
+        print(f"warning: no notes and models in MLflow: {error}", file=sys.stderr)
 
 
 def settings(cell: Cell, seed: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ Facts = dict[str, Any]  # what the trainer wrote down about one seed of a cell
 Curves = list[tuple[int, dict[str, float]]]  # step, and what was measured there
 
 SQLITE = "sqlite:///"
+PREFIX = "deeplabv3-"  # of an experiment's name, and of the models'; the data set follows
 VIEW = "grid"
 # Read by the page of the runs and documented nowhere: without it that page shows no metric and hides all but ten runs.
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
@@ -110,7 +111,7 @@ def open_experiment(dataset: str, *, timeout: int) -> Iterator[Experiment]:
     uri = tracking_uri()
     try:
         with locked(uri):  # two processes that create the database at once break it for good
-            experiment = find_experiment(MlflowClient(uri), uri, f"deeplabv3-{dataset}")
+            experiment = find_experiment(MlflowClient(uri), uri, f"{PREFIX}{dataset}")
         yield experiment
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise TrackingError(without_password(f"{uri}: {error}").splitlines()[0]) from error
@@ -146,6 +147,15 @@ def find_experiment(client: Any, uri: str, name: str) -> Experiment:
     if found.tags.get(VIEW_TAG) != json.dumps(view):
         client.set_experiment_tag(found.experiment_id, VIEW_TAG, json.dumps(view))
     return Experiment(client, uri, found.experiment_id)
+
+
+def pages() -> dict[str, str]:
+    """Name of each experiment of this project -> where its runs are shown, below the address of the server."""
+    from mlflow import MlflowClient
+
+    client, uri = MlflowClient(tracking_uri()), tracking_uri()
+    found = client.search_experiments(filter_string=f"name LIKE '{PREFIX}%'", order_by=["experiment_id ASC"])
+    return {each.name: Experiment(client, uri, each.experiment_id).page for each in found}
 
 
 def identity_tags(cell: str, seed: int, fingerprint: dict[str, str]) -> dict[str, str]:

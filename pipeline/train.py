@@ -117,7 +117,9 @@ def train_seed(
     import torch
 
     from deeplab.model import DeepLabV3
+    from deeplab.monitor import peak_memory
     from deeplab.training import Pace, fit, total_steps
+    from pipeline.cost import forward_flops
     from pipeline.device import choose_kernels_by_time, select_device, set_arithmetic
 
     cell, runtime = inputs.cell, params.runtime
@@ -132,6 +134,7 @@ def train_seed(
     network = DeepLabV3(cell.model, len(store.classes), pretrained)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     facts = first_facts(name, inputs, seed, device, parameters, steps)
+    facts["flops"] = forward_flops(network, cell.recipe.crop)  # of one crop
     if ranks.first:
         explain_restart(folder, seed, inputs)
         require_space(folder.parent, needed=5 * 4 * parameters)  # two checkpoints, one being written, and the weights
@@ -176,6 +179,7 @@ def train_seed(
         facts["seconds"] = round(time.monotonic() - began, 1)  # of the last, unbroken stretch
         save_weights(network, folder / "weights.safetensors", store, cell, facts["fingerprint"])
         facts["images_per_second"] = round(median_speed(folder / "speed.csv"), 2)
+        facts["peak_memory"] = peak_memory(device)  # bytes
         facts["weights"] = {"file": f"seed{seed}.safetensors", "sha256": file_sha256(folder / "weights.safetensors")}
         write_json(folder / "facts.json", facts)
 

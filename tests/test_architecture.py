@@ -14,7 +14,11 @@ from pipeline.datasets import FORMATS
 from pipeline.params import DatasetConfig
 
 ROOT = Path(__file__).parents[1]
-STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+# One stage for each data set or cell, but for the last, which is one for all.
+STAGES = {
+    name: stage.get("do", stage)
+    for name, stage in YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"].items()
+}
 
 # They carry values and messages and compute no number, so a change in them makes nothing stale.
 EDGES = {
@@ -78,7 +82,7 @@ def test_nothing_is_unpickled(path):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_dvc_lists_every_file_that_a_stage_runs_and_no_other(stage):
-    body = STAGES[stage]["do"]
+    body = STAGES[stage]
     script = "pipeline/" + re.match(r"python -m pipeline\.(\w+)", body["cmd"])[1] + ".py"
     needed = runs(script) - EDGES
     listed = {dep for dep in body["deps"] if dep.endswith(".py")}
@@ -95,7 +99,7 @@ def test_dvc_lists_every_file_that_a_stage_runs_and_no_other(stage):
 def test_the_code_fingerprint_covers_the_library_files_of_the_train_stage():
     from pipeline.provenance import TRAINING_CODE
 
-    listed = {dep for dep in STAGES["train"]["do"]["deps"] if dep.startswith("deeplab/")}
+    listed = {dep for dep in STAGES["train"]["deps"] if dep.startswith("deeplab/")}
     assert listed == {f"deeplab/{name}.py" for name in TRAINING_CODE}
 
 
@@ -108,20 +112,20 @@ def test_only_names_are_pasted_into_commands_and_paths():
 def test_raw_data_is_no_out_of_a_stage():
     """DVC deletes outs before it runs a stage, and a user's own or linked data with them."""
     for stage in STAGES.values():
-        for out in (out for kind in ("outs", "metrics", "plots") for out in stage["do"].get(kind, [])):
+        for out in (out for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])):
             path = out if isinstance(out, str) else next(iter(out))
             assert not path.startswith(("data/raw", "data/archives"))
 
 
 def test_a_moved_archive_or_another_title_prepares_nothing_again():
-    params = {param for param in STAGES["prepare"]["do"]["params"] if param.startswith("datasets")}
+    params = {param for param in STAGES["prepare"]["params"] if param.startswith("datasets")}
     used = {field.name for field in fields(DatasetConfig)} - {"title", "archives"}
     assert params == {f"datasets.${{key}}.{name}" for name in used}
 
 
 def test_no_stage_depends_on_the_runtime_settings():
     for stage in STAGES.values():
-        assert not any(param.startswith("runtime") for param in stage["do"].get("params", []))
+        assert not any(param.startswith("runtime") for param in stage.get("params", []))
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def clone(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(clone):
     """The same after `dvc repro`, with what that printed."""
-    return clone, dvc("repro", "readme@tiny", "compare@tiny", cwd=clone).stdout
+    return clone, dvc("repro", cwd=clone).stdout
 
 
 def test_one_command_fills_the_readme_from_tracked_runs(done):
@@ -111,10 +111,19 @@ def test_every_number_of_the_readme_is_proven(done):
     assert [line.rpartition(", ")[2] for line in proof.stdout.splitlines()] == ["again", "again"]
 
 
+def test_the_same_command_writes_the_page_of_both_cells(done):
+    clone, _ = done
+    text = (clone / "reports/index.html").read_text()
+    assert "2 of 2 cells are measured" in text
+    for cell in ("tiny_os8", "tiny_os16"):
+        assert f'<div class="facts" id="provenance-{cell}">' in text
+        assert f'alt="prediction of {cell}, ' in text
+
+
 def test_a_second_run_does_nothing(done):
     clone, _ = done
     before = {path: path.stat().st_mtime_ns for path in clone.rglob("*") if path.is_file() and ".dvc" not in path.parts}
-    printed = dvc("repro", "readme@tiny", cwd=clone).stdout
+    printed = dvc("repro", cwd=clone).stdout
     assert "Data and pipelines are up to date." in printed
     assert "Running stage" not in printed
     after = {path: path.stat().st_mtime_ns for path in clone.rglob("*") if path.is_file() and ".dvc" not in path.parts}

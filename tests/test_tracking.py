@@ -84,6 +84,7 @@ def test_a_run_holds_params_curves_final_numbers_origin_and_artifacts(folder):
             "final/classes_evaluated": 3,
             "perf/images_per_second": 99.5,
             "perf/seconds": 12.5,
+            "model/mIoU": 0.5,
         }
         assert steps(experiment, number, "train/loss") == [20, 40, 60]
         assert steps(experiment, number, "final/mIoU") == [0]

@@ -1,0 +1,113 @@
+"""What a cell predicts on a few images: a picture of each for MLflow, and its parts for the page of all cells."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from deeplab.errors import DataError
+from deeplab.metrics import confusion_matrix, score
+from deeplab.store import IGNORE, Bytes, Color, Store
+from pipeline.figures import UNLABELLED, comparison
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from deeplab.config import Cell, Protocol
+
+SPREAD = 8  # images evenly spread over the split, the same ones for each cell
+EXTREMES = 4  # best ones, and as many worst ones, of this cell alone
+LONG_SIDE = 400  # of a part, pixels
+PARTS = "parts"  # the folder of them
+
+
+def write_figures(
+    folder: Path,
+    network: "nn.Module",
+    store: Store,
+    cell: "Cell",
+    protocol: "Protocol",
+    device: "torch.device",
+    weights: str,
+    image_scores: Sequence[float] | None = None,
+) -> None:
+    """Predict a few images of the validation split; write `folder`/*.jpg and `folder`/parts/{*.png, *.jpg, about.json}.
+
+    `weights` is the SHA-256 of those in `network`. `image_scores` are the mean IoU of each image, nan for one without a
+    labelled pixel; without them there are no best and worst images.
+    """
+    from deeplab.inference import predict
+
+    split = store.split(cell.recipe.val_split)
+    parts = folder / PARTS
+    parts.mkdir(parents=True, exist_ok=True)
+    for old in (*folder.glob("*.jpg"), *parts.iterdir()):
+        old.unlink()
+    images: list[dict[str, Any]] = []
+    for place, (index, why) in enumerate(choose(len(split), image_scores)):
+        image, truth = split.image(index), split.mask(index)
+        predicted = predict(network, image, cell, protocol, device)
+        name = split.records[index].id
+        stem = f"{place}_{re.sub(r'[^A-Za-z0-9_-]', '_', name)}" if why == "spread" else f"{why}_{place}"
+        if why == "spread":
+            picture = comparison(image, truth, predicted, store.classes, store.palette)
+            picture.save(folder / f"{stem}.jpg", quality=90)
+        write_parts(parts, stem, image, truth, predicted, store.palette)
+        images.append({"id": name, "index": index, "stem": stem, "why": why, "mIoU": image_score(truth, predicted)})
+    about = {
+        "weights": weights,
+        "classes": store.classes,
+        "palette": store.palette,
+        "images": images,
+    }
+    text = json.dumps(about, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    (parts / "about.json").write_text(text, encoding="utf-8")
+
+
+def choose(count: int, image_scores: Sequence[float] | None) -> list[tuple[int, str]]:
+    """Index of each image to draw, and why: spread over the split, best or worst (the best and the worst first)."""
+    shown = min(SPREAD, count)
+    chosen = [(place * count // shown, "spread") for place in range(shown)]
+    if image_scores is not None:
+        order = [int(index) for index in np.argsort(image_scores, kind="stable") if np.isfinite(image_scores[index])]
+        most = min(EXTREMES, len(order) // 2)
+        chosen += [(index, "worst") for index in order[:most]]
+        chosen += [(index, "best") for index in order[::-1][:most]]
+    return chosen
+
+
+def image_scores(hits: NDArray[np.float64], union: NDArray[np.float64]) -> list[float]:
+    """Mean IoU of each image over the classes in it, from intersection and union (N, K) in pixels; nan without any."""
+    with np.errstate(invalid="ignore"):
+        total = np.where(union > 0, hits / union, 0).sum(axis=1) / (union > 0).sum(axis=1)
+    return [float(value) for value in total]
+
+
+def image_score(truth: Bytes, predicted: Bytes) -> float | None:
+    """Mean IoU over the classes in one image, (H, W) each; none without a labelled pixel."""
+    try:
+        return round(score(confusion_matrix(truth, predicted, IGNORE)).mean_iou, 6)
+    except DataError:
+        return None
+
+
+def write_parts(
+    folder: Path, stem: str, image: Bytes, truth: Bytes, predicted: Bytes, palette: tuple[Color, ...]
+) -> None:
+    """Write the image (H, W, 3) as JPEG and both masks (H, W) as PNG in the colours of `palette`, all small."""
+    height, width = truth.shape
+    factor = min(1.0, LONG_SIDE / max(height, width))
+    size = max(1, round(factor * width)), max(1, round(factor * height))
+    Image.fromarray(image).resize(size, Image.Resampling.BOX).save(folder / f"{stem}.image.jpg", quality=80)
+    colors = np.full((IGNORE + 1, 3), UNLABELLED, dtype=np.uint8)
+    colors[: len(palette)] = palette
+    for title, mask in (("truth", truth), ("prediction", predicted)):
+        small = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
+        small.putpalette(colors.tobytes())
+        small.save(folder / f"{stem}.{title}.png", optimize=True)

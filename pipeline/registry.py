@@ -1,0 +1,130 @@
+"""What makes the shown runs easy to find in MLflow: a note with the table's row, a model, and the alias of the best.
+
+A model is a name for the weights that DVC keeps: their SHA-256, their scores, and what goes in and out of it; and with
+`runtime.log_weights` the safetensors file too. Nothing is ever pickled.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pipeline.results import Result
+from pipeline.tracking import PREFIX, Experiment
+
+NOTE = "mlflow.note.content"  # shown above a run or an experiment, as Markdown
+BEST = "best"
+VERSIONS = "mlflow.modelVersions"  # of a model: what the list of models shows as registered
+HIDDEN = ("mIoU", "Download")  # columns: the first is said before the others, the links are of this folder
+
+
+def write_notes(
+    experiment: Experiment, title: str, rows: Mapping[str, Mapping[str, str]], results: list[Result]
+) -> None:
+    """Write above each run, and all together above the experiment, its row: `rows` is cell -> column -> text.
+
+    As lines of text: above a run MLflow draws no tables.
+    """
+    lines = {
+        cell: f"**{row['mIoU']}** " + ", ".join(row[name] for name in row if name not in HIDDEN)
+        for cell, row in rows.items()
+    }
+    note(experiment, f"{title}\n\n" + "".join(f"- `{cell}`: {line}\n" for cell, line in lines.items()))
+    runs = {run.info.run_id: run.data.tags for run in experiment.runs(current="1")}
+    for result in results:
+        weights = f"runs/{result.cell}/weights/{result.weights['file']}"
+        own = f"Seed {result.seed}: {result.scores['mIoU']:.2%}, `{weights}`, SHA-256 `{result.weights['sha256']}`"
+        text = f"{lines[result.cell]}\n\n{own}\n"
+        if runs.get(result.run, {}).get(NOTE) != text:
+            experiment.set_tags(result.run, {NOTE: text})
+
+
+def note(experiment: Experiment, text: str) -> None:
+    """Write `text` above the experiment."""
+    if experiment.client.get_experiment(experiment.number).tags.get(NOTE) != text:
+        experiment.client.set_experiment_tag(experiment.number, NOTE, text)
+
+
+def register(experiment: Experiment, dataset: str, results: list[Result], runs: Path, log_weights: bool) -> None:
+    """Give each result a model and a version of `deeplabv3-<dataset>`; the best one has the alias `best`.
+
+    A server without a registry costs a warning, not the table.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        name = f"{PREFIX}{dataset}"
+        versions = {result.key: version_of(experiment, name, result, runs, log_weights) for result in results}
+        best = max(results, key=lambda result: result.scores["mIoU"])
+        known = experiment.client.get_registered_model(name).aliases
+        if str(known.get(BEST)) != versions[best.key]:
+            experiment.client.set_registered_model_alias(name, BEST, versions[best.key])
+    except MlflowException as error:
+        print(f"warning: no models in MLflow: {str(error).splitlines()[0]}", file=sys.stderr)
+
+
+def version_of(experiment: Experiment, name: str, result: Result, runs: Path, log_weights: bool) -> str:
+    """The number of the version that is `result`, made if there is none."""
+    client = experiment.client
+    model = model_of(experiment, name, result)
+    weights = runs / result.cell / "weights" / result.weights["file"]
+    if log_weights and weights.exists() and not client.list_logged_model_artifacts(model, "weights"):
+        client.log_model_artifact(model, str(weights), "weights")
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name, description=f"DeepLabv3 on {name.removeprefix(PREFIX)}")
+    found = client.search_model_versions(f"name = '{name}' and tags.key = '{result.key}'")
+    if found:
+        return str(found[0].version)
+    tags = {"key": result.key, "cell": result.cell, "seed": str(result.seed), "mIoU": f"{result.scores['mIoU']:.6f}"}
+    version = str(client.create_model_version(name, f"models:/{model}", result.run, tags=tags, model_id=model).version)
+    client.set_logged_model_tags(model, {VERSIONS: json.dumps([{"name": name, "version": version}])})
+    return version
+
+
+def model_of(experiment: Experiment, name: str, result: Result) -> str:
+    """The id of the model that is `result`, made if there is none, with its scores."""
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+
+    client = experiment.client
+    found = client.search_logged_models([experiment.number], f"tags.key = '{result.key}'")
+    ready = [model.model_id for model in found if str(model.status) == "READY"]
+    if ready:
+        return str(ready[0])
+    for model in found:  # a call that was interrupted
+        client.delete_logged_model(model.model_id)
+    params = {"cell": result.cell, "seed": str(result.seed)}
+    tags = {"key": result.key, "weights_sha256": result.weights["sha256"], "mlflow.model.isExternal": "true"}
+    model = client.create_logged_model(experiment.number, result.cell, result.run, tags, params)
+    describe(client, model)
+    client.log_outputs(result.run, [LoggedModelOutput(model.model_id, step=0)])
+    score, digest = result.scores["mIoU"], result.fingerprint["data"][:16]  # the digest of the run's data set, too
+    client.log_metric(
+        result.run,
+        "model/mIoU",
+        score,
+        model_id=model.model_id,
+        dataset_name=name.removeprefix(PREFIX),
+        dataset_digest=digest,
+    )
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    return str(model.model_id)
+
+
+def describe(client: Any, model: Any) -> None:
+    """Write what goes in and out of the model: an image of any size, and a class for each of its pixels."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.models.utils import get_external_mlflow_model_spec
+    from mlflow.types import Schema, TensorSpec
+
+    spec = get_external_mlflow_model_spec(model)
+    pixel = np.dtype(np.uint8)
+    spec.signature = ModelSignature(
+        inputs=Schema([TensorSpec(pixel, (-1, -1, 3), "image")]),
+        outputs=Schema([TensorSpec(pixel, (-1, -1), "classes")]),
+    )
+    with TemporaryDirectory() as folder:
+        spec.save(str(Path(folder) / "MLmodel"))
+        client.log_model_artifacts(model.model_id, folder)

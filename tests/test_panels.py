@@ -1,0 +1,79 @@
+"""Which images are drawn, and that their parts show what the store and the network say."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deeplab.config import Protocol
+from deeplab.metrics import confusion_matrix, score
+from deeplab.model import DeepLabV3
+from deeplab.store import IGNORE, Store
+from pipeline.panels import choose, image_score, image_scores, write_figures
+from tests.tiny import tiny_cell, write_store
+
+PROTOCOL = Protocol(scales=(1.0,), flip=False, window=None, stride=None)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """The store, the folder, and what it says of itself: 12 images, the third of which is the best, the last the worst."""
+    base = tmp_path_factory.mktemp("panels")
+    store = Store(write_store(base / "data", {"train": 2, "val": 12}, classes=3))
+    cell = tiny_cell()
+    torch.manual_seed(0)
+    network = DeepLabV3(cell.model, 3).eval()
+    scores = [0.5] * 2 + [0.9] + [0.4] * 8 + [0.1]
+    write_figures(base / "out", network, store, cell, PROTOCOL, torch.device("cpu"), "0abc", scores)
+    return store, base / "out", json.loads((base / "out/parts/about.json").read_text())
+
+
+def test_each_image_has_its_three_parts_and_the_spread_ones_a_picture(drawn):
+    _, folder, about = drawn
+    stems = [image["stem"] for image in about["images"]]
+    assert len(stems) == len(set(stems)) == 8 + 4 + 4
+    parts = {path.name for path in (folder / "parts").iterdir()} - {"about.json"}
+    assert parts == {f"{stem}.{part}" for stem in stems for part in ("image.jpg", "truth.png", "prediction.png")}
+    assert len(list(folder.glob("*.jpg"))) == 8
+    assert about["weights"] == "0abc"
+
+
+def test_the_best_and_the_worst_image_come_first_of_their_kind(drawn):
+    _, _, about = drawn
+    first = {image["why"]: image for image in reversed(about["images"])}
+    assert (first["best"]["id"], first["worst"]["id"]) == ("val_2", "val_11")
+
+
+def test_the_truth_is_kept_pixel_by_pixel_in_the_colours_of_the_classes(drawn):
+    store, folder, about = drawn
+    split = store.split("val")
+    image = about["images"][3]
+    with Image.open(folder / "parts" / f"{image['stem']}.truth.png") as picture:
+        assert np.array_equal(np.asarray(picture), split.mask(image["index"]))
+        colors = np.asarray(picture.convert("RGB"))
+    mask = split.mask(image["index"])
+    assert (colors[mask == 1] == store.palette[1]).all()
+    assert (colors[mask == IGNORE] == 255).all()
+
+
+def test_without_scores_of_the_images_only_the_spread_ones_are_drawn():
+    assert choose(3, None) == [(0, "spread"), (1, "spread"), (2, "spread")]
+
+
+def test_an_image_without_a_labelled_pixel_is_neither_best_nor_worst():
+    chosen = choose(4, [float("nan"), 0.2, 0.7, 0.4])
+    assert [index for index, why in chosen if why != "spread"] == [1, 2]
+
+
+def test_the_score_of_an_image_is_that_of_its_own_confusion_matrix():
+    rng = np.random.default_rng(0)
+    truth, predicted = rng.integers(0, 3, (2, 8, 9), dtype=np.uint8)
+    matrix = confusion_matrix(truth, predicted, 3)
+    hits, total = matrix.diagonal(), matrix.sum(axis=0) + matrix.sum(axis=1)
+    found = image_scores(np.array([hits, 0 * hits]), np.array([total - hits, 0 * hits]))
+    assert found[0] == pytest.approx(score(matrix).mean_iou)
+    assert found[0] == pytest.approx(image_score(truth, predicted), abs=1e-6)
+    assert np.isnan(found[1])
+    assert image_score(np.full((2, 2), IGNORE, np.uint8), predicted[:2, :2]) is None

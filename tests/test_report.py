@@ -1,0 +1,291 @@
+"""The page of results: valid, self-contained, escaped, and honest about what is missing."""
+
+import json
+import re
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import html5lib
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import report
+from pipeline.page.html import table
+from pipeline.page.inputs import Folders, read_pages
+from pipeline.params import load_params
+from tests.fake_grid import ROOT, FakeGrid
+
+CELL = "voc_resnet50_os8"
+NASTY = ["</td><script>alert(1)</script>", "a & b", "\"'><img src=x>", "$\\frac{1}{2}$", "{{ 7 * 7 }}", "日本語"]
+NAMESPACE = "{http://www.w3.org/1999/xhtml}"
+
+
+def page(grid: FakeGrid) -> str:
+    out = grid.path / "reports/index.html"
+    report.run(grid.path / "reports", grid.path / "runs", grid.path / "data", out, grid.params_file)
+    return out.read_text(encoding="utf-8")
+
+
+def parsed(text: str):
+    """The tree of a page without any error."""
+    return html5lib.HTMLParser(strict=True).parse(text)
+
+
+def elements(tree, name: str):
+    return tree.iter(f"{NAMESPACE}{name}")
+
+
+def words(tree) -> str:
+    return " ".join(" ".join(tree.itertext()).split())
+
+
+def two_cells(path: Path, seeds: str = "[0]") -> FakeGrid:
+    """VOC with two cells: quick to draw."""
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("seeds: [0]", f"seeds: {seeds}")
+    kept = "\n".join(
+        line for line in text.splitlines() if not re.match(r"  (shapes|ade20k|city|voc_resnet101).*_os", line)
+    )
+    return FakeGrid(path, kept)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """All cells but one."""
+    grid = FakeGrid(tmp_path_factory.mktemp("whole")).fill("ade20k_resnet50_os16")
+    return grid, page(grid)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return two_cells(tmp_path_factory.mktemp("small")).fill()
+
+
+@pytest.fixture
+def grid(small, tmp_path):
+    """A copy that a test may spoil."""
+    shutil.copytree(small.path, tmp_path / "copy")
+    copy = object.__new__(FakeGrid)
+    copy.__dict__ = {**small.__dict__, "path": tmp_path / "copy", "params_file": tmp_path / "copy/params.yaml"}
+    return copy
+
+
+def test_the_page_is_valid_html_with_each_id_once_and_every_link_leading_somewhere(whole):
+    tree = parsed(whole[1])
+    ids = [element.get("id") for element in tree.iter() if element.get("id")]
+    assert len(ids) == len(set(ids))
+    targets = [link.get("href") for link in elements(tree, "a")]
+    assert {target[1:] for target in targets if target.startswith("#")} <= set(ids)
+    assert len([target for target in targets if target.startswith("#provenance-")]) == 15
+
+
+def test_the_page_loads_nothing_and_runs_nothing(whole):
+    text = whole[1]
+    tree = parsed(text)
+    assert not list(elements(tree, "script"))
+    for element in tree.iter():
+        for name, value in element.items():
+            if name in ("src", "srcset", "data", "poster", "action", "background") or (
+                name.endswith("href") and element.tag != f"{NAMESPACE}a"
+            ):
+                assert value.startswith(("data:", "#")), (element.tag, name, value[:80])
+            assert not name.startswith("on")
+    assert not re.findall(r"@import|url\((?!#)", text)
+
+
+def test_pictures_and_plots_have_words_tables_have_captions_and_headings_skip_no_level(whole):
+    tree = parsed(whole[1])
+    images = list(elements(tree, "img"))
+    assert len(images) > 500
+    assert all(image.get("alt") and image.get("width") and image.get("height") for image in images)
+    drawings = list(tree.iter("{http://www.w3.org/2000/svg}svg"))
+    assert len(drawings) > 20
+    assert all(drawing.get("role") == "img" and drawing.get("aria-label") for drawing in drawings)
+    assert all(each.find(f"{NAMESPACE}caption") is not None for each in elements(tree, "table"))
+    levels = [int(element.tag[-1]) for element in tree.iter() if re.fullmatch(rf"{NAMESPACE}h[1-6]", str(element.tag))]
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+def test_every_published_cell_has_one_number_to_be_compared_with():
+    reference = pd.read_csv(ROOT / "reports/reference.csv")
+    primary = reference[reference["tolerance"].notna()]
+    cells = load_params(ROOT / "params.yaml").cells.values()
+    wanted = {
+        (cell.dataset, cell.model.backbone, cell.model.output_stride) for cell in cells if cell.dataset != "shapes"
+    }
+    kinds = list(zip(primary["dataset"], primary["backbone"], primary["output_stride"], strict=True))
+    assert set(kinds) == wanted
+    assert len(kinds) == len(wanted) == 12
+    assert set(primary["source"]) == {"sssegmentation"}
+
+
+def test_the_demo_stands_apart_and_has_no_published_number(whole):
+    text = words(parsed(whole[1]))
+    order = [text.index(title) for title in ("Results beside", "Other data sets", "Results on Demo")]
+    assert order == sorted(order)
+    after = text[order[1] : text.index("in detail")]
+    assert "reproduced" not in after
+    assert "below" not in after
+
+
+def test_the_same_files_give_the_same_bytes(grid):
+    assert page(grid) == page(grid)
+
+
+def test_names_from_the_data_are_shown_as_they_are_and_never_read_as_html(tmp_path):
+    grid = two_cells(tmp_path).fill(classes=NASTY)
+    text = page(grid)
+    tree = parsed(text)
+    assert not list(elements(tree, "script"))
+    assert "{{ 7 * 7 }}" in words(tree)
+    for name in NASTY:
+        assert name in "".join(tree.itertext()), name
+
+
+@given(st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=30))
+def test_any_text_survives_a_table(text):
+    tree = html5lib.parse(str(table([{text: text, "b": text}], text)))
+    cells = ["".join(cell.itertext()) for cell in (*elements(tree, "td"), *elements(tree, "th"))]
+    assert cells.count(text) == 3
+
+
+def test_without_any_run_the_page_says_so_and_shows_the_published_numbers(tmp_path):
+    grid = two_cells(tmp_path)
+    grid.table("voc", [])
+    text = words(parsed(page(grid)))
+    assert "0 of 0 cells" in text
+    shutil.rmtree(tmp_path / "reports/tables")
+    text = words(parsed(page(grid)))
+    assert "reports/tables/voc.csv and .md: not there. Run: dvc repro tables@voc" in text
+    assert "77.72" in text
+
+
+def test_a_table_of_other_settings_is_not_shown(grid):
+    grid.params_file.write_text(grid.params_file.read_text().replace("epochs: 60", "epochs: 61"))
+    text = words(parsed(page(grid)))
+    assert f"{CELL} is of other settings than params.yaml has. Run: dvc repro tables@voc" in text
+    assert "0 of 0 cells" in text
+
+
+FILES = [
+    f"runs/{CELL}/run.json", f"runs/{CELL}/history.csv", f"reports/plots/{CELL}/classes.csv", f"reports/plots/{CELL}/confusion.csv",
+    f"reports/figures/{CELL}/parts/about.json", "reports/data/voc/card.json", "reports/statistics/voc.json", "reports/reference.csv",
+]  # fmt: skip
+PICTURES = [f"reports/figures/{CELL}/parts/{part}" for part in ("0.image.jpg", "0.truth.png", "0.prediction.png")]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    "content", [None, b"", b"{\x00\xff", b"[1]", b"{}", b"a,b\n1\n", b'{"cells": {"a": 1}, "seeds": {"0": 1}}']
+)
+def test_a_file_that_is_missing_or_damaged_is_named_and_the_rest_is_read(grid, file, content):
+    spoil(grid.path / file, content)
+    first = read(grid)[0]
+    optional = ("card.json", "statistics/voc.json")  # the page is whole without them, and with empty statistics
+    assert [gap for gap in first.gaps if file in gap] or (content in (None, b"{}") and file.endswith(optional))
+    assert [cell.measured for cell in first.cells] == [True, True]
+    other = first.cells[1]
+    assert other.facts
+    assert None not in (other.history is None, other.classes is None, other.pairs is None, other.parts)
+
+
+def spoil(path: Path, content: bytes | None) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True) if content is None else path.write_bytes(content)
+
+
+def read(grid: FakeGrid):
+    folders = Folders(reports=grid.path / "reports", runs=grid.path / "runs", data=grid.path / "data")
+    return read_pages(load_params(grid.params_file), folders)
+
+
+@pytest.mark.parametrize("content", [None, b"no picture"])
+def test_with_every_file_missing_or_damaged_the_page_still_shows_the_table(grid, content):
+    for file in (*FILES, *PICTURES, "data/voc/sheet.png"):
+        spoil(grid.path / file, content)
+    text = words(parsed(page(grid)))
+    assert "2 of 2 cells" in text
+    assert f"No cost, commit and curves of {CELL}" in text
+
+
+def test_a_picture_that_is_damaged_is_named_beside_the_others(grid):
+    for file in PICTURES[:2]:
+        spoil(grid.path / file, b"no picture")
+    tree = parsed(page(grid))
+    assert "image is missing or damaged" in words(tree)
+    assert f"prediction of {CELL}, fake/0" in [image.get("alt") for image in elements(tree, "img")]
+
+
+def test_files_of_other_weights_are_not_shown_as_a_cells_own(grid):
+    for name in (f"runs/{CELL}/run.json", f"reports/figures/{CELL}/parts/about.json"):
+        path = grid.path / name
+        path.write_text(re.sub(r"[0-9a-f]{64}", "0" * 64, path.read_text()))
+    classes = grid.path / f"reports/plots/{CELL}/classes.csv"
+    classes.write_text(classes.read_text().replace("0.0", "0.1"))
+    text = words(parsed(page(grid)))
+    for name in ("run.json", "about.json", "classes.csv"):
+        assert f"{name}: of another run than the table" in text
+    assert f"largest confusions {CELL}" not in text
+
+
+def test_a_class_that_never_occurred_has_a_dash_and_no_bar(grid):
+    path = grid.path / f"reports/plots/{CELL}/classes.csv"
+    rows = pd.read_csv(path)
+    unseen = rows.assign(IoU=rows["IoU"].where(rows["class"] != "fake class 3"))
+    unseen.loc[unseen["IoU"].notna(), "IoU"] = rows["IoU"].mean()
+    unseen.to_csv(path, index=False)
+    text = words(parsed(page(grid)))
+    assert re.search(r"fake class 3 [\d.]+ % - \d", text)
+
+
+def test_without_validation_while_training_the_page_says_which_setting_gives_it(grid):
+    for path in grid.path.glob("runs/*/history.csv"):
+        pd.read_csv(path).assign(**{"val/mIoU": None}).to_csv(path, index=False)
+    text = words(parsed(page(grid)))
+    assert "runtime.validate_every" in text
+    assert "mIoU on the validation set while training" not in text
+
+
+def test_intervals_and_paired_differences_are_shown_where_there_are_some(grid):
+    grid.json(
+        "reports/statistics/voc.json",
+        {
+            "level": 0.95,
+            "cells": {CELL: {"mIoU": 0.05, "low": 0.04, "high": 0.06}},
+            "pairs": [{"better": CELL, "than": "voc_resnet50_os16", "difference": 0.009, "low": 0.004, "high": 0.014}],
+            "note": "over images",
+        },
+    )
+    text = words(parsed(page(grid)))
+    assert "[4.00, 6.00]" in text
+    assert f"{CELL} voc_resnet50_os16 +0.90 [+0.40, +1.40]" in text
+    assert "over images" in text
+
+
+def test_each_number_leads_to_its_key_weights_and_commit(grid):
+    tree = parsed(page(grid))
+    row = pd.read_csv(grid.path / "reports/tables/voc.csv", index_col="cell").loc[CELL]
+    (facts,) = [each for each in tree.iter() if each.get("id") == f"provenance-{CELL}"]
+    for value in (row["keys"], row["weights_sha256"], row["cell_fingerprint"], "f" * 40):
+        assert value in words(facts)
+    assert json.loads((grid.path / f"runs/{CELL}/run.json").read_text())["seeds"]["0"]["started"] in words(facts)
+
+
+def test_a_cell_keeps_its_colour_when_another_has_no_curve(grid):
+    (grid.path / f"runs/{CELL}/history.csv").unlink()
+    (loss,) = re.findall(r'<svg role="img" aria-label="loss over.*?</svg>', page(grid), re.S)
+    assert "var(--cell-1)" in loss
+    assert "var(--cell-0)" not in loss
+
+
+def test_several_seeds_have_a_curve_and_a_provenance_each_and_one_mean_with_its_spread(tmp_path):
+    text = page(two_cells(tmp_path, seeds="[0, 7]").fill())
+    tree = parsed(text)
+    (facts,) = [each for each in tree.iter() if each.get("id") == f"provenance-{CELL}"]
+    assert re.search(r"seed 0: key \w{64} .* seed 7: key \w{64} ", words(facts))
+    assert re.search(r"ResNet50 \(OS=8, PRE=ImageNet\) \d\.\d\d ± \d\.\d\d 77.72", words(tree))
+    (rate,) = re.findall(r'<svg role="img" aria-label="learning rate over.*?</svg>', text, re.S)
+    assert rate.count("stroke: var(--cell-0); stroke-width: 1.5") == 2
