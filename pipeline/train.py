@@ -211,6 +211,7 @@ def save_weights(network: "nn.Module", path: Path, store: "Store", inputs: Input
         "code": inputs.code,
         "dataset": inputs.cell.dataset,
         "classes": list(store.classes),
+        "palette": [list(color) for color in store.palette],
         "settings": asdict(inputs.cell),
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}

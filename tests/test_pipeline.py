@@ -79,12 +79,14 @@ def test_one_command_fills_the_readme_from_tracked_runs(done):
     clone, printed = done
     text = (clone / "README.md").read_text()
     rows = re.findall(
-        r"\| ResNet18 \(OS=(\d+), PRE=none\) .* \| (\d+\.\d\d%) \| \[model\]\((\S+)\) · \[log\]\((\S+)\) \|", text
+        r"\| ResNet18 \(OS=(\d+), PRE=none\) .* \| (\d+\.\d\d%) \| \[model\]\((\S+)\) · \[log\]\((\S+)\) · \[card\]\((\S+)\) \|",
+        text,
     )
     assert [row[0] for row in rows] == ["8", "16"]
-    for stride, shown, weights, log in rows:
+    for stride, shown, weights, log, card in rows:
         assert (clone / weights).exists()
         assert (clone / log).exists()
+        assert (clone / card).exists()
         metrics = json.loads((clone / f"reports/metrics/tiny_os{stride}.json").read_text())
         assert shown == f"{metrics['mIoU']:.2%}"
     assert text.startswith("# Mine\n\n<!-- results:tiny -->\n")
