@@ -60,6 +60,8 @@ def describe(mistake: BaseException) -> str:
         return f"{place}no space left on the disk. Free some and run the same command again."
     if isinstance(mistake, FileNotFoundError) and mistake.filename:
         return f"{mistake.filename}: no such file or folder"
+    if isinstance(mistake, PermissionError) and mistake.filename:
+        return f"{mistake.filename}: no permission. Give yourself access to it, or link another folder there."
     text = str(mistake)
     if text.startswith("Caught DataError in DataLoader worker"):  # torch adds the worker's traceback
         return text.rstrip().rsplit("DataError: ", 1)[-1]

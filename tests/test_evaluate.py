@@ -19,7 +19,8 @@ from deeplab.inference import evaluate
 from deeplab.intervals import interval
 from deeplab.metrics import score
 from deeplab.model import DeepLabV3
-from deeplab.store import Store, StoreWriter
+from deeplab.store import Store
+from deeplab.store_writer import StoreWriter
 from pipeline.device import select_device
 from pipeline.errors import ParamsError
 from pipeline.evaluate import run

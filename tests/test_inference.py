@@ -15,7 +15,8 @@ from deeplab.config import Protocol
 from deeplab.errors import DataError, NonFiniteError
 from deeplab.inference import evaluate, predict, predict_batch, predict_tiles, starts
 from deeplab.metrics import confusion_matrix
-from deeplab.store import Store, StoreWriter
+from deeplab.store import Store
+from deeplab.store_writer import StoreWriter
 from deeplab.transforms import fitted_size
 from tests.tiny import recipe_config, tiny_cell
 

@@ -42,13 +42,13 @@ def words(tree) -> str:
     return " ".join(" ".join(tree.itertext()).split())
 
 
-def two_cells(path: Path, **how) -> FakeGrid:
+def two_cells(path: Path, seeds: str = "[0]") -> FakeGrid:
     """VOC with two cells: quick to draw."""
-    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("seeds: [0]", f"seeds: {seeds}")
     kept = "\n".join(
         line for line in text.splitlines() if not re.match(r"  (shapes|ade20k|city|voc_resnet101).*_os", line)
     )
-    return FakeGrid(path, kept, **how)
+    return FakeGrid(path, kept)
 
 
 @pytest.fixture(scope="module")
@@ -272,3 +272,20 @@ def test_each_number_leads_to_its_key_weights_and_commit(grid):
     for value in (row["keys"], row["weights_sha256"], row["cell_fingerprint"], "f" * 40):
         assert value in words(facts)
     assert json.loads((grid.path / f"runs/{CELL}/run.json").read_text())["seeds"]["0"]["started"] in words(facts)
+
+
+def test_a_cell_keeps_its_colour_when_another_has_no_curve(grid):
+    (grid.path / f"runs/{CELL}/history.csv").unlink()
+    (loss,) = re.findall(r'<svg role="img" aria-label="loss over.*?</svg>', page(grid), re.S)
+    assert "var(--cell-1)" in loss
+    assert "var(--cell-0)" not in loss
+
+
+def test_several_seeds_have_a_curve_and_a_provenance_each_and_one_mean_with_its_spread(tmp_path):
+    text = page(two_cells(tmp_path, seeds="[0, 7]").fill())
+    tree = parsed(text)
+    (facts,) = [each for each in tree.iter() if each.get("id") == f"provenance-{CELL}"]
+    assert re.search(r"seed 0: key \w{64} .* seed 7: key \w{64} ", words(facts))
+    assert re.search(r"ResNet50 \(OS=8, PRE=ImageNet\) \d\.\d\d ± \d\.\d\d 77.72", words(tree))
+    (rate,) = re.findall(r'<svg role="img" aria-label="learning rate over.*?</svg>', text, re.S)
+    assert rate.count("stroke: var(--cell-0); stroke-width: 1.5") == 2

@@ -8,7 +8,7 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from deeplab.config import AugmentConfig, Cell, ModelConfig, RecipeConfig, TrainConfig
-from deeplab.store import StoreWriter
+from deeplab.store_writer import StoreWriter
 
 
 def model_config(**changes):

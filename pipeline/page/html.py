@@ -11,7 +11,7 @@ import pandas as pd
 from markupsafe import Markup
 
 FOLDER = Path(__file__).parent
-NUMBER = re.compile(r"[-+]?[\d.,]+( ± [\d.]+)?( [%A-Za-z]{1,3})?|-")  # stands at the right of its column
+NUMBER = re.compile(r"[-+]?[\d.,]+( ± [\d.]+)?( [%A-Za-z]{1,3})?|\[[-+\d., ]+\]|-")  # stands at the right of its column
 
 
 @cache

@@ -46,14 +46,15 @@ def color(place: int) -> str:
     return f"#0a0b{place % COLORS:02x}"
 
 
-def curves(histories: dict[str, pd.DataFrame], column: str, title: str) -> Markup:
-    """Lines of `column` over iterations for each cell and seed, smoothed, above the raw ones; none without points."""
+def curves(histories: dict[str, pd.DataFrame], places: dict[str, int], column: str, title: str) -> Markup:
+    """Lines of `column` over iterations for each cell and seed; none without points. `places` give their colours."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     figure = new_figure(WIDTH, 3.0)
     axes = figure.subplots()
     drawn = 0
-    for place, history in enumerate(histories.values()):
+    for name, history in histories.items():
+        place = places[name]
         for _, rows in history.groupby("seed"):
             values = rows[["step", column]].dropna() if column in rows else rows.iloc[:0]
             if values.empty:
@@ -83,17 +84,17 @@ def thinned(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.iloc[np.unique(np.linspace(0, len(rows) - 1, POINTS).round().astype(int))]
 
 
-def class_bars(scores: dict[str, pd.Series], order: Sequence[str]) -> Markup:
+def class_bars(scores: dict[str, pd.Series], places: dict[str, int], order: Sequence[str]) -> Markup:
     """A group of bars for each class in `order`, one bar for each cell: `scores` are name -> class -> IoU, percent."""
     count = len(scores)
     figure = new_figure(WIDTH, 0.8 + len(order) * (0.12 + 0.13 * count))
     axes = figure.subplots()
     heights = np.arange(len(order))
     thick = 0.8 / count
-    for place, values in enumerate(scores.values()):
+    for place, (name, values) in enumerate(scores.items()):
         found = values.reindex(list(order)).to_numpy(dtype=float)
         offset = (place - (count - 1) / 2) * thick
-        axes.barh(heights + offset, np.nan_to_num(found), height=thick * 0.9, color=color(place))
+        axes.barh(heights + offset, np.nan_to_num(found), height=thick * 0.9, color=color(places[name]))
     axes.set_yticks(heights, list(order))
     axes.set(xlabel="IoU, %", xlim=(0, 100), ylim=(len(order) - 0.4, -0.6))
     axes.grid(axis="x", alpha=0.4)

@@ -91,7 +91,7 @@ def why_not(row: dict[str, str], shown: dict[str, str], schedule: str, config: D
     reasons = {
         "a subset of the images": any(not has or float(has) < all_ for has, all_ in zip(used, published, strict=True)),
         f"departs from the recipe: {row.get('departs', '')}": bool(row.get("departs")),
-        f"another schedule than {schedule}": bool(schedule) and not said.endswith(f" {schedule}"),
+        f"another schedule than {schedule}": bool(schedule) and schedule not in said.split(),
         "no ImageNet weights": "PRE=ImageNet" not in shown.get("Backbone", ""),
         "not one scale without flip": protocol != SINGLE_SCALE,
         "not every seed": len(row["seeds"].split()) < len(params.seeds),

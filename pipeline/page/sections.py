@@ -6,7 +6,6 @@ left out.
 
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -15,6 +14,7 @@ from markupsafe import Markup
 from pipeline.page import plots
 from pipeline.page.html import joined, part, table
 from pipeline.page.inputs import CellPage, DatasetPage
+from pipeline.page.numbers import amount, duration, extent, interval, mean, percent, signed
 from pipeline.page.pictures import DAMAGED, sheet
 from pipeline.page.predictions import predictions
 from pipeline.page.reference import elsewhere
@@ -83,6 +83,7 @@ def statistics(page: DatasetPage) -> Markup:
             "than": pair["than"],
             "by": signed(100 * pair["difference"]),
             level: interval(pair, signed),
+            "stands": "yes" if float(pair["low"]) > 0 else "no",
         }
         for pair in found.get("pairs", [])
     ]
@@ -99,14 +100,21 @@ def curves(page: DatasetPage) -> Markup:
     """Loss, learning rate and validation while training."""
     histories = {cell.name: cell.history for cell in page.measured if cell.history is not None}
     found = {
-        "Loss of training, smoothed; faint: as logged": plots.curves(histories, "train/loss", "loss"),
-        "Learning rate": plots.curves(histories, "train/lr", "learning rate"),
-        "mIoU on the validation set while training": plots.curves(histories, "val/mIoU", "validation mIoU"),
+        "Loss of training, smoothed; faint: as logged": plots.curves(histories, places(page), "train/loss", "loss"),
+        "Learning rate": plots.curves(histories, places(page), "train/lr", "learning rate"),
+        "mIoU on the validation set while training": plots.curves(
+            histories, places(page), "val/mIoU", "validation mIoU"
+        ),
     }
     drawn = [part("plot", svg, title) for title, svg in found.items() if svg]
     if drawn and not found["mIoU on the validation set while training"]:
         drawn.append(part("text", "No validation while training: runtime.validate_every in params.yaml is 0."))
     return part("row", drawn) if drawn else Markup()
+
+
+def places(page: DatasetPage) -> dict[str, int]:
+    """A cell's place in the legend, which gives its colour in every plot."""
+    return {cell.name: place for place, cell in enumerate(page.measured)}
 
 
 def classes(page: DatasetPage) -> Markup:
@@ -125,7 +133,12 @@ def classes(page: DatasetPage) -> Markup:
     ]
     return joined(
         [
-            part("plot", plots.class_bars(scores, list(order)), "IoU of each class, percent", len(order) > plots.NAMED),
+            part(
+                "plot",
+                plots.class_bars(scores, places(page), list(order)),
+                "IoU of each class, percent",
+                len(order) > plots.NAMED,
+            ),
             part("more", "The same as a table", table(rows, "IoU of each class, percent, and its share of the pixels")),
         ]
     )
@@ -205,6 +218,11 @@ def data(page: DatasetPage) -> Markup:
         table(splits, f"Images of {page.title}; widths and heights: least / median / most"),
         part("more", f"{len(kinds)} classes", shares),
     ]
+    if trivial := card.get("trivial_mIoU"):
+        words = "Without a look at the image: mIoU {} % for the class with most pixels, {} % for that of each place."
+        pieces.append(part("text", words.format(*(percent(100 * trivial[name]) for name in ("majority", "prior")))))
+    if repeated := card.get("duplicates"):
+        pieces.append(part("text", f"{len(repeated)} images stand in it more than once: the card names them."))
     if page.sheet:
         pieces.append(part("more", "Samples under their masks", drawn_sheet(page.sheet, page.title)))
     return joined(pieces)
@@ -241,45 +259,6 @@ def origin(cell: CellPage) -> list[tuple[str, Any]]:
         ]
     named = {"settings": "cell_fingerprint", "data": "data_fingerprint", "code": "code_fingerprint"}
     return [*pairs, *((title, part("code", row[column])) for title, column in named.items())]
-
-
-def mean(seeds: list[dict[str, Any]], name: str) -> float | None:
-    values = [facts[name] for facts in seeds if isinstance(facts.get(name), int | float)]
-    return fmean(values) if values else None
-
-
-def amount(value: float | None, form: str, unit: float = 1) -> str:
-    return "-" if value is None else form.format(value / unit)
-
-
-def duration(seconds: float | None) -> str:
-    """Hours and minutes, or seconds when it is short."""
-    if seconds is None:
-        return "-"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min" if seconds >= 3600 else f"{seconds / 60:.0f} min"
-
-
-def percent(value: float | None) -> str:
-    """Two digits; a dash for nothing and for nan."""
-    return "-" if value is None or value != value else f"{value:.2f}"
-
-
-def signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.2f}"
-
-
-def interval(
-    found: dict[str, Any], form: Callable[[float | None], str] = percent, low: str = "low", high: str = "high"
-) -> str:
-    """From `low` to `high` in percent; a dash without them."""
-    ends = [found.get(low), found.get(high)]
-    return "-" if None in ends else "[{}, {}]".format(*(form(100 * float(end or 0)) for end in ends))
-
-
-def extent(values: dict[str, float]) -> str:
-    return " / ".join(f"{value:g}" for value in values.values())
 
 
 SECTIONS: dict[str, Callable[[DatasetPage], Markup]] = {
