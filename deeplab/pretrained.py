@@ -3,14 +3,15 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from deeplab.config import Cell, Protocol
+from deeplab.config import Cell, ModelConfig, Protocol
 from deeplab.errors import DataError, SettingsError
 from deeplab.inference import Size, predict_batch, predict_tiles
 from deeplab.model import DeepLabV3
@@ -25,7 +26,7 @@ class Segmenter:
     """A network in evaluation mode, and what its output means."""
 
     network: DeepLabV3
-    cell: Cell  # the settings it was trained with
+    cell: Cell  # of it only what prediction reads; all settings stand in `about`
     classes: tuple[str, ...]
     palette: tuple[Color, ...]  # RGB of each class
     about: dict[str, Any]  # all that the file says of itself
@@ -54,7 +55,7 @@ def load_model(path: Path, device: str = "cpu") -> Segmenter:
     file = path / WEIGHTS if path.is_dir() else path
     about = read_about(file)
     try:
-        cell = TypeAdapter(Cell).validate_json(json.dumps(about["settings"]))
+        cell = read_settings(about["settings"])
         classes = tuple(str(name) for name in about["classes"])
         palette = tuple((int(r), int(g), int(b)) for r, g, b in about["palette"])
     except (KeyError, TypeError, ValueError, ValidationError) as error:
@@ -83,6 +84,18 @@ def load_model(path: Path, device: str = "cpu") -> Segmenter:
         about=about,
         device=place,
     )
+
+
+def read_settings(settings: dict[str, Any]) -> Cell:
+    """What prediction reads of a cell: the network, the box that images are fitted into, and the arithmetic.
+
+    Not the rest: settings of training are added over time, and weights that were released before must stay of use.
+    """
+    model = TypeAdapter(ModelConfig).validate_json(json.dumps(settings["model"]))
+    long_side, short_side = (int(side) for side in settings["recipe"]["resize"])
+    recipe = SimpleNamespace(resize=(long_side, short_side))
+    train = SimpleNamespace(precision=str(settings["train"]["precision"]), tf32=bool(settings["train"]["tf32"]))
+    return cast(Cell, SimpleNamespace(model=model, recipe=recipe, train=train))
 
 
 def read_about(file: Path) -> dict[str, Any]:

@@ -76,7 +76,6 @@ def text(row: "Row", protocol: Protocol) -> str:
     recipe, model, train = cell.recipe, cell.model, cell.train
     size = "x".join(map(str, recipe.crop))
     start = "ImageNet weights" if model.pretrained else "random weights"
-    counts = ", ".join(f"{count} images of `{split}`" for split, count in first.images.items())
     weights = "\n".join(
         f"| {result.seed} | {100 * result.scores['mIoU']:.2f} % | `{result.weights['sha256']}` | `{result.key}` |"
         for result in row.results
@@ -91,7 +90,7 @@ def text(row: "Row", protocol: Protocol) -> str:
     window = f"windows of {protocol.window[0]}x{protocol.window[1]}" if protocol.window else "whole images"
     return f"""# {row.name}
 
-{warning}DeepLabv3 with {model.backbone} at output stride {model.output_stride}, for semantic segmentation as in \
+{warning}DeepLabv3 with {model.backbone} at output stride {model.output_stride} for semantic segmentation. Data set: \
 {row.dataset.title}. mIoU {value(row)} on {first.images[recipe.val_split]} images of `{recipe.val_split}`, \
 {first.scores["classes_evaluated"]:g} classes. In brackets its 95 % interval over images; what another training seed \
 would change is not in it.
@@ -107,9 +106,9 @@ labels = model.predict(image)  # (H, W, 3) uint8 RGB -> (H, W) indices into mode
 
 ## Training
 
-From {start}, {counts}; {recipe.epochs} epochs of SGD at batch {recipe.batch_size}, learning rate {recipe.lr:g} \
-({recipe.policy}), crop {size}, {train.precision}. \
-No license of its own comes with the network; of the data set, {terms}.
+From {start} on {first.images[recipe.train_split]} images of `{recipe.train_split}`: {recipe.epochs} epochs of SGD at \
+batch {recipe.batch_size}, learning rate {recipe.lr:g} ({recipe.policy}), crop {size}, {train.precision}. No license \
+of its own comes with the network; of the data set, {terms}.
 
 ## Where the number comes from
 

@@ -41,7 +41,7 @@ def run(model: "Segmenter", source: Path, out: Path, batch: int, tiling: Tiling 
 
         segment_video(model, source, out, batch, tiling)
         return 0
-    files = find_images(source)
+    files = find_images(source, out)
     names = output_names(files, source if source.is_dir() else source.parent)
     broken = 0
     with Table(out / "classes.csv", ("image",), model.classes) as table:
@@ -115,11 +115,13 @@ class Table:
             self.writer.writerow((*key, self.classes[index], index, counts[index], f"{share:.6f}"))
 
 
-def find_images(source: Path) -> list[Path]:
-    """The images in a folder and those below it, sorted; a file is one."""
+def find_images(source: Path, out: Path) -> list[Path]:
+    """The images in a folder and below it, sorted, without what an earlier call has left in `out`; a file is one."""
     if source.is_file():
         return [source]
-    files = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
+    own = [out / "masks", out / "overlays"]
+    found = (path for path in source.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
+    files = sorted(path for path in found if not any(path.is_relative_to(folder) for folder in own))
     if not files:
         raise DataError(f"{source}: no image in this folder, expected files that end in {', '.join(sorted(IMAGES))}")
     return files
@@ -195,6 +197,14 @@ def pick_device(name: str | None) -> str:
     return str(select_device(name))
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Compute on a GPU as the evaluation does; torch's own choice is TF32 in convolutions."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a cell of params.yaml, a weights file, or a folder with model.safetensors")
@@ -228,6 +238,7 @@ def main() -> None:
         export(load_model(file), file, arguments.export, arguments.out, card)
         return
     model = load_model(file, pick_device(arguments.device))
+    allow_tf32(model.cell.train.tf32)
     sys.exit(run(model, arguments.source, arguments.out, arguments.batch, tiling))
 
 

@@ -8,6 +8,8 @@ Fast, each number must be the same in the README, the table, its csv, the record
 today's settings and code, give the key that the csv names, and be the file that dvc.lock says; what else is there
 (weights, counts of each image, statistics) must agree. In full, its run must stand in MLflow with the same number,
 weights, data and commit, and the weights in the store must give it again. Exits with 1 at the first that does not.
+Fast cannot see when every file and dvc.lock were made up together and neither weights nor counts are here.
+The full proof can.
 """
 
 import argparse
@@ -107,7 +109,8 @@ def check_files(dataset: str, params: Params, place: Place, locked: Locked) -> d
         found[name] = own
         if own:
             compare_sheet(name, sheet, values[name], own)
-            check_lock(f"evaluate@{name}", place.lock, locked, [record, place.reports / "metrics" / f"{name}.json"])
+            metrics, plot = place.reports / "metrics" / f"{name}.json", place.reports / "plots" / name / "classes.csv"
+            check_lock(f"evaluate@{name}", place.lock, locked, [record, metrics, plot])
             check_extras(name, own, params, place)
         check_links(name, rows[name]["Download"], place)
     if measured:

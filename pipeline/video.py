@@ -1,5 +1,6 @@
 """A video under the colours of its classes, through OpenCV."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,8 @@ def segment_video(model: "Segmenter", source: Path, out: Path, batch: int, tilin
                     writer.write(cv2.cvtColor(tint(image, mask, model.palette), cv2.COLOR_RGB2BGR))
                     table.add((done, f"{done / rate:.3f}"), mask)
                     done += 1
-                print(f"{done} frames", end="\r", flush=True)
+                if sys.stdout.isatty():
+                    print(f"{done} frames", end="\r", flush=True)
     finally:
         reader.release()
         writer.release()

@@ -104,6 +104,22 @@ def test_the_same_command_writes_the_page_of_both_cells(done):
         assert f'alt="prediction of {cell}, ' in text
 
 
+def test_the_interval_and_the_difference_of_the_cells_are_told(done):
+    clone, printed = done
+    told = json.loads((clone / "reports/statistics/tiny.json").read_text())
+    for name, cell in told["cells"].items():
+        assert cell["mIoU"] == json.loads((clone / f"reports/metrics/{name}.json").read_text())["mIoU"]
+    (pair,) = told["pairs"]
+    assert {pair["better"], pair["than"]} == {"tiny_os8", "tiny_os16"}
+    assert pair["sentence"] in printed
+
+
+def test_every_number_of_the_readme_is_proven(done):
+    clone, _ = done
+    proof = run(sys.executable, "-m", "pipeline.verify", cwd=clone)
+    assert [line.rpartition(", ")[2] for line in proof.stdout.splitlines()] == ["again", "again"]
+
+
 def test_a_second_run_does_nothing(done):
     clone, _ = done
     before = {path: path.stat().st_mtime_ns for path in clone.rglob("*") if path.is_file() and ".dvc" not in path.parts}
@@ -125,7 +141,7 @@ def test_a_metric_that_changes_evaluates_again_and_trains_nothing(done):
     metrics = clone / "deeplab/metrics.py"
     text = metrics.read_text()
     metrics.write_text(text + "# another thought\n")
-    assert stale(clone) == {"evaluate@tiny_os8", "evaluate@tiny_os16"}
+    assert stale(clone) == {"evaluate@tiny_os8", "evaluate@tiny_os16", "compare@tiny"}
     metrics.write_text(text)
 
 

@@ -103,6 +103,12 @@ def test_an_image_lies_as_a_viewer_shows_it(model, photos):
     assert predict.upright(photos / "a.png").shape == (40, 48, 3)
 
 
+def test_what_an_earlier_call_has_written_into_the_folder_is_no_photo(model, photos):
+    for _ in range(2):
+        assert predict.run(model, photos, photos, 8, None) == 0
+    assert len({row["image"] for row in rows(photos)}) == 3
+
+
 def test_two_images_whose_names_differ_in_their_ending_do_not_overwrite_each_other(model, photos):
     Image.open(photos / "a.png").save(photos / "a.bmp")
     _, out = segmented(model, photos)

@@ -1,5 +1,5 @@
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from deeplab.model import DeepLabV3
 from deeplab.pretrained import WHOLE
 from deeplab.store import Store
 from pipeline.train import Inputs, save_weights
-from tests.tiny import tiny_cell, write_store, write_weights
+from tests.tiny import recipe_config, tiny_cell, write_store, write_weights
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
 
@@ -30,7 +30,8 @@ def test_what_training_released_is_loaded_in_one_line_and_scores_as_evaluated(tm
     network = DeepLabV3(cell.model, len(store.classes)).eval()
     save_weights(network, tmp_path / "a.safetensors", store, Inputs(cell=cell, seeds=(0,), data="d", code="c"))
     model = load_model(tmp_path / "a.safetensors")
-    assert (model.cell, model.classes, model.palette) == (cell, store.classes, store.palette)
+    assert (model.cell.model, model.classes, model.palette) == (cell.model, store.classes, store.palette)
+    assert model.about["settings"] == json.loads(json.dumps(asdict(cell)))
     assert not model.network.training
     split = store.split("val")
     matrix = sum(confusion_matrix(split.mask(index), model.predict(split.image(index)), 3) for index in range(3))
@@ -54,8 +55,17 @@ def test_a_batch_and_tiles_are_predicted_by_the_same_network(weights):
     assert (together[0] == model.predict(IMAGE)).mean() > 0.999
     assert len(np.unique(together)) > 1
     tiles = model.predict_tiles(IMAGE, (64, 64), (32, 32))
-    native = replace(model.cell, recipe=replace(model.cell.recipe, resize=(48, 40)))
+    native = tiny_cell(recipe=recipe_config(resize=(48, 40)))
     np.testing.assert_array_equal(tiles, predict(model.network, IMAGE, native, WHOLE, model.device))
+
+
+def test_weights_from_before_a_setting_of_training_was_added_or_dropped_stay_of_use(weights):
+    before = load_model(weights)
+    settings = before.about["settings"]
+    del settings["train"]["momentum"], settings["augment"]
+    settings["train"]["a setting of the past"] = 1
+    write_weights(weights, settings=settings)
+    np.testing.assert_array_equal(load_model(weights).predict(IMAGE), before.predict(IMAGE))
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def finished(tmp_path_factory):
         patch.chdir(here)
         folder = Folder(here, blank_database(tmp_path_factory.getbasetemp()))
         folder.train(CELL)
+        folder.evaluate(CELL)
         measured(folder, CELL, 0.8)
         scores = json.loads(Path(RECORD).read_text())["seeds"]["0"]["single_scale"]
         folder.write(METRICS, {name: scores[name] for name in ("mIoU", "pixel_accuracy")})
@@ -61,7 +62,7 @@ def again(folder):
 
 def lock(folder):
     """What DVC would say of the files as they are now."""
-    outs = {f"evaluate@{CELL}": (RECORD, METRICS), "tables@shapes": (MD, CSV)}
+    outs = {f"evaluate@{CELL}": (RECORD, METRICS, f"reports/plots/{CELL}/classes.csv"), "tables@shapes": (MD, CSV)}
     stages = {
         stage: {"outs": [{"path": path, "md5": hashlib.md5(Path(path).read_bytes()).hexdigest()} for path in paths]}
         for stage, paths in outs.items()
@@ -119,6 +120,7 @@ def test_a_number_that_holds_is_told(folder):
         (lambda folder: better_by_hand(), f"{CELL}: reports/tables/shapes.csv says keys"),
         (lambda folder: (better_by_hand(), folder.tables(), readme.run("shapes", Path(MD), Path("README.md"))), "not the file that evaluate@"),
         (lambda folder: edit(METRICS, "{", "{ "), f"{CELL}.json: not the file that evaluate@{CELL} wrote, says dvc.lock"),
+        (lambda folder: edit(f"reports/plots/{CELL}/classes.csv", "0.75", "0.85"), "classes.csv: not the file that evaluate@"),
         (lambda folder: Path(METRICS).unlink(), f"reports/metrics/{CELL}.json: not there"),
         (lambda folder: Path("dvc.lock").unlink(), f"dvc.lock: knows no evaluate@{CELL}. Run: dvc repro -f evaluate@"),
         (lambda folder: folder.prepare("other data"), f"{CELL}: .* is of other data"),
