@@ -31,3 +31,7 @@ class LabelError(MaskError):
 
 class NonFiniteError(ArithmeticError):
     """The loss is NaN or infinite."""
+
+
+class WorkerError(RuntimeError):
+    """A process that makes training samples died or hangs."""

@@ -1,4 +1,4 @@
-"""What a training says while it runs."""
+"""What a training says while it runs, and how far an evaluation is."""
 
 import json
 import sys
@@ -13,6 +13,8 @@ from tqdm import tqdm
 
 if TYPE_CHECKING:
     from deeplab.training import Plan, Progress
+
+EVERY = 10.0  # seconds between two lines where there is no terminal
 
 
 @contextmanager
@@ -36,7 +38,7 @@ def reporter(name: str, batch_size: int, speeds: Path, quiet: bool = False) -> I
         bar.set_postfix_str(text)
         bar.update(progress.step - bar.n)
         last = progress.step == progress.steps
-        if not terminal and (last or time.monotonic() - said >= 10):
+        if not terminal and (last or time.monotonic() - said >= EVERY):
             said = time.monotonic()
             left = duration((progress.steps - progress.step) * batch_size / progress.images_per_second)
             print(f"{name}: {progress.step}/{progress.steps} iterations, {text}, {left} left", flush=True)
@@ -77,3 +79,14 @@ def duration(seconds: float) -> str:
 def median_speed(path: Path) -> float:
     """The median of the reported images per second."""
     return median(float(line.split(",")[1]) for line in path.read_text(encoding="utf-8").splitlines())
+
+
+def shown(indices: range, title: str, unit: str = "image") -> Iterator[int]:
+    """The same indices, with a progress bar on a terminal and a line now and then elsewhere."""
+    terminal = sys.stderr.isatty()
+    said = time.monotonic()
+    for index in tqdm(indices, desc=title, unit=unit, disable=not terminal):
+        yield index
+        if not terminal and time.monotonic() - said >= EVERY:
+            said = time.monotonic()
+            print(f"{title}: {index + 1}/{len(indices)} {unit}s", flush=True)

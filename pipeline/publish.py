@@ -13,14 +13,25 @@ if TYPE_CHECKING:
 
 
 def save_weights(
-    network: "nn.Module", path: Path, classes: tuple[str, ...], cell: Cell, fingerprint: dict[str, str]
+    network: "nn.Module",
+    path: Path,
+    classes: tuple[str, ...],
+    palette: tuple[tuple[int, int, int], ...],
+    cell: Cell,
+    fingerprint: dict[str, str],
 ) -> None:
     """Write the network as safetensors; its metadata says what it was trained with."""
     from safetensors.torch import save
 
     from deeplab.checkpoint import write_durably
 
-    metadata = {**fingerprint, "dataset": cell.dataset, "classes": list(classes), "settings": asdict(cell)}
+    metadata = {
+        **fingerprint,
+        "dataset": cell.dataset,
+        "classes": list(classes),
+        "palette": [list(color) for color in palette],
+        "settings": asdict(cell),
+    }
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     # One key: safetensors writes several in another order each time, and the same weights shall be the same file.
     write_durably(path, save(tensors, {"about": json.dumps(metadata, sort_keys=True)}))

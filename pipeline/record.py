@@ -11,7 +11,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from pipeline.results import FINGERPRINTS, SCORES, Result
+from pipeline.results import FINGERPRINTS, Result, numbers_in
 from pipeline.tracking import (
     Experiment,
     Facts,
@@ -150,7 +150,7 @@ def read_back(experiment: Experiment, tags: dict[str, str]) -> Result | None:
     return Result(
         cell=held["cell"],
         seed=int(held["seed"]),
-        scores={name: metrics[f"final/{name}"] for name in SCORES},
+        scores=numbers_in(metrics, "final/"),
         images=json.loads(held["images"]),
         fingerprint={part: held[f"{part}_fingerprint"] for part in FINGERPRINTS},
         weights={name: held[f"weights_{name}"] for name in ("file", "sha256")},

@@ -175,7 +175,7 @@ def train_seed(
     if ranks.first:
         facts["seconds"] = round(time.monotonic() - began, 1)  # of the last, unbroken stretch
         fingerprint = facts["fingerprint"]
-        save_weights(network, folder / "weights.safetensors", store.classes, cell, fingerprint)
+        save_weights(network, folder / "weights.safetensors", store.classes, store.palette, cell, fingerprint)
         facts["images_per_second"] = round(median_speed(folder / "speed.csv"), 2)
         facts["weights"] = {"file": f"seed{seed}.safetensors", "sha256": file_sha256(folder / "weights.safetensors")}
         write_json(folder / "facts.json", facts)

@@ -11,6 +11,6 @@ def test_labels_come_from_a_few_classes_at_a_time():
     logits = torch.randn(1, 150, 32, 64)
     with LargestFloat() as seen:
         labels = likeliest([logits], (256, 512))
-    assert seen.largest == CLASSES_AT_ONCE * 256 * 512
-    full = upsample(logits, 256, 512)[0]
-    torch.testing.assert_close(full.gather(0, labels.long()[None])[0], full.amax(0))
+    assert seen.largest <= CLASSES_AT_ONCE * 256 * 512
+    full = upsample(logits, 256, 512)
+    torch.testing.assert_close(full.gather(1, labels.long()[:, None])[:, 0], full.amax(1))

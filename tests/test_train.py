@@ -203,7 +203,7 @@ def test_the_same_network_is_the_same_file_in_every_process(tmp_path):
         from tests.tiny import tiny_cell
         network = torch.nn.Linear(2, 2)
         torch.nn.init.ones_(network.weight), torch.nn.init.zeros_(network.bias)
-        save_weights(network, Path(sys.argv[1]), ("a", "b"), tiny_cell(), {"cell": "c", "data": "d", "code": "e"})
+        save_weights(network, Path(sys.argv[1]), ("a", "b"), ((0, 0, 0), (9, 9, 9)), tiny_cell(), {"cell": "c", "data": "d", "code": "e"})
     """
     for name in ("one", "other"):
         subprocess.run([sys.executable, "-c", code, tmp_path / name], cwd=Path(__file__).parents[1], check=True)

@@ -53,7 +53,7 @@ def test_one_step_is_plain_sgd_with_the_auxiliary_loss_at_its_weight(split, tmp_
 
     seen = []
     original = training.train_step
-    monkeypatch.setattr(training, "train_step", lambda *a: (seen.append((a[3], a[4], a[6])), original(*a))[1])
+    monkeypatch.setattr(training, "train_step", lambda *a: (seen.append((a[3], a[4].clone(), a[6])), original(*a))[1])
     network = small()
     network.features[3].p = 0.0
     cell = tiny_cell(recipe=recipe_config(epochs=1), train=train_config(auxiliary_weight=0.4))

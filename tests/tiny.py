@@ -1,7 +1,7 @@
 """Settings and stores small enough for a test."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -94,4 +94,28 @@ def tiny_params(path, edit=None):
     if edit:
         edit(params)
     path.write_text(json.dumps(params, indent=1), encoding="utf-8")  # JSON is YAML
+    return path
+
+
+def write_weights(path, classes=3, seed=0, **changed):
+    """A weights file of a tiny network that tells its classes apart, as training leaves it; `changed` is what it says."""
+    import torch
+    from safetensors.torch import save_file
+
+    from deeplab.model import DeepLabV3
+
+    cell = tiny_cell()
+    torch.manual_seed(seed)
+    network = DeepLabV3(cell.model, classes).eval()
+    with torch.inference_mode():
+        usual = network(torch.randn(4, 3, 48, 48)).mean(dim=(0, 2, 3))
+    network.classifier.bias.data -= usual.clone()  # no class is the largest everywhere
+    network.classifier.weight.data *= 20
+    about = {
+        "classes": [f"class {k}" for k in range(classes)],
+        "palette": [[40 * k, 255 - 40 * k, 90] for k in range(classes)],
+        "settings": asdict(cell),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(network.state_dict(), path, {"about": json.dumps(about | changed)})
     return path
