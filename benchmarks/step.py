@@ -227,8 +227,8 @@ def spread(ratios: list[float]) -> str:
 def describe(arguments: argparse.Namespace) -> str:
     """The work in words."""
     return (
-        f"{arguments.classes} classes, batch {arguments.batch}, crop {arguments.crop}, medians of {arguments.rounds}"
-        + " rounds, compiled" * arguments.compile
+        f"{arguments.classes} classes, batch {arguments.batch}, crop {arguments.crop}, medians of {arguments.rounds} "
+        f"rounds" + ", compiled" * arguments.compile
     )
 
 

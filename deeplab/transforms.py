@@ -6,6 +6,7 @@ picture by less than half a source pixel; image and mask always take the same re
 """
 
 from dataclasses import dataclass
+from functools import cache
 from functools import lru_cache
 
 import cv2
@@ -176,7 +177,7 @@ def turn_colours(images: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
     sector = torch.stack([(green - blue) / safe, 2 + (blue - red) / safe, 4 + (red - green) / safe], dim=1)
     sector = sector.gather(1, brightest[:, None]) + hue / 30  # (N, 1, H, W), in sixths of the circle
     strength = ((chroma / value.clamp(min=1e-6))[:, None] * saturation).clamp(0, 1) * value[:, None]
-    corner = torch.tensor([5.0, 3.0, 1.0], device=images.device)[None, :, None, None]
+    corner = per_channel((5.0, 3.0, 1.0), images.device)
     place = (corner + sector) % 6
     return value[:, None] - strength * torch.minimum(place, 4 - place).clamp(0, 1)
 
@@ -214,9 +215,13 @@ def distort_and_normalise(
 
 def normalise(images: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
     """(N, 3, H, W) RGB in 0..255 -> zero mean and unit deviation per channel."""
-    shape = (1, 3, 1, 1)
-    centre = torch.tensor(mean, device=images.device).view(shape)
-    return (images - centre) / torch.tensor(std, device=images.device).view(shape)
+    return (images - per_channel(mean, images.device)) / per_channel(std, images.device)
+
+
+@cache
+def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """The values as (1, 3, 1, 1), made once: the host waits for the device while it copies a list to it."""
+    return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
 def clear_padding(images: Tensor, sizes: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from deeplab.metrics import confusion_matrix
 from deeplab.model import DeepLabV3
 from deeplab.pretrained import WHOLE
 from deeplab.store import Store
-from pipeline.train import Inputs, save_weights
+from pipeline.publish import save_weights
 from tests.tiny import recipe_config, tiny_cell, write_store, write_weights
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
@@ -28,7 +28,8 @@ def test_what_training_released_is_loaded_in_one_line_and_scores_as_evaluated(tm
     store, cell = Store(write_store(tmp_path / "data")), tiny_cell()
     torch.manual_seed(0)
     network = DeepLabV3(cell.model, len(store.classes)).eval()
-    save_weights(network, tmp_path / "a.safetensors", store, Inputs(cell=cell, seeds=(0,), data="d", code="c"))
+    fingerprint = {"cell": cell.fingerprint, "data": "d", "code": "c"}
+    save_weights(network, tmp_path / "a.safetensors", store, cell, fingerprint)
     model = load_model(tmp_path / "a.safetensors")
     assert (model.cell.model, model.classes, model.palette) == (cell.model, store.classes, store.palette)
     assert model.about["settings"] == json.loads(json.dumps(asdict(cell)))
