@@ -6,8 +6,7 @@ picture by less than half a source pixel; image and mask always take the same re
 """
 
 from dataclasses import dataclass
-from functools import cache
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import cv2
 import numpy as np
