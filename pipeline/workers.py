@@ -1,22 +1,21 @@
 """Stages as child processes of this machine, at most one per slot.
 
-Another engine has to offer what Workers does: `free`, `running`, `start`, `ended`, `ask_to_stop` and `kill`.
+Another engine has to offer what Workers does: `free`, `running`, `start`, `ended`, `ask_to_stop`, `kill` and `log`.
 """
 
 import contextlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 from pipeline.guard import GRACE, ask_to_stop, kill, members
-
-Slot = dict[str, str]  # what a slot adds to the environment of its stages
+from pipeline.slots import Slot
 
 
 @dataclass(kw_only=True)
@@ -35,6 +34,7 @@ class Workers:
 
     def __init__(self, slots: list[Slot], logs: Path) -> None:
         self.free, self.logs = list(slots), logs
+        self.place = f"here, {len(slots)} at a time"
         self.running: dict[str, Job] = {}
         logs.mkdir(parents=True, exist_ok=True)
 
@@ -47,18 +47,19 @@ class Workers:
         """Leave nothing behind: the guard stops what an exception has left running."""
         self.guard.communicate()
 
-    def start(self, name: str) -> None:
-        """Run stage `name` in a free slot; what it prints goes to its log."""
+    def start(self, name: str, settings: Mapping[str, str] | None = None) -> None:
+        """Run stage `name` in a free slot; what it prints goes to its log.
+
+        `settings` are added to its environment, and its log is then gone on with.
+        """
         slot = self.free.pop(0)
-        # --wait-for-lock: without it half of twelve calls at once fail. It has to stand before the verb.
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
-        with self.log(name).open("wb") as log:
+        with self.log(name).open("ab" if settings else "wb") as log:
             process = subprocess.Popen(
-                command,
+                repro_command(name),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment(slot),
+                env=environment({**slot, **(settings or {})}),
                 process_group=0,  # so that Ctrl-C reaches the runner alone, which passes it on with care
             )
         self.tell_guard(process.pid)
@@ -110,35 +111,15 @@ class Workers:
             self.guard.stdin.flush()
 
 
-def find_slots(count: int | None, device: str, threads: int) -> list[Slot]:
-    """`count` slots; without a count one per visible GPU, or else as many as the cores hold `threads`.
-
-    device: as `runtime.device` in params.yaml; one that names a single GPU gets a single slot.
-    """
-    if device not in ("auto", "cuda") or not (gpus := visible_gpus()):
-        fitting = cores() // threads if device in ("auto", "cpu") else 1
-        return [{} for _ in range(count or max(1, fitting))]
-    return [{"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} for index in range(count or len(gpus))]
+def repro_command(name: str) -> list[str]:
+    """What runs stage `name` and nothing else."""
+    # --wait-for-lock: without it half of twelve calls at once fail. It has to stand before the verb.
+    return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
 
 
-def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. Torch would know, after six seconds."""
-    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
-    found: list[str] = []
-    for name in re.findall(r"UUID: ((?:GPU|MIG)-[^)\s]+)", listed):
-        if name.startswith("MIG") and found and found[-1].startswith("GPU"):
-            found.pop()  # a GPU that is cut into slices is used by its slices
-        found.append(name)
-    return found
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def misses_cache(log: Path) -> bool:
+    """Whether DVC could not put an output into its cache. On a full disk it can say so and still exit with 0."""
+    return re.search(r"^ERROR: .*(failed to transfer|not in cache)", log.read_text(errors="replace"), re.M) is not None
 
 
 def environment(slot: Slot) -> dict[str, str]:
