@@ -213,7 +213,7 @@ def main() -> None:
         if arguments.doctor:
             from pipeline.doctor import examine
 
-            sys.exit(examine(arguments.on))
+            sys.exit(examine(arguments.on, arguments.address))
         if arguments.dry_run:
             sys.exit(show_plan(arguments.targets))
         sys.exit(run(arguments.targets, arguments.slots, arguments.on, arguments.address))

@@ -32,8 +32,9 @@ class Job:
 class Workers:
     """Runs each stage as `dvc repro --single-item`, so that skipping, run cache and dvc.lock stay DVC's own."""
 
-    def __init__(self, slots: list[Slot], logs: Path) -> None:
-        self.free, self.logs = list(slots), logs
+    def __init__(self, slots: list[Slot], logs: Path, folder: Path | None = None) -> None:
+        """`folder` is the workspace in which the stages run; None is the current one."""
+        self.free, self.logs, self.folder = list(slots), logs, folder
         self.place = f"here, {len(slots)} at a time"
         self.running: dict[str, Job] = {}
         logs.mkdir(parents=True, exist_ok=True)
@@ -56,6 +57,7 @@ class Workers:
         with self.log(name).open("ab" if settings else "wb") as log:
             process = subprocess.Popen(
                 repro_command(name),
+                cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
