@@ -36,7 +36,7 @@ class SlurmCells:
             "time": settings.time,
             "cpus_per_task": settings.cpus,
             "array_parallelism": order.count or 256,
-            "additional_parameters": {"requeue": "", "open-mode": "append", **settings.options},
+            "additional_parameters": {"requeue": True, "open-mode": "append", **settings.options},
         }
         if settings.partition:
             parameters["partition"] = settings.partition
@@ -57,7 +57,7 @@ class SlurmCells:
             with self.executor.batch():
                 jobs = [self.executor.submit(Job(), str(Path.cwd()), task.command) for task in tasks]
         except (FailedJobError, FailedSubmissionError) as error:
-            raise ParamsError(f"params.yaml: runtime.slurm: Slurm refuses the job: {last_line(error)}") from None
+            raise ParamsError(f"params.yaml: runtime.slurm: Slurm refuses the job: {message(error)}") from None
         self.jobs.update({task.cell: str(job.job_id) for task, job in zip(tasks, jobs, strict=True)})
         self.asked = float("-inf")
 
@@ -124,6 +124,7 @@ class Job:
         return DelayedSubmission(self, *arguments)
 
 
-def last_line(error: Exception) -> str:
-    """What sbatch said at last."""
-    return str(error).strip().splitlines()[-1]
+def message(error: Exception) -> str:
+    """What sbatch said, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip().startswith("sbatch: ")]
+    return " ".join(lines).replace("sbatch: ", "") or str(error).strip().partition("\n")[0]
