@@ -67,6 +67,18 @@ def share(root: Path, folder: Path) -> None:
     local.write()
 
 
+def keep(folder: Path, name: str) -> None:
+    """Put the result of stage `name`, which has just run in the snapshot `folder`, into DVC's run cache.
+
+    DVC does it itself, but not for a stage with an out of `cache: false`, as the record of an evaluation is.
+    """
+    from dvc.repo import Repo
+
+    with Repo(str(folder)) as repo, repo.lock:
+        stage = next(stage for stage in repo.index.stages if stage.addressing == name)
+        repo.stage_cache.save(stage)
+
+
 def cache_folder(root: Path) -> Path:
     """Where the DVC of `root` keeps its cache: `cache.dir` of its configuration, relative to that file."""
     from configobj import ConfigObj

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pipeline.errors import StoppedError, run_command
 from pipeline.process import die_with_parent, signals_noted
-from pipeline.snapshot import snapshot
+from pipeline.snapshot import keep, snapshot
 from pipeline.tracking import tracking_uri
 from pipeline.workers import Workers, misses_cache
 
@@ -50,6 +50,7 @@ def run(cell: str, kinds: Sequence[str], commit: str, call: Path, logs: Path) ->
                 codes[kind] = run_stage(f"{kind}@{cell}", folder, logs, stop)
                 if codes[kind]:
                     break
+                keep(folder, f"{kind}@{cell}")
     if signalled() and any(codes.values()):
         raise StoppedError(f"{cell}: stopped by a signal, state saved")
     report(call / f"{cell}.json", codes)

@@ -21,32 +21,31 @@ def test_a_grid_on_slurm_survives_what_clusters_do_and_gives_the_tables_of_dvc_r
     runner = twelve.start_grid(project, "--on", "slurm")
     try:
         first, second = twelve.LONG
-        job_of(first, project).kill()
-        nodes = {cell: node_of(cell, project) for cell in (first, second)}
-        # A more urgent job takes the first cell's node; its cell is queued again.
-        subprocess.run(
-            ["sbatch", "-p", "high", "-w", nodes[first], "--gres=gpu:1", "-o", "/dev/null", "--wrap", "sleep 5"],
-            check=True,
-        )
-        cluster.lose(nodes[second])
+        worker, other = twelve.worker_of(first, project), twelve.worker_of(second, project)
+        # A more urgent job takes the node of the first cell, which is queued again.
+        urgent = ["-p", "high", "-w", node_of(worker), "--gres=gpu:1", "-o", "/dev/null", "--wrap", "sleep 5"]
+        subprocess.run(["sbatch", *urgent], check=True)
+        other.parent().kill()  # submitit's process on the node
+        lost = node_of(twelve.worker_of(second, project, after=other))
+        cluster.lose(lost)
         time.sleep(20)  # until Slurm has noticed
-        cluster.bring_back(nodes[second])
+        cluster.bring_back(lost)
     except BaseException:
         runner.terminate()
         raise
     printed = twelve.finish(runner, project)
     assert "failed" not in printed
-    assert "the worker of tiny_00 was lost; try 2" in (project / "runs/.logs/train@tiny_00.log").read_text()
+    logs = [(project / f"runs/.logs/train@{cell}.log").read_text() for cell in twelve.LONG]
+    assert "stopped by a signal, state saved" in logs[0]  # not a failure
+    assert "try 2 of 4" not in logs[0]  # Slurm queued it again
+    assert "the worker of tiny_01 was lost; try 2 of 4" in logs[1]
+    for log in logs:
+        assert twelve.steps_done_twice(log) < 100  # of 450: each went on from a checkpoint
     twelve.check_same(project, reference)
     twelve.check_collected(project)
     wait_for(lambda: not said("squeue", "-h"), 60)
 
 
-def job_of(cell, project):
-    """The process of submitit that started a cell's worker."""
-    return twelve.worker_of(cell, project).parent()
-
-
-def node_of(cell, project):
-    """Where a cell is trained."""
-    return twelve.worker_of(cell, project).environ()["SLURMD_NODENAME"]
+def node_of(worker):
+    """Where a worker runs."""
+    return worker.environ()["SLURMD_NODENAME"]

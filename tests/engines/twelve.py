@@ -1,7 +1,9 @@
 """A grid of twelve tiny cells in a repository of its own, to be run by an engine and by `dvc repro`, and compared."""
 
 import csv
+import itertools
 import json
+import re
 import subprocess
 import sys
 import time
@@ -57,17 +59,24 @@ def start_grid(folder, *words):
         return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
 
-def worker_of(cell, folder, timeout=300):
-    """The process of a cell's worker, as soon as its training has come past a checkpoint."""
+def worker_of(cell, folder, after=None, timeout=300):
+    """The process of a cell's worker that is not `after`, as soon as its training has come past a checkpoint."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         speeds = list((folder / "runs/.resume" / cell).glob("seed*/speed.csv"))
         if speeds and len(speeds[0].read_text().splitlines()) > 60:
             for process in psutil.process_iter(["cmdline"]):
                 if process.info["cmdline"] and process.info["cmdline"][1:4] == ["-m", "pipeline.worker", cell]:
-                    return process
+                    if process != after:
+                        return process
         time.sleep(0.2)
     raise AssertionError(f"{cell} does not train: {(folder / 'grid.out').read_text()}")
+
+
+def steps_done_twice(log):
+    """How many iterations the attempts in a training's log have in common, by the steps that they told."""
+    steps = [int(step) for step in re.findall(r": (\d+)/\d+ iterations", log)]
+    return sum(max(0, before - after) for before, after in itertools.pairwise(steps))
 
 
 def finish(runner, folder, timeout=1500):
