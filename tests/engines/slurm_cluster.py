@@ -7,8 +7,10 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 
@@ -86,11 +88,7 @@ class Cluster:
     def lose(self, node):
         """Kill a node's daemon and all that runs there, as a power cut does."""
         self.daemons[node].kill()
-        victims = [process for process in psutil.process_iter() if environment(process).get("SLURMD_NODENAME") == node]
-        parents = {process.parent() for process in victims}
-        managers = {parent for parent in parents if parent and parent.name().startswith("slurmstepd")}
-        for process in [*managers, *victims]:
-            process.kill()
+        kill_jobs("SLURMD_NODENAME", node)
 
     def bring_back(self, node):
         """Start a lost node again."""
@@ -107,12 +105,24 @@ class Cluster:
                 process.kill()
             daemon.kill()
             daemon.wait()
+        kill_jobs("SLURM_CONF", str(self.folder / "slurm.conf"))
         os.environ.pop("SLURM_CONF", None)
 
 
 def idle():
     """Whether both nodes wait for work."""
     return said("sinfo", "-h", "-N", "-o", "%N %T").split() == ["n1", "idle", "n1", "idle", "n2", "idle", "n2", "idle"]
+
+
+def kill_jobs(key, value):
+    """Kill the processes with this in their environment, but for our own, and what manages them for Slurm."""
+    victims = [process for process in psutil.process_iter() if environment(process).get(key) == value]
+    victims = [process for process in victims if process.pid != os.getpid()]
+    parents = {process.parent() for process in victims}
+    managers = {parent for parent in parents if parent and parent.name().startswith("slurmstepd")}
+    for process in [*managers, *victims]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def environment(process):
@@ -150,12 +160,13 @@ def free_ports():
 
 
 @contextmanager
-def slurm(folder):
+def slurm():
     """A cluster for as long as the block runs."""
-    folder.chmod(0o755)
-    cluster = Cluster(folder)
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
+    with tempfile.TemporaryDirectory(prefix="slurm") as folder:  # a short path for sockets, open to the user munge
+        cluster = Cluster(Path(folder))
+        cluster.folder.chmod(0o755)
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()

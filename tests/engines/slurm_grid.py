@@ -9,9 +9,9 @@ from tests.engines import twelve
 from tests.engines.slurm_cluster import said, slurm, wait_for
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    with slurm(tmp_path_factory.mktemp("slurm")) as cluster:
+@pytest.fixture
+def cluster():
+    with slurm() as cluster:
         yield cluster
 
 

@@ -62,15 +62,21 @@ def start_grid(folder, *words):
 def worker_of(cell, folder, after=None, timeout=300):
     """The process of a cell's worker that is not `after`, as soon as its training has come past a checkpoint."""
     deadline = time.monotonic() + timeout
+    enough = reports(folder, cell) + 5 if after else 60
     while time.monotonic() < deadline:
-        speeds = list((folder / "runs/.resume" / cell).glob("seed*/speed.csv"))
-        if speeds and len(speeds[0].read_text().splitlines()) > 60:
+        if reports(folder, cell) > enough:
             for process in psutil.process_iter(["cmdline"]):
-                if process.info["cmdline"] and process.info["cmdline"][1:4] == ["-m", "pipeline.worker", cell]:
-                    if process != after:
-                        return process
+                command = process.info["cmdline"] or []
+                if command[1:4] == ["-m", "pipeline.worker", cell] and process != after:
+                    return process
         time.sleep(0.2)
     raise AssertionError(f"{cell} does not train: {(folder / 'grid.out').read_text()}")
+
+
+def reports(folder, cell):
+    """How often the training of a cell has reported so far."""
+    speeds = list((folder / "runs/.resume" / cell).glob("seed*/speed.csv"))
+    return len(speeds[0].read_text().splitlines()) if speeds else 0
 
 
 def steps_done_twice(log):
