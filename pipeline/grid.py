@@ -17,6 +17,7 @@ from pathlib import Path
 from pipeline.board import LOCK, only_runner, plan_board
 from pipeline.engines import ENGINES, Engine, Order
 from pipeline.errors import ParamsError, run_command
+from pipeline.lockparts import recover
 from pipeline.params import Params, load_params, unknown
 from pipeline.screen import Screen
 from pipeline.stages import Stage, State, deepest_first, outdated, read_stages, shorten, verdict
@@ -36,6 +37,7 @@ def run(targets: Sequence[str], count: int | None = None, on: str = "here", addr
     params = load_params()  # its mistakes are clearer than DVC's, and a name in it may be no path
     prepare_engine = ENGINES[on]
     with only_runner(LOCK):
+        recover()
         stages = read_stages(targets)
         reasons = outdated(stages)
         if not reasons:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from pipeline.guard import GRACE, ask_to_stop, kill, members
+from pipeline.lockparts import LockParts
 from pipeline.slots import Slot
 
 
@@ -36,6 +37,7 @@ class Workers:
         """`folder` is the workspace in which the stages run; None is the current one."""
         self.free, self.logs, self.folder = list(slots), logs, folder
         self.place = f"here, {len(slots)} at a time"
+        self.parts = LockParts() if folder is None else None  # a snapshot's dvc.lock is short
         self.running: dict[str, Job] = {}
         logs.mkdir(parents=True, exist_ok=True)
 
@@ -47,6 +49,8 @@ class Workers:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Leave nothing behind: the guard stops what an exception has left running."""
         self.guard.communicate()
+        if self.parts:
+            self.parts.flush()
 
     def start(self, name: str, settings: Mapping[str, str] | None = None) -> None:
         """Run stage `name` in a free slot; what it prints goes to its log.
@@ -56,7 +60,7 @@ class Workers:
         slot = self.free.pop(0)
         with self.log(name).open("ab" if settings else "wb") as log:
             process = subprocess.Popen(
-                repro_command(name),
+                self.command(name),
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -77,6 +81,8 @@ class Workers:
             del self.running[name]
             self.free.append(job.slot)
             self.tell_guard(job.process.pid)
+            if self.parts:
+                self.parts.end(name, well=code == 0)
             result.append((name, code, time.monotonic() - job.began))
         return result
 
@@ -105,18 +111,19 @@ class Workers:
             kill(group)
         return True
 
+    def command(self, name: str) -> list[str]:
+        """What runs stage `name` and nothing else."""
+        if self.parts:
+            return [sys.executable, "-m", "pipeline.lockparts", str(self.parts.begin(name)), name]
+        # --wait-for-lock: without it half of twelve calls at once fail. It has to stand before the verb.
+        return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+
     def tell_guard(self, group: int) -> None:
         """Say that `group` has begun, or has ended."""
         assert self.guard.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # somebody ended the guard; the stages can do without
             self.guard.stdin.write(b"%d\n" % group)
             self.guard.stdin.flush()
-
-
-def repro_command(name: str) -> list[str]:
-    """What runs stage `name` and nothing else."""
-    # --wait-for-lock: without it half of twelve calls at once fail. It has to stand before the verb.
-    return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
 
 
 def misses_cache(log: Path) -> bool:

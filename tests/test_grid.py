@@ -183,7 +183,7 @@ class InstantWorkers(Workers):
 
 def walked(folder, stages, workers):
     board = plan_board("here", stages, dict.fromkeys(stages, ""))
-    folder.joinpath("runs").mkdir()
+    folder.joinpath("runs").mkdir(exist_ok=True)
     with Screen(board, folder / "grid.log", every=60) as screen:
         return walk(stages, workers, [], screen)
 
