@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline.quick_params import quick_params
+
 LOCK = Path("dvc.lock")
 PARTS = Path("runs/.locks")
 SHARE = 0.1  # of the time may go into writing dvc.lock
@@ -104,7 +106,8 @@ def run_stage(part: Path, name: str) -> int:
             """It is, and shall be."""
 
     dvcfile.ProjectFile._lockfile = property(lambda self: Part(self.repo, str(part.resolve())))
-    return int(main(["--wait-for-lock", "repro", "--single-item", name]))
+    with quick_params():
+        return int(main(["--wait-for-lock", "repro", "--single-item", name]))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import BusyError, ParamsError
+from pipeline.quick_params import quick_params
 
 PARTIAL = "tables@"  # these fill what is missing with "-", so they run although cells failed
 
@@ -43,7 +44,8 @@ def read_stages(targets: Sequence[str]) -> dict[str, Stage]:
                 for name, stage in found.items()
             }
             names = choose(needs, targets)
-            with repo.lock:  # repo.status(targets=names) would read dvc.yaml again for each name
+            # repo.status(targets=names) would read dvc.yaml again for each name
+            with repo.lock, quick_params():
                 status = {name: found[name].status().get(name, []) for name in names}
     except LockError as error:
         raise BusyError(f"DVC is at work in this folder: {' '.join(str(error).split())}") from None
