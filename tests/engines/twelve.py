@@ -35,7 +35,7 @@ def make_project(folder, **runtime):
     def twelve_cells(params):
         row = params["grid"].pop("tiny_os8")
         for number, cell in enumerate(CELLS):
-            recipe = {"lr": 0.01 + 0.001 * number, "epochs": 100 if cell in LONG else 1}
+            recipe = {"lr": 0.01 + 0.001 * number, "epochs": 40 if cell in LONG else 1}
             params["grid"][cell] = {**row, "output_stride": (8, 16)[number % 2], "recipe": recipe}
         params["runtime"].update(device="auto", checkpoint_every=1.0, **runtime)
 
@@ -66,7 +66,7 @@ def start_grid(folder, *words):
 def worker_of(cell, folder, after=None, timeout=300):
     """The process of a cell's worker that is not `after`, as soon as its training has come past a checkpoint."""
     deadline = time.monotonic() + timeout
-    enough = reports(folder, cell) + 5 if after else 60
+    enough = reports(folder, cell) + 5 if after else 20
     while time.monotonic() < deadline:
         if reports(folder, cell) > enough:
             for process in psutil.process_iter(["cmdline"]):
