@@ -75,8 +75,7 @@ def keep(folder: Path, name: str) -> None:
     from dvc.repo import Repo
 
     with Repo(str(folder)) as repo, repo.lock:
-        stage = next(stage for stage in repo.index.stages if stage.addressing == name)
-        repo.stage_cache.save(stage)
+        repo.stage_cache.save(repo.stage.load_one(str(folder / "dvc.yaml"), name))
 
 
 def cache_folder(root: Path) -> Path:

@@ -23,7 +23,7 @@ from pipeline.snapshot import keep, snapshot
 from pipeline.tracking import tracking_uri
 from pipeline.workers import Workers, misses_cache
 
-BUSY, FULL = 73, 74  # exit codes of pipeline.errors
+UNEXPECTED, BUSY, FULL = 70, 73, 74  # exit codes of pipeline.errors
 PATIENCE = 600.0  # seconds to wait for the lock of a cell whose node was lost: a file system needs time to free it
 STOP = "stop"  # a file in the folder of a call that asks all its cells to stop
 
@@ -42,15 +42,19 @@ def run(cell: str, kinds: Sequence[str], commit: str, call: Path, logs: Path) ->
         def stop() -> bool:
             return signalled() or (call / STOP).exists()
 
-        name = f"{cell}-{socket.gethostname()}-{os.getpid()}"
-        with snapshot(root, commit, call / name) as folder:
-            if "train" not in kinds and not stop():
-                restore(cell, folder, logs)
-            for kind in kinds:
-                codes[kind] = run_stage(f"{kind}@{cell}", folder, logs, stop)
-                if codes[kind]:
-                    break
-                keep(folder, f"{kind}@{cell}")
+        try:
+            with snapshot(root, commit, call / f"{cell}-{socket.gethostname()}-{os.getpid()}") as folder:
+                if "train" not in kinds and not stop():
+                    restore(cell, folder, logs)
+                for kind in kinds:
+                    codes[kind] = run_stage(f"{kind}@{cell}", folder, logs, stop)
+                    if codes[kind]:
+                        break
+                    keep(folder, f"{kind}@{cell}")
+        except Exception as error:  # noqa: BLE001  whatever it is, the runner has to hear of it
+            stage = list(codes)[-1] if codes else kinds[0]
+            codes[stage] = UNEXPECTED
+            note(logs / f"{stage}@{cell}.log", f"error: {cell}: its worker failed: {type(error).__name__}: {error}")
     if signalled() and any(codes.values()):
         raise StoppedError(f"{cell}: stopped by a signal, state saved")
     report(call / f"{cell}.json", codes)
