@@ -7,7 +7,7 @@ writes down inputs as they are after a command (treeverse/dvc 11058), so that an
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 from pipeline.errors import ParamsError
@@ -74,8 +74,9 @@ def keep(folder: Path, name: str) -> None:
     """
     from dvc.repo import Repo
 
-    with Repo(str(folder)) as repo, repo.lock:
-        repo.stage_cache.save(repo.stage.load_one(str(folder / "dvc.yaml"), name))
+    with chdir(folder), Repo() as repo, repo.lock:  # DVC takes some paths as relative to the current folder
+        stage = next(stage for stage in repo.index.stages if stage.addressing == name)
+        repo.stage_cache.save(stage)
 
 
 def cache_folder(root: Path) -> Path:
