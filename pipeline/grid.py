@@ -111,7 +111,8 @@ def walk(stages: Mapping[str, Stage], engine: Engine, stops: Sequence[int], scre
             elif stops:
                 end(name, "stopped", f" after {seconds:.0f} s")
             else:
-                message = last_message(engine.log(name))
+                lost = misses_cache(engine.log(name))
+                message = "DVC's cache did not take the result" if lost else last_message(engine.log(name))
                 failures.note(name, message, seconds)
                 end(name, "failed", f" after {seconds:.0f} s: {message}")
         screen.show()
