@@ -6,13 +6,14 @@ writes down inputs as they are after a command (treeverse/dvc 11058), so that an
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager
 from pathlib import Path
 
 from pipeline.errors import ParamsError
 
 CODE = ("deeplab", "pipeline", "params.yaml", "dvc.yaml", ".dvc/config", ".dvcignore")
+LOCK = "dvc.lock"
 SHARED = ("data", "runs/.resume")  # linked, not copied: the stores, and the checkpoints that a second try goes on from
 
 
@@ -36,8 +37,11 @@ def committed(root: Path) -> str:
 
 
 @contextmanager
-def snapshot(root: Path, commit: str, folder: Path) -> Iterator[Path]:
-    """`commit` of the repository `root`, checked out in `folder` for as long as the block runs."""
+def snapshot(root: Path, commit: str, folder: Path, cell: str) -> Iterator[Path]:
+    """`commit` of the repository `root`, checked out in `folder` for as long as the block runs, to work on `cell`.
+
+    What DVC knows of the cell comes from a copy of dvc.lock beside `folder`: the one in `root` is being written.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -45,6 +49,7 @@ def snapshot(root: Path, commit: str, folder: Path) -> Iterator[Path]:
         git(root, "clone", "--quiet", "--shared", "--no-checkout", str(root), str(folder))
         git(folder, "checkout", "--quiet", "--detach", commit)
         share(root, folder)
+        write_lock(folder, folder.parent / LOCK, (f"train@{cell}", f"evaluate@{cell}"))
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -58,13 +63,20 @@ def share(root: Path, folder: Path) -> None:
         (root / name).mkdir(parents=True, exist_ok=True)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to((root / name).resolve(), target_is_directory=True)
-    if (root / "dvc.lock").exists():  # the cells that were finished since the commit
-        shutil.copyfile(root / "dvc.lock", folder / "dvc.lock")
     local = ConfigObj(str(root / ".dvc/config.local")) if (root / ".dvc/config.local").exists() else ConfigObj()
     local.filename = str(folder / ".dvc/config.local")
     local.setdefault("cache", {})["dir"] = str(cache_folder(root))
     local.setdefault("core", {})["site_cache_dir"] = str(folder.resolve() / ".dvc/site")  # goes with the snapshot
     local.write()
+
+
+def write_lock(folder: Path, lock: Path, names: Sequence[str]) -> None:
+    """Write the dvc.lock of a snapshot: short, for DVC reads and writes all of it for each stage."""
+    from dvc.utils.serialize import dump_yaml, load_yaml
+
+    known = load_yaml(str(lock)).get("stages", {}) if lock.exists() else {}
+    stages = {name: known[name] for name in names if name in known}
+    dump_yaml(str(folder / LOCK), {"schema": "2.0", "stages": stages})
 
 
 def keep(folder: Path, name: str) -> None:

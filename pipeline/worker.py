@@ -43,7 +43,7 @@ def run(cell: str, kinds: Sequence[str], commit: str, call: Path, logs: Path) ->
             return signalled() or (call / STOP).exists()
 
         try:
-            with snapshot(root, commit, call / f"{cell}-{socket.gethostname()}-{os.getpid()}") as folder:
+            with snapshot(root, commit, call / f"{cell}-{socket.gethostname()}-{os.getpid()}", cell) as folder:
                 if "train" not in kinds and not stop():
                     restore(cell, folder, logs)
                 for kind in kinds:

@@ -256,11 +256,14 @@ def test_uncommitted_code_is_refused_with_the_reason(project):
 
 
 def test_a_snapshot_shares_data_checkpoints_and_cache_and_is_gone_afterwards(project):
-    Path("dvc.lock").write_text("stages: {}\n")
-    with snapshot(project, committed(project), project / "runs/.cells/x/a") as folder:
+    (project / "runs/.cells/x").mkdir(parents=True)
+    entries = {name: {"cmd": name} for name in ("train@a", "evaluate@a", "train@b")}
+    (project / "runs/.cells/x/dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": entries}))
+    with snapshot(project, committed(project), project / "runs/.cells/x/a", "a") as folder:
         assert (folder / "data").resolve() == project / "data"
         assert (folder / "runs/.resume").resolve() == project / "runs/.resume"
-        assert (folder / "dvc.lock").exists()
+        assert "train@a" in (folder / "dvc.lock").read_text()
+        assert "train@b" not in (folder / "dvc.lock").read_text()
         said = subprocess.run(
             [sys.executable, "-m", "dvc", "cache", "dir"], cwd=folder, capture_output=True, text=True, check=True
         )

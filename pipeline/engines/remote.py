@@ -17,7 +17,7 @@ from typing import Protocol
 from pipeline.engines import Order
 from pipeline.errors import BusyError, ParamsError
 from pipeline.slots import cores
-from pipeline.snapshot import committed
+from pipeline.snapshot import LOCK, committed
 from pipeline.worker import STOP, note
 from pipeline.workers import Workers
 
@@ -104,6 +104,8 @@ class Remote:
         (self.call / "guard").mkdir(parents=True)
         (self.call / "guard/python").write_text(GUARD)
         (self.call / "guard/python").chmod(0o755)
+        if Path(LOCK).exists():
+            shutil.copyfile(LOCK, self.call / LOCK)  # while nothing writes it
         self.local.__enter__()
         return self
 
