@@ -69,14 +69,16 @@ class Screen:
 
 
 def table(board: Board) -> Any:
-    """The cells as a table of rich."""
+    """The cells as a table of rich, and a line about the whole below it."""
+    from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
-    drawn = Table(caption=headline(board, alive=True), caption_justify="left", expand=False)
+    drawn = Table()
     for head in HEADS:
         drawn.add_column(head, justify="right" if head in ("step", "images/s", "left", "mIoU") else "left")
     for row in read_rows(board, alive=True):
         drawn.add_row(
             row.cell, row.state, row.step, row.speed, row.left, row.miou, row.note, style=COLORS.get(row.state, "")
         )
-    return drawn
+    return Group(drawn, Text(headline(board, alive=board.ended is None)))

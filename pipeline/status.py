@@ -120,7 +120,7 @@ def headline(board: Board, alive: bool) -> str:
     states = [entry.state for entry in board.stages.values()]
     counts = ", ".join(f"{states.count(word)} {word}" for word in dict.fromkeys(states))
     if alive:
-        what = f"running for {duration(time.time() - board.began)} on {board.engine} (process {board.process})"
+        what = f"running for {duration(time.time() - board.began)} {board.engine} (process {board.process})"
     elif board.ended:
         what = f"ended {duration(time.time() - board.ended)} ago"
     else:

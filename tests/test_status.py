@@ -92,7 +92,7 @@ def test_another_shell_sees_a_living_runner_by_its_lock(board):
     board.save()
     assert "was killed" in show()
     with only_runner():
-        assert f"on here, 2 at a time (process {os.getpid()})" in show()
+        assert f"here, 2 at a time (process {os.getpid()})" in show()
     assert "was killed" in show()
 
 
