@@ -1,6 +1,8 @@
 """Cells as tasks of Ray."""
 
 import os
+import re
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -41,6 +43,9 @@ class RayCells:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
+            if address and (place := re.fullmatch(r"([\w.-]+):(\d+)", address)):
+                # Ray itself would end this process without a word that helps.
+                socket.create_connection((place[1], int(place[2])), timeout=10).close()
             self.ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise ParamsError(

@@ -34,10 +34,10 @@ def test_a_grid_on_slurm_survives_what_clusters_do_and_gives_the_tables_of_dvc_r
         runner.terminate()
         raise
     printed = twelve.finish(runner, project)
-    assert "failed" not in printed
+    twelve.check_nothing_failed(printed)
     logs = [(project / f"runs/.logs/train@{cell}.log").read_text() for cell in twelve.LONG]
     assert "stopped by a signal, state saved" in logs[0]  # not a failure
-    assert "try 2 of 4" not in logs[0]  # Slurm queued it again
+    assert logs[0].partition("was lost")[0].count("Running stage") > 1  # Slurm queued it again
     assert "the worker of tiny_01 was lost; try 2 of 4" in logs[1]
     for log in logs:
         assert twelve.steps_done_twice(log) < 30  # of 120: each went on from a checkpoint

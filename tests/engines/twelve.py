@@ -71,7 +71,9 @@ def worker_of(cell, folder, after=None, timeout=300):
         if reports(folder, cell) > enough:
             for process in psutil.process_iter(["cmdline"]):
                 command = process.info["cmdline"] or []
-                if command[1:4] == ["-m", "pipeline.worker", cell] and process != after:
+                if command[1:4] != ["-m", "pipeline.worker", cell] or process == after:
+                    continue
+                if Path(process.cwd()) == folder:  # another grid may run beside this one
                     return process
         time.sleep(0.2)
     raise AssertionError(f"{cell} does not train: {(folder / 'grid.out').read_text()}")
@@ -98,6 +100,11 @@ def finish(runner, folder, timeout=1500):
     said = (folder / "grid.out").read_text()
     assert code == 0, said
     return said
+
+
+def check_nothing_failed(printed):
+    """The runner has reported no failure, whatever the engine said of its own."""
+    assert not re.search(r"^\d\d:\d\d:\d\d (failed|skipped)", printed, re.MULTILINE), printed
 
 
 def results(folder):
