@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .PHONY: demo test test-ray test-slurm check ui pins clean
 
 demo: .venv/ready  ## the synthetic grid, from nothing to a filled table
-	python -m pipeline.grid readme@shapes
+	python -m pipeline.grid readme@shapes compare@shapes
 	@cat reports/tables/shapes.md
 	@echo "This table is in README.md too, its numbers in reports/tables/shapes.csv, predictions in reports/figures/."
 	@echo "To look at the runs: make ui, then open the address behind \"then\":"

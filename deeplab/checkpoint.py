@@ -34,10 +34,12 @@ def save_checkpoint(folder: Path, step: int, state: State) -> None:
 
 
 def load_checkpoint(folder: Path) -> State | None:
-    """The newest checkpoint that is whole, or None when the folder has none.
+    """The newest checkpoint that is whole, or None when the folder has none; what a kill left half-written is removed.
 
     Raises DataError when there are checkpoints and all of them are damaged.
     """
+    for partial in folder.glob("step-*.pt.part"):
+        partial.unlink(missing_ok=True)
     found = checkpoints(folder)
     for path in found:
         content = path.read_bytes()
@@ -84,9 +86,14 @@ class History:
     """A CSV file that only grows, but for the rows after a checkpoint, which are written again."""
 
     def __init__(self, path: Path, columns: tuple[str, ...], length: int) -> None:
-        """Open `path` and keep its first `length` bytes; 0 starts it with its head line."""
+        """Open `path` and keep its first `length` bytes; 0 starts it with its head line.
+
+        Raises DataError when it has fewer.
+        """
         self.path, self.columns = path, columns
         path.touch()
+        if self.path.stat().st_size < length:
+            raise DataError(f"{path}: shorter than when the checkpoint was written. Remove its folder to start over.")
         os.truncate(path, length)
         if length == 0:
             self.append(columns)
@@ -97,7 +104,8 @@ class History:
         with self.path.open("a", encoding="utf-8", newline="") as file:
             file.write(",".join("" if value is None else str(value) for value in values) + "\n")
 
-    @property
-    def length(self) -> int:
-        """In bytes."""
-        return self.path.stat().st_size
+    def sync(self) -> int:
+        """Make the rows durable, so that no checkpoint knows of rows that a power cut takes; the length in bytes."""
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size

@@ -74,6 +74,7 @@ class TrainConfig:
     auxiliary_weight: Annotated[float, Field(ge=0)]  # of the auxiliary head's loss
     precision: Literal["fp32", "bf16", "fp16"]
     tf32: bool
+    compile: bool  # the network by torch.compile, whose kernels round otherwise
     threads: Positive  # of torch on the CPU: another count gives other bits
 
 

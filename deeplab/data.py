@@ -5,7 +5,6 @@ So the number of workers, of devices, and the step at which a run was resumed ch
 save.
 """
 
-import signal
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,11 +14,20 @@ import torch
 from numpy.random import Generator, Philox, SeedSequence
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from deeplab.config import AugmentConfig, ModelConfig, RecipeConfig
+from deeplab.ring import Layout, Slot, fill_in_turn
 from deeplab.store import IGNORE, Bytes, Split
-from deeplab.transforms import clear_padding, cut, distort, draw_distortion, draw_region, normalise
+from deeplab.transforms import (
+    clear_padding,
+    cut,
+    distort,
+    distort_and_normalise,
+    draw_distortion,
+    draw_region,
+    normalise,
+)
 
 ORDER, AUGMENT = 0, 1  # what a random stream is for: streams of different purposes never meet
 
@@ -53,27 +61,42 @@ class TrainingSamples(Dataset[Sample]):
         self.split, self.recipe, self.augment, self.seed = split, recipe, augment, seed
 
     def __getitem__(self, key: Key) -> Sample:
+        image = np.empty((*self.recipe.crop, 3), dtype=np.uint8)
+        mask = np.empty(self.recipe.crop, dtype=np.uint8)
+        size, distortion = self.write(key, image, mask)
+        return Sample(image, mask, size, distortion, key[1])
+
+    def write(self, key: Key, image: Bytes, mask: Bytes) -> tuple[tuple[int, int], NDArray[np.float32]]:
+        """Write a sample into `image` (H, W, 3) and `mask` (H, W), whatever they hold; returns size and distortion."""
         epoch, index = key
         rng = random_stream(self.seed, AUGMENT, epoch, index)
-        mask = self.split.mask(index)
-        region = draw_region(rng, mask, self.recipe, self.augment)
-        image = cut(self.split.image(index), region, cv2.INTER_LINEAR)
-        mask = cut(mask, region, cv2.INTER_NEAREST)
+        region = draw_region(rng, self.split.mask(index), self.recipe, self.augment, out=mask)
+        height, width = region.height, region.width
+        cut(self.split.image(index), region, cv2.INTER_LINEAR, out=image)
         if rng.random() < self.augment.flip:
-            image, mask = image[:, ::-1], mask[:, ::-1]
-        padded_image = np.zeros((*self.recipe.crop, 3), dtype=np.uint8)
-        padded_image[: region.height, : region.width] = image
-        padded_mask = np.full(self.recipe.crop, IGNORE, dtype=np.uint8)
-        padded_mask[: region.height, : region.width] = mask
-        distortion = draw_distortion(rng, self.augment)
-        return Sample(padded_image, padded_mask, (region.height, region.width), distortion, index)
+            for part in (image[:height, :width], mask[:height, :width]):
+                cv2.flip(part, 1, dst=part)
+        for padded, nothing in ((image, 0), (mask, IGNORE)):
+            padded[height:] = nothing
+            padded[:height, width:] = nothing
+        return (height, width), draw_distortion(rng, self.augment)
+
+    def write_batch(self, slot: Slot, keys: list[Key]) -> None:
+        """Write the samples of `keys` into a slot of the layout `batch_layout`."""
+        images, masks, sizes, distortions, indices = slot
+        for place, key in enumerate(keys):
+            sizes[place], distortions[place] = self.write(key, images[place], masks[place])
+            indices[place] = key[1]
 
 
 class StepKeys(Sampler[list[Key]]):
-    """The (epoch, index) keys of steps `start` to `stop`."""
+    """The (epoch, index) keys of steps `start` to `stop`; of each step only the `part` of a process that shares it."""
 
-    def __init__(self, count: int, batch_size: int, seed: int, start: int, stop: int) -> None:
+    def __init__(
+        self, count: int, batch_size: int, seed: int, start: int, stop: int, part: slice = slice(None)
+    ) -> None:
         self.count, self.batch_size, self.seed, self.start, self.stop = count, batch_size, seed, start, stop
+        self.part = part
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -86,7 +109,7 @@ class StepKeys(Sampler[list[Key]]):
             if epoch != order_epoch:
                 order, order_epoch = epoch_order(self.count, self.seed, epoch), epoch
             first = position * self.batch_size
-            yield [(epoch, int(index)) for index in order[first : first + self.batch_size]]
+            yield [(epoch, int(index)) for index in order[first : first + self.batch_size][self.part]]
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
@@ -104,42 +127,61 @@ def random_stream(seed: int, purpose: int, epoch: int, index: int) -> Generator:
     return Generator(Philox(SeedSequence((seed, purpose, epoch, index))))
 
 
-def training_loader(samples: TrainingSamples, start: int, stop: int, workers: int, pin: bool) -> DataLoader[Batch]:
-    """Batches of steps `start` to `stop`, in order."""
-    keys = StepKeys(len(samples.split), samples.recipe.batch_size, samples.seed, start, stop)
-    return DataLoader(
-        samples,  # type: ignore[arg-type]  # torch types a data set's values, not its batches
-        batch_sampler=keys,
-        collate_fn=stack,
-        num_workers=workers,
-        pin_memory=pin,
-        worker_init_fn=start_worker,
-        timeout=300 if workers else 0,  # a worker that hangs is an error, not a wait for ever
+def training_loader(
+    samples: TrainingSamples, start: int, stop: int, workers: int, pin: bool, part: slice = slice(None)
+) -> Iterator[Batch]:
+    """Batches of steps `start` to `stop`, in order, from `workers` processes; 0 makes them in this one.
+
+    Of each batch only the `part` of a process that shares it.
+    A batch is valid until the next one is asked for: then its memory is written again. With `pin`, which needs CUDA,
+    it is page-locked, and copies to the device that were begun on the current stream still get the right pixels.
+    Errors are those of `fill_in_turn`.
+    """
+    keys = StepKeys(len(samples.split), samples.recipe.batch_size, samples.seed, start, stop, part)
+    layout = batch_layout(len(range(samples.recipe.batch_size)[part]), samples.recipe.crop)
+    for images, masks, sizes, distortions, indices in fill_in_turn(layout, keys, samples.write_batch, workers, pin):
+        yield Batch(
+            torch.from_numpy(images),
+            torch.from_numpy(masks),
+            torch.from_numpy(sizes),
+            torch.from_numpy(distortions),
+            torch.tensor(indices),  # its own memory: a report may name the samples of steps long past
+        )
+
+
+def batch_layout(batch_size: int, crop: tuple[int, int]) -> Layout:
+    """The arrays of a Batch, in its order."""
+    return (
+        ((batch_size, *crop, 3), np.uint8),
+        ((batch_size, *crop), np.uint8),
+        ((batch_size, 2), np.int64),
+        ((batch_size, 5), np.float32),
+        ((batch_size,), np.int64),
     )
-
-
-def stack(samples: list[Sample]) -> Batch:
-    """Samples -> a batch of tensors."""
-    images, masks, sizes, distortions, indices = zip(*samples, strict=True)
-    return Batch(
-        torch.from_numpy(np.stack(images)),
-        torch.from_numpy(np.stack(masks)),
-        torch.tensor(sizes),
-        torch.from_numpy(np.stack(distortions)),
-        torch.tensor(indices),
-    )
-
-
-def start_worker(_: int) -> None:
-    """One thread a worker; signals are the training process's business, which asks its workers to end."""
-    cv2.setNumThreads(0)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def network_input(batch: Batch, model: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A batch as the network takes it: images float (N, 3, H, W), channels last, and masks uint8 (N, H, W)."""
-    images = batch.images.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
-    images = normalise(distort(images, batch.distortions.to(device, non_blocking=True)), model.mean, model.std)
-    images = clear_padding(images, batch.sizes.to(device, non_blocking=True))
-    return images.contiguous(memory_format=torch.channels_last), batch.masks.to(device, non_blocking=True)
+    """A batch as the network takes it: images float (N, 3, H, W), channels last, and masks uint8 (N, H, W).
+
+    Colours are changed in floating point on any device; the CPU has a faster way to the same numbers.
+    """
+    return input_on_cpu(batch, model) if device.type == "cpu" else input_on_device(batch, model, device)
+
+
+def input_on_device(batch: Batch, model: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The whole batch at once, by copies that the host does not wait for."""
+    images, masks, sizes, distortions = (column.to(device, non_blocking=True) for column in batch[:4])
+    images = distort(images.permute(0, 3, 1, 2).float(), distortions)
+    images = clear_padding(normalise(images, model.mean, model.std), sizes)
+    return images.contiguous(memory_format=torch.channels_last), masks
+
+
+def input_on_cpu(batch: Batch, model: ModelConfig) -> tuple[Tensor, Tensor]:
+    """One image after another; the masks are those of the batch."""
+    images = np.empty(batch.images.shape, dtype=np.float32)  # by numpy: it asks for large pages, torch does not
+    columns = (batch.images.numpy(), batch.distortions.numpy(), batch.sizes.tolist(), images)
+    for image, distortion, (height, width), out in zip(*columns, strict=True):
+        distort_and_normalise(image[:height, :width], distortion, model.mean, model.std, out[:height, :width])
+        out[height:] = 0
+        out[:height, width:] = 0
+    return torch.from_numpy(images).permute(0, 3, 1, 2), batch.masks

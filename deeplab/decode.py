@@ -3,7 +3,9 @@
 Whatever is wrong with a file is a DataError that names it.
 """
 
+import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,8 @@ from numpy.typing import NDArray
 from deeplab.errors import DataError
 
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+JPEG_FRAMES = {0xC0 + kind for kind in range(16)} - {0xC4, 0xC8, 0xCC}  # the segments that tell the size
+PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -28,6 +32,37 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     if image is None:
         raise DataError(f"{path}: not a readable image, or cut short")
     return np.asarray(image, dtype=np.uint8)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Height and width of the picture in `path`: of a JPEG or a PNG from its header, of any other by decoding it."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(24)
+            if start.startswith(PNG_START):
+                width, height = struct.unpack(">II", start[16:])
+                return height, width
+            if start.startswith(JPEG_START):
+                return jpeg_size(file)
+    except (OSError, ValueError, struct.error):
+        pass  # decoding tells what is wrong
+    height, width, _ = read_image(path).shape
+    return height, width
+
+
+def jpeg_size(file: BinaryIO) -> tuple[int, int]:
+    """Height and width from the segment of a JPEG that tells them; ValueError or struct.error if it is not found."""
+    file.seek(len(JPEG_START))
+    while True:
+        mark, kind, length = struct.unpack(">BBH", file.read(4))
+        if mark != 0xFF or kind == 0xFF:
+            raise ValueError("no segment begins here")
+        if kind in JPEG_FRAMES:
+            _, height, width = struct.unpack(">BHH", file.read(5))
+            if not height:
+                raise ValueError("the height follows later")
+            return height, width
+        file.seek(length - 2, 1)
 
 
 def read_content(path: Path) -> bytes:

@@ -13,13 +13,25 @@ class SizeError(DataError):
     """An image and its mask differ in size."""
 
 
-class MaskModeError(DataError):
+class MaskError(DataError):
+    """A mask that can be decoded cannot be used. `shape` is its height and width: they may be wrong as well."""
+
+    def __init__(self, message: str, shape: tuple[int, int]) -> None:
+        super().__init__(message)
+        self.shape = shape
+
+
+class MaskModeError(MaskError):
     """A mask does not hold one 8-bit label per pixel."""
 
 
-class LabelError(DataError):
+class LabelError(MaskError):
     """A mask holds a label that its data set does not have."""
 
 
 class NonFiniteError(ArithmeticError):
     """The loss is NaN or infinite."""
+
+
+class WorkerError(RuntimeError):
+    """A process that makes training samples died or hangs."""

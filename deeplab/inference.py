@@ -6,7 +6,7 @@ once, and slower; the pixels are the same but for ties.
 
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 
 import cv2
@@ -23,6 +23,7 @@ from deeplab.store import Bytes, Split
 from deeplab.transforms import fitted_size, normalise
 
 CLASSES_AT_ONCE = 8
+MOST_AT_ONCE = 2**27  # upsampled logits: half a gigabyte; fewer classes at once where an image is larger than 16 MP
 
 Size = tuple[int, int]  # height, width
 
@@ -42,43 +43,99 @@ def evaluate(
     Raises DataError for a label that is no class, NonFiniteError for logits that are NaN or infinite.
     """
     matrix = np.zeros((classes, classes), np.int64)
+    for each in evaluate_each(model, split, classes, cell, protocol, device, progress):
+        matrix += each
+    return matrix
+
+
+def evaluate_each(
+    model: nn.Module,
+    split: Split,
+    classes: int,
+    cell: Cell,
+    protocol: Protocol,
+    device: torch.device,
+    progress: Callable[[range], Iterable[int]] = iter,
+) -> Iterator[Matrix]:
+    """The same image by image: their confusion matrices, in the order of the split."""
     training = model.training
     model.eval()
     try:
         for index in progress(range(len(split))):
             predicted = predict(model, split.image(index), cell, protocol, device)
             try:
-                matrix += confusion_matrix(split.mask(index), predicted, classes)
+                yield confusion_matrix(split.mask(index), predicted, classes)
             except DataError as error:
                 raise DataError(f"{split.folder}: image {split.records[index].id}: {error}") from None
     finally:
         model.train(training)
-    return matrix
 
 
-@torch.inference_mode()
 def predict(model: nn.Module, image: Bytes, cell: Cell, protocol: Protocol, device: torch.device) -> Bytes:
     """Segment one image: (H, W, 3) RGB -> train ids (H, W).
 
     The image is resized into the recipe's box, exactly as mmsegmentation does it; `model`, in evaluation mode and on
     `device`, gives logits (1, K, h, w), and these go bilinearly to the image's own size, in one step.
     """
+    labels: Bytes = predict_batch(model, image[None], cell, protocol, device)[0]
+    return labels
+
+
+@torch.inference_mode()
+def predict_batch(model: nn.Module, images: Bytes, cell: Cell, protocol: Protocol, device: torch.device) -> Bytes:
+    """The same for several images of one size: (N, H, W, 3) RGB -> train ids (N, H, W)."""
     assert not model.training
-    height, width = image.shape[:2]
+    height, width = images.shape[1:3]
     passes = []
     for scale in protocol.scales:
         fitted = fitted_size(height, width, cell.recipe.resize, scale)
-        resized = cv2.resize(image, fitted[::-1], interpolation=cv2.INTER_LINEAR)
-        pixels = torch.from_numpy(resized).permute(2, 0, 1)[None].contiguous().to(device)
-        x = normalise(pixels, cell.model.mean, cell.model.std)
+        resized = np.stack([cv2.resize(image, fitted[::-1], interpolation=cv2.INTER_LINEAR) for image in images])
+        x = as_input(resized, cell, device)
         passes.append(logits_of(model, x, cell, protocol))
         if protocol.flip:
             passes.append(logits_of(model, x.flip(-1), cell, protocol).flip(-1))
     return likeliest(passes, (height, width)).cpu().numpy()
 
 
+@torch.inference_mode()
+def predict_tiles(
+    model: nn.Module, image: Bytes, cell: Cell, window: Size, stride: Size, device: torch.device
+) -> Bytes:
+    """Segment one image in windows, at its own scale: (H, W, 3) RGB -> train ids (H, W).
+
+    Where two windows overlap, each counts up to the middle of what they share: a pixel is told by the window that sees
+    more around it. Nothing but the labels is held for the whole image, so that it may be of any size.
+    """
+    assert not model.training
+    whole = Protocol(scales=(1.0,), flip=False, window=None, stride=None)
+    height, width = image.shape[:2]
+    labels = np.zeros((height, width), np.uint8)
+    rows, columns = (starts(*each) for each in zip((height, width), window, stride, strict=True))
+    for top in rows:
+        for left in columns:
+            part = image[top : top + window[0], left : left + window[1]]
+            logits = logits_of(model, as_input(part[None], cell, device), cell, whole)
+            found = likeliest([logits], part.shape[:2])[0].cpu().numpy()
+            skipped = [shared(rows, top, window[0]) // 2, shared(columns, left, window[1]) // 2]
+            place = slice(top + skipped[0], top + window[0]), slice(left + skipped[1], left + window[1])
+            labels[place] = found[skipped[0] :, skipped[1] :]
+    return labels
+
+
+def shared(places: list[int], start: int, window: int) -> int:
+    """How much of the window at `start` lies in the one before it."""
+    index = places.index(start)
+    return places[index - 1] + window - start if index else 0
+
+
+def as_input(images: Bytes, cell: Cell, device: torch.device) -> Tensor:
+    """(N, H, W, 3) RGB -> normalised (N, 3, H, W) on `device`."""
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous().to(device)
+    return normalise(pixels, cell.model.mean, cell.model.std)
+
+
 def logits_of(model: nn.Module, x: Tensor, cell: Cell, protocol: Protocol) -> Tensor:
-    """One pass: (1, 3, H, W) -> float32 (1, K, h, w); with a window (1, K, H, W)."""
+    """One pass: (N, 3, H, W) -> float32 (N, K, h, w); with a window (N, K, H, W)."""
     with autocast(cell.train.precision, x.device):
         if protocol.window and protocol.stride:
             logits = slide(model, x, protocol.window, protocol.stride)
@@ -90,7 +147,7 @@ def logits_of(model: nn.Module, x: Tensor, cell: Cell, protocol: Protocol) -> Te
 
 
 def slide(model: nn.Module, x: Tensor, window: Size, stride: Size) -> Tensor:
-    """Average the logits of overlapping windows: (1, 3, H, W) -> (1, K, H, W).
+    """Average the logits of overlapping windows: (N, 3, H, W) -> (N, K, H, W).
 
     All classes are held at the resized image's size: 160 MB for Cityscapes at scale 1.
     """
@@ -102,7 +159,7 @@ def slide(model: nn.Module, x: Tensor, window: Size, stride: Size) -> Tensor:
             place = (..., slice(top, top + window[0]), slice(left, left + window[1]))
             logits = upsample(model(x[place]).float(), *count[place].shape)
             if total is None:
-                total = x.new_zeros(1, logits.shape[1], height, width)
+                total = x.new_zeros(*logits.shape[:2], height, width)
             total[place] += logits
             count[place] += 1
     assert total is not None
@@ -116,29 +173,30 @@ def starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def likeliest(passes: list[Tensor], size: Size) -> Tensor:
-    """The class of each pixel: several (1, K, h, w), each of its own size -> uint8 (H, W).
+    """The class of each pixel: several (N, K, h, w), each of its own size -> uint8 (N, H, W).
 
     The largest upsampled logit of a single pass, which has the largest probability too; the largest mean of the
     probabilities of several.
     """
-    device = passes[0].device
-    parts = [slice(start, start + CLASSES_AT_ONCE) for start in range(0, passes[0].shape[1], CLASSES_AT_ONCE)]
+    device, count = passes[0].device, len(passes[0])
+    at_once = max(1, min(CLASSES_AT_ONCE, MOST_AT_ONCE // (count * size[0] * size[1])))
+    parts = [slice(start, start + at_once) for start in range(0, passes[0].shape[1], at_once)]
     totals = [log_sum_exp(logits, parts, size) for logits in passes] if len(passes) > 1 else []
-    best = torch.full(size, -math.inf, device=device)
-    labels = torch.zeros(size, dtype=torch.uint8, device=device)
+    best = torch.full((count, *size), -math.inf, device=device)
+    labels = torch.zeros((count, *size), dtype=torch.uint8, device=device)
     for part in parts:
-        scores = (upsample(logits[:, part], *size)[0] for logits in passes)
+        scores = (upsample(logits[:, part], *size) for logits in passes)
         if totals:
-            scores = ((score - total).exp_() for score, total in zip(scores, totals, strict=True))
-        value, index = reduce(operator.add, scores).max(dim=0)
+            scores = ((score - total[:, None]).exp_() for score, total in zip(scores, totals, strict=True))
+        value, index = reduce(operator.add, scores).max(dim=1)
         labels = torch.where(value > best, (index + part.start).to(torch.uint8), labels)
         best = torch.maximum(value, best)
     return labels
 
 
 def log_sum_exp(logits: Tensor, parts: list[slice], size: Size) -> Tensor:
-    """The logarithm of softmax's denominator at each pixel: (1, K, h, w) -> (H, W)."""
-    total = torch.full(size, -math.inf, device=logits.device)
+    """The logarithm of softmax's denominator at each pixel: (N, K, h, w) -> (N, H, W)."""
+    total = torch.full((len(logits), *size), -math.inf, device=logits.device)
     for part in parts:
-        total = torch.logaddexp(total, upsample(logits[:, part], *size)[0].logsumexp(dim=0))
+        total = torch.logaddexp(total, upsample(logits[:, part], *size).logsumexp(dim=1))
     return total

@@ -24,7 +24,8 @@ class ASPP(nn.Module):
         self.project = conv_bn_relu((len(rates) + 2) * channels, channels, kernel=projection_kernel)
 
     def forward(self, x: Tensor) -> Tensor:
-        image = self.image(x.mean(dim=(2, 3), keepdim=True))  # (N, D, 1, 1)
+        mean = x.mean(dim=(2, 3), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))  # also if autocast
+        image = self.image(mean)  # (N, D, 1, 1)
         image = image.expand(-1, -1, *x.shape[2:])  # equals bilinear resizing from 1x1
         branches = [self.point(x), *(conv(x) for conv in self.atrous), image]
         fused: Tensor = self.project(torch.cat(branches, dim=1))

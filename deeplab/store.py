@@ -16,13 +16,9 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +31,6 @@ Color = tuple[int, int, int]
 
 IGNORE = 255
 MANIFEST, IMAGES, MASKS, IMAGE_FILES = "manifest.json", "images.bin", "masks.bin", "image_files.txt"
-PARTIAL = f"{MANIFEST}.part"
 PACKED, FILES = "packed", "files"  # where the pixels of the images are
 VERSION = 1
 
@@ -51,100 +46,6 @@ class Record:
     offset: int  # in pixels, from the start of masks.bin; three times as many bytes in a packed images.bin
     checksum: int  # CRC-32 over the image's bytes, then the mask's
     pixels: dict[int, int]  # train id -> number of pixels, ignored ones under 255
-
-
-class StoreWriter:
-    """Writes a store in place of what `folder` held; it is there once the `with` block has ended without an error."""
-
-    def __init__(self, folder: Path, classes: tuple[str, ...], palette: tuple[Color, ...]) -> None:
-        assert len(classes) == len(palette) <= IGNORE
-        self.folder, self.classes, self.palette = folder, classes, palette
-        self.records: list[Record] = []
-        self.files: list[str] = []
-        self.offset = 0
-
-    def __enter__(self) -> Self:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._remove()  # not overwritten: a process that has mapped the old files goes on reading them
-        self.images = (self.folder / IMAGES).open("wb")
-        self.masks = (self.folder / MASKS).open("wb")
-        return self
-
-    def add(self, split: str, name: str, image: Bytes, mask: Bytes, file: Path | None = None) -> None:
-        """Append one sample: `image` (H, W, 3) RGB, `mask` (H, W) of train ids and 255.
-
-        With `file`, which `read_image` decodes to `image`, only its path is kept. All samples of a store have one, or
-        none has.
-        """
-        assert image.dtype == mask.dtype == np.uint8
-        assert image.shape == (*mask.shape, 3)
-        image, mask = np.ascontiguousarray(image), np.ascontiguousarray(mask)
-        counts = np.bincount(mask.reshape(-1), minlength=IGNORE + 1)
-        assert not counts[len(self.classes) : IGNORE].any()
-        with naming(self.folder):
-            if file is None:
-                self.images.write(image.data)
-            self.masks.write(mask.data)
-        if file is not None:  # as seen from here: the folders may move together
-            self.files.append(os.path.relpath(file, self.folder))
-        self.records.append(
-            Record(
-                id=name,
-                split=split,
-                height=mask.shape[0],
-                width=mask.shape[1],
-                offset=self.offset,
-                checksum=checksum(image, mask),
-                pixels={int(label): int(counts[label]) for label in np.flatnonzero(counts)},
-            )
-        )
-        self.offset += mask.size
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        files = (self.images, self.masks)
-        try:
-            if kind is None:
-                assert len(self.files) in (0, len(self.records))
-                with naming(self.folder):
-                    self._write(IMAGE_FILES, "\n".join([FILES if self.files else PACKED, *self.files]) + "\n")
-                    for file in files:
-                        file.flush()
-                        os.fsync(file.fileno())
-                    self._write_manifest()
-        finally:
-            for file in files:
-                with suppress(OSError):  # on a full disk closing fails too, and would hide what was raised first
-                    file.close()
-            if not (self.folder / MANIFEST).exists():
-                self._remove()
-
-    def _remove(self) -> None:
-        for name in (MANIFEST, PARTIAL, IMAGES, MASKS, IMAGE_FILES):
-            (self.folder / name).unlink(missing_ok=True)
-
-    def _write_manifest(self) -> None:
-        head = {"version": VERSION, "classes": self.classes, "palette": self.palette}
-        samples = ",\n".join(json.dumps(asdict(record), separators=(",", ":")) for record in self.records)
-        text = json.dumps(head, ensure_ascii=False)[:-1] + f',\n"samples": [\n{samples}\n]}}\n'
-        self._write(PARTIAL, text)
-        (self.folder / PARTIAL).rename(self.folder / MANIFEST)
-
-    def _write(self, name: str, text: str) -> None:
-        with (self.folder / name).open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-@contextmanager
-def naming(folder: Path) -> Iterator[None]:
-    """Name `folder` in an OSError: writing to an open file raises one that does not say which disk is full."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
 def checksum(image: Bytes, mask: Bytes) -> int:

@@ -1,25 +1,26 @@
 """The training loop: the recipe's schedule, exact resume, and a stop at the first number that is not one."""
 
-import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from numpy.random import SeedSequence
-from torch import Tensor, nn
+from torch import nn
 
 from deeplab.checkpoint import History, State, load_checkpoint, save_checkpoint
 from deeplab.config import Cell, RecipeConfig, TrainConfig
-from deeplab.data import Batch, TrainingSamples, network_input, steps_per_epoch, training_loader
+from deeplab.data import StepKeys, TrainingSamples, network_input, steps_per_epoch, training_loader
 from deeplab.errors import NonFiniteError, SettingsError
 from deeplab.loss import LOSSES
-from deeplab.precision import autocast
+from deeplab.monitor import Clock, Losses, not_finite, peak_memory
+from deeplab.ranks import ALONE, Ranks
+from deeplab.step import build_optimizer, memory_explained, train_step, try_step
 from deeplab.store import Split
 
-HISTORY = ("step", "epoch", "train/loss", "train/lr", "val/mIoU")
+HISTORY = ("step", "epoch", "train/loss", "train/lr", "val/mIoU", "train/spikes")
 DROPOUT = 2  # purpose of a random stream, beside ORDER and AUGMENT of deeplab.data
+PLAN_AFTER = 20  # steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,18 @@ class Progress:
     miou: float | None  # of the validation that followed this step, if one did
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What lies ahead, measured over the first PLAN_AFTER steps of this process."""
+
+    step: int  # done so far
+    steps: int  # in all
+    images_per_second: float
+    seconds_left: float
+    waiting: float  # share of the time in which the step waited for its samples
+    peak_memory: int  # bytes
+
+
 def fit(
     network: nn.Module,
     split: Split,
@@ -55,87 +68,100 @@ def fit(
     folder: Path,
     pace: Pace,
     report: Callable[[Progress], None],
+    plan: Callable[[Plan], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
     validate: Callable[[nn.Module], float] | None = None,
+    ranks: Ranks = ALONE,
 ) -> bool:
     """Train `network` in place for the whole of the cell's schedule, going on from the newest checkpoint in `folder`.
 
-    Writes `folder`/history.csv. Returns False when `stop` asked to end early; the state is saved then. Raises
-    NonFiniteError naming step, learning rate and samples when the loss is NaN or infinite: the last good checkpoint
-    stays. Raises SettingsError when the split is smaller than a batch.
+    Before the first step one is tried whose effects are undone. Writes `folder`/history.csv. Returns False when `stop`
+    asked to end early; the state is saved then. Raises NonFiniteError naming step, learning rate and samples when the
+    loss, or a weight that is to be saved, is NaN or infinite: the last good checkpoint stays. Raises SettingsError when
+    the split is smaller than a batch, the batch does not divide among `ranks`, or a step does not fit into memory.
     """
     steps = total_steps(len(split), cell.recipe)
     if cell.train.loss not in LOSSES:
         raise SettingsError(f"train.loss: got {cell.train.loss!r}, expected one of {', '.join(LOSSES)}")
+    part = ranks.part(cell.recipe.batch_size, device)
+    on_gpu = device.type == "cuda"
     network.to(device).to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=cell.recipe.lr, momentum=cell.train.momentum, weight_decay=cell.train.weight_decay
-    )
+    optimizer = build_optimizer(network, cell.train)
     scaler = torch.amp.GradScaler(device.type, enabled=cell.train.precision == "fp16")
-    start, pending, length = restore(load_checkpoint(folder), network, optimizer, scaler)
-    history = History(folder / "history.csv", HISTORY, length)
+    state = load_together(folder, ranks)
+    start = restore(state, network, optimizer, scaler)
+    joined = ranks.join(network, device)
+    if cell.train.compile:
+        joined = torch.compile(joined)  # type: ignore[assignment]
+    history = History(folder / "history.csv", HISTORY, state["history_length"] if state else 0) if ranks.first else None
     per_epoch = steps_per_epoch(len(split), cell.recipe.batch_size)
-    samples = TrainingSamples(split, cell.recipe, cell.augment, seed)
-    losses = Losses(pending)
+
+    def name_samples(step: int) -> str:
+        (keys,) = StepKeys(len(split), cell.recipe.batch_size, seed, step, step + 1)
+        return ", ".join(split.records[index].id for _, index in keys)
+
+    losses = Losses(name_samples, state and state["losses"])
     clock = Clock(start, cell.recipe.batch_size)
 
-    def save(step: int) -> None:
+    def save(step: int, lr: float) -> None:
         losses.check()
-        save_checkpoint(folder, step, snapshot(network, optimizer, scaler, step, losses.values, history.length))
+        if not all_finite(network):
+            raise NonFiniteError(
+                not_finite("the loss was finite, a weight is not", step - 1, lr, name_samples(step - 1))
+            )
+        if history:
+            save_checkpoint(folder, step, snapshot(network, optimizer, scaler, step, losses, history))
         clock.saved()
 
-    loader = training_loader(samples, start, steps, pace.workers, pin=device.type == "cuda")
-    for step, batch in enumerate(loader, start=start):
-        lr = poly_lr(step, steps, cell.recipe, cell.train)
-        torch.manual_seed(int(SeedSequence((seed, DROPOUT, step)).generate_state(1)[0]))
-        loss = train_step(network, optimizer, scaler, batch, cell, lr, device)
-        losses.add(loss, step, lr, batch.samples, wait=device.type == "cuda")
-        done = step + 1
-        epoch_ends = done % per_epoch == 0
-        validating = validate and pace.validate_every and epoch_ends and (done // per_epoch) % pace.validate_every == 0
-        if done % pace.log_every == 0 or done == steps or validating:
-            mean = losses.mean()
-            miou = None
-            if validate and validating:
-                miou = validate(network)
-                network.train()
-            epoch = step // per_epoch
-            history.append((done, epoch, f"{mean:.6f}", f"{lr:.8f}", None if miou is None else f"{miou:.6f}"))
-            speed = clock.images_per_second(done)
-            report(Progress(step=done, steps=steps, epoch=epoch, loss=mean, lr=lr, images_per_second=speed, miou=miou))
-        if done < steps and stop():
-            save(done)
-            return False
-        if done == steps or clock.since_save() >= pace.checkpoint_every:
-            save(done)
+    samples = TrainingSamples(split, cell.recipe, cell.augment, seed)
+    loader = training_loader(samples, start, steps, pace.workers, pin=on_gpu, part=part)
+    with memory_explained(cell, device, ranks):
+        for step, batch in enumerate(clock.waiting_for(loader), start=start):
+            images, masks = network_input(batch, cell.model, device)
+            lr = poly_lr(step, steps, cell.recipe, cell.train)
+            if step == start:
+                where = not_finite("loss or gradient is NaN or infinite when tried", step, lr, name_samples(step))
+                try_step(network, joined, images, masks, cell, ranks, where)
+                clock.start(step)
+            torch.manual_seed(int(SeedSequence((seed, DROPOUT, step, ranks.rank)).generate_state(1)[0]))
+            losses.add(train_step(joined, optimizer, scaler, images, masks, cell, lr, ranks), step, lr, wait=on_gpu)
+            done = step + 1
+            if done == min(start + PLAN_AFTER, steps):
+                losses.check()  # a GPU may still be at work
+                speed = clock.mean_speed(done)
+                plan(
+                    Plan(
+                        step=done,
+                        steps=steps,
+                        images_per_second=speed,
+                        seconds_left=(steps - done) * cell.recipe.batch_size / speed,
+                        waiting=clock.waited_share(),
+                        peak_memory=peak_memory(device),
+                    )
+                )
+            epoch_ends = done % per_epoch == 0
+            due = pace.validate_every and epoch_ends and (done // per_epoch) % pace.validate_every == 0
+            if done % pace.log_every == 0 or done == steps or (validate and due):
+                mean, spikes = losses.take()
+                miou = None
+                if validate and due:
+                    miou = validate(network)
+                    network.train()
+                epoch = step // per_epoch
+                if history:
+                    score = None if miou is None else f"{miou:.6f}"
+                    history.append((done, epoch, f"{mean:.6f}", f"{lr:.8f}", score, spikes))
+                speed = clock.images_per_second(done)
+                report(
+                    Progress(step=done, steps=steps, epoch=epoch, loss=mean, lr=lr, images_per_second=speed, miou=miou)
+                )
+            stopping, saving = ranks.any(stop(), clock.since_save() >= pace.checkpoint_every)
+            if done == steps or saving or stopping:
+                save(done, lr)
+            if stopping and done < steps:
+                ranks.agree(None)  # none ends, and has the others ended, before the state is saved
+                return False
     return True
-
-
-def train_step(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    batch: Batch,
-    cell: Cell,
-    lr: float,
-    device: torch.device,
-) -> Tensor:
-    """One step of SGD on one batch; returns the loss, a scalar on `device` that nobody has waited for."""
-    images, masks = network_input(batch, cell.model, device)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    with autocast(cell.train.precision, device):
-        output = network(images)
-    logits, *auxiliary = output if isinstance(output, tuple) else (output,)
-    criterion = LOSSES[cell.train.loss]
-    loss = criterion(logits, masks)
-    for extra in auxiliary:
-        loss = loss + cell.train.auxiliary_weight * criterion(extra, masks)
-    optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-    scaler.step(optimizer)
-    scaler.update()
-    return loss.detach()
 
 
 def total_steps(count: int, recipe: RecipeConfig) -> int:
@@ -154,13 +180,29 @@ def poly_lr(step: int, steps: int, recipe: RecipeConfig, train: TrainConfig) -> 
     return (recipe.lr - train.min_lr) * decay + train.min_lr
 
 
+def load_together(folder: Path, ranks: Ranks) -> State | None:
+    """The newest checkpoint, the same one in all processes; the first looks alone, for it sets damaged ones aside.
+
+    Raises SettingsError when this process does not see the folder of the first one.
+    """
+    state = load_checkpoint(folder) if ranks.first else None
+    step = ranks.agree(state["step"] if state else 0)
+    if not ranks.first:
+        state = load_checkpoint(folder)
+        if (state["step"] if state else 0) != step:
+            raise SettingsError(
+                f"{folder}: the first process goes on from step {step} there. Share it among the hosts."
+            )
+    return state
+
+
 def snapshot(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     step: int,
-    pending: list[float],
-    history_length: int,
+    losses: Losses,
+    history: History,
 ) -> State:
     """All that the rest of the run depends on. There is no random state: each step seeds its own."""
     return {
@@ -168,73 +210,24 @@ def snapshot(
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
         "step": step,
-        "pending": pending,
-        "history_length": history_length,
+        "losses": losses.state(),
+        "history_length": history.sync(),
     }
 
 
 def restore(
     state: State | None, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-) -> tuple[int, list[float], int]:
-    """Put `state` back; returns the next step, the losses not yet reported, and the history's length in bytes."""
+) -> int:
+    """Put `state` back; returns the next step."""
     if state is None:
-        return 0, [], 0
+        return 0
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
-    return state["step"], state["pending"], state["history_length"]
+    step: int = state["step"]
+    return step
 
 
-class Losses:
-    """The losses since the last report. On a GPU they are read together, so that no step waits for the one before."""
-
-    def __init__(self, values: list[float]) -> None:
-        self.values = values
-        self.waiting: list[tuple[Tensor, int, float, Tensor]] = []
-
-    def add(self, loss: Tensor, step: int, lr: float, indices: Tensor, wait: bool) -> None:
-        """Take a step's loss; without `wait` it is read and checked at once."""
-        self.waiting.append((loss, step, lr, indices))
-        if not wait:
-            self.check()
-
-    def check(self) -> None:
-        """Read the waiting losses; raises NonFiniteError at the first that is not finite."""
-        values = torch.stack([loss for loss, *_ in self.waiting]).tolist() if self.waiting else []
-        for value, (_, step, lr, indices) in zip(values, self.waiting, strict=True):
-            if not math.isfinite(value):
-                raise NonFiniteError(
-                    f"the loss is {value} at step {step} (lr {lr:.6f}, samples {indices.tolist()}). The last good "
-                    f"checkpoint is kept. Lower lr or look at these samples; with fp16 try bf16."
-                )
-            self.values.append(value)
-        self.waiting.clear()
-
-    def mean(self) -> float:
-        """The mean since the last call; starts the next interval."""
-        self.check()
-        values, self.values = self.values, []
-        return sum(values) / len(values)
-
-
-class Clock:
-    """Images per second between reports, and the time since the last checkpoint."""
-
-    def __init__(self, step: int, batch_size: int) -> None:
-        self.step, self.batch_size = step, batch_size
-        self.reported = self.save_time = time.monotonic()
-
-    def images_per_second(self, step: int) -> float:
-        """Since the last call."""
-        now = time.monotonic()
-        speed = (step - self.step) * self.batch_size / max(now - self.reported, 1e-9)
-        self.step, self.reported = step, now
-        return speed
-
-    def saved(self) -> None:
-        """A checkpoint was written just now."""
-        self.save_time = time.monotonic()
-
-    def since_save(self) -> float:
-        """Seconds."""
-        return time.monotonic() - self.save_time
+def all_finite(network: nn.Module) -> bool:
+    """Whether no weight or running statistic is NaN or infinite: their sums would be, and are quick to make."""
+    return bool(torch.stack([value.sum().float() for value in network.state_dict().values()]).isfinite().all())

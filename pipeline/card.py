@@ -4,32 +4,42 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from deeplab.store import IGNORE, Bytes, Color, Record, Store
+from deeplab.trivial import majority_miou, prior_miou
 
 if TYPE_CHECKING:
     from PIL import Image
 
+SHOWN = 20  # groups of the same image that card.md lists
 SAMPLES = 16  # on the sheet
 COLUMNS = 4
 TILE = 360, 270  # the box that a sample is fitted into: width, height
 SEED = 0
 
 
-def write_card(store: Store, dataset: str, published: dict[str, int], out: Path) -> None:
-    """Write `out`/card.json and card.md: the same bytes for the same store, and no time or place in them."""
-    card = describe(store, dataset, published)
+def write_card(
+    store: Store, dataset: str, published: dict[str, int], duplicates: Sequence[Sequence[Record]], out: Path
+) -> None:
+    """Write `out`/card.json and card.md: the same bytes for the same store, and no time or place in them.
+
+    `published` is split -> how many images; `duplicates` are groups of samples that have one image.
+    """
+    card = describe(store, dataset, published, duplicates)
     out.mkdir(parents=True, exist_ok=True)
     (out / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / "card.md").write_text(markdown(card), encoding="utf-8")
 
 
-def describe(store: Store, dataset: str, published: dict[str, int]) -> dict[str, Any]:
-    """The card as plain values, from the manifest's records alone; `published` is split -> how many images."""
+def describe(
+    store: Store, dataset: str, published: dict[str, int], duplicates: Sequence[Sequence[Record]]
+) -> dict[str, Any]:
+    """The card as plain values, from the manifest's records, what was found with them, and the masks."""
     names = dict.fromkeys(record.split for record in store.records)
     records = {split: [record for record in store.records if record.split == split] for split in names}
     pixels = {split: sum((Counter(record.pixels) for record in records[split]), Counter[int]()) for split in names}
@@ -46,6 +56,8 @@ def describe(store: Store, dataset: str, published: dict[str, int]) -> dict[str,
             }
             for label, name in enumerate(store.classes)
         ],
+        "duplicates": [[{"split": record.split, "id": record.id} for record in group] for group in duplicates],
+        "trivial_mIoU": describe_trivial(store, list(names)),
     }
 
 
@@ -57,6 +69,17 @@ def describe_split(records: list[Record], pixels: Counter[int], published: int) 
         "width": spread([record.width for record in records]),
         "height": spread([record.height for record in records]),
         "ignored_share": round(pixels[IGNORE] / pixels.total(), 6),
+    }
+
+
+def describe_trivial(store: Store, splits: list[str]) -> dict[str, float]:
+    """What predictors that look at no image score on the last split, knowing the first; nothing where there is one."""
+    if len(splits) == 1:
+        return {}
+    train, val, classes = store.split(splits[0]), store.split(splits[-1]), len(store.classes)
+    return {
+        "majority": round(majority_miou(train, val, classes), 6),
+        "prior": round(prior_miou(train, val, classes), 6),
     }
 
 
@@ -102,6 +125,13 @@ def markdown(card: dict[str, Any]) -> str:
     for name in splits:
         unseen = [escaped(kind["name"]) for kind in card["classes"] if not kind["images"][name]]
         lines += [f"**No image of {name} shows:** {', '.join(unseen)}.", ""] if unseen else []
+    lines += repeated(card["duplicates"])
+    if trivial := card["trivial_mIoU"]:
+        lines += [
+            f"Without a look at the image: mIoU {percent(trivial['majority'])} for the class with most pixels, "
+            f"{percent(trivial['prior'])} for the most frequent class of each place, both as in the training masks.",
+            "",
+        ]
     head = ["class", *(f"{name}: {what}" for name in splits for what in ("pixels", "images"))]
     rows = [
         [
@@ -112,6 +142,19 @@ def markdown(card: dict[str, Any]) -> str:
     ]
     lines += ["Pixels: share of those that are not ignored. Images: how many show the class.", "", *table(head, rows)]
     return "\n".join(lines) + "\n"
+
+
+def repeated(duplicates: list[list[dict[str, str]]]) -> list[str]:
+    """Images that the set holds more than once, those in several splits first; card.json has all of them."""
+    within = [group for group in duplicates if len({sample["split"] for sample in group}) == 1]
+    across = [group for group in duplicates if group not in within]
+    lines: list[str] = []
+    for kind, groups in (("several splits, so that results are too good", across), ("one split", within)):
+        if groups:
+            shown = [" = ".join(f"{one['split']} `{one['id']}`" for one in group) for group in groups[:SHOWN]]
+            more = f", and {len(groups) - SHOWN} more in card.json" if len(groups) > SHOWN else ""
+            lines += [f"**The same image more than once in {kind}:** {', '.join(shown)}{more}.", ""]
+    return lines
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from deeplab.errors import DataError, NonFiniteError, SettingsError
+from deeplab.errors import DataError, NonFiniteError, SettingsError, WorkerError
 
 
 class ParamsError(SettingsError):
@@ -27,6 +27,7 @@ class StoppedError(RuntimeError):
 EXIT_CODES: dict[type[BaseException], int] = {
     DataError: 65,
     NonFiniteError: 70,
+    WorkerError: 71,
     BusyError: 73,
     OSError: 74,
     StoppedError: 75,
@@ -60,10 +61,9 @@ def describe(mistake: BaseException) -> str:
         return f"{place}no space left on the disk. Free some and run the same command again."
     if isinstance(mistake, FileNotFoundError) and mistake.filename:
         return f"{mistake.filename}: no such file or folder"
-    text = str(mistake)
-    if text.startswith("Caught DataError in DataLoader worker"):  # torch adds the worker's traceback
-        return text.rstrip().rsplit("DataError: ", 1)[-1]
-    return text
+    if isinstance(mistake, PermissionError) and mistake.filename:
+        return f"{mistake.filename}: no permission. Give yourself access to it, or link another folder there."
+    return str(mistake)
 
 
 @contextmanager

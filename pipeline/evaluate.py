@@ -1,4 +1,4 @@
-"""Evaluate a trained cell: every seed under every protocol, into metrics, a record, plots and figures.
+"""Evaluate a trained cell: every seed under every protocol, into metrics, a record, counts, plots and figures.
 
 The metrics are the few numbers that `dvc metrics` shows, of the first protocol, which fills the tables. The record
 holds all scores and what they were measured on. What is written depends on settings, data and weights alone: no time,
@@ -6,34 +6,26 @@ host or commit, so that the same inputs give the same bytes.
 """
 
 import argparse
-import csv
 import json
-import re
-import sys
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deeplab.config import Cell, Protocol
+from deeplab.config import Cell
 from deeplab.errors import DataError
 from pipeline.errors import run_command
 from pipeline.params import PARAMS, load_params
+from pipeline.progress import shown
 from pipeline.provenance import file_sha256
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
-    from deeplab.metrics import Matrix, Scores
-    from deeplab.store import Split, Store
-
-FIGURES = 8
-LINE_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
-
-Results = dict[tuple[int, str], "Matrix"]  # (seed, protocol) -> confusion matrix
+    from deeplab.counts import Counts
+    from deeplab.metrics import Scores
+    from deeplab.store import Store
 
 
 def run(
@@ -42,11 +34,12 @@ def run(
     weights: Path,
     metrics: Path,
     record: Path,
+    counts: Path,
     plots: Path,
     figures: Path,
     params_file: Path = PARAMS,
 ) -> None:
-    """Evaluate `weights`/seed*.safetensors of the cell `name` on the store `data`; write the four others.
+    """Evaluate `weights`/seed*.safetensors of the cell `name` on the store `data`; write the five others.
 
     Raises FileNotFoundError for weights that are missing, DataError for weights of other settings, data or classes.
     """
@@ -59,23 +52,28 @@ def run(
     files = {seed: weights / f"seed{seed}.safetensors" for seed in params.seeds}
     code = check_weights(files.values(), name, cell, store)
 
-    from deeplab.inference import evaluate
+    from deeplab.counts import gather, write_counts
+    from deeplab.inference import evaluate_each
     from deeplab.metrics import score
     from pipeline.device import select_device, set_arithmetic
+    from pipeline.plots import write_figures, write_plots
 
     device = select_device(params.runtime.device)
     set_arithmetic(cell.train)
-    matrices: Results = {}
+    images = [record.id for record in split.records]
+    found: dict[tuple[int, str], Counts] = {}
     for seed, file in files.items():
         network = load_network(file, name, cell, len(store.classes)).to(device)
         for title, protocol in params.protocols.items():
             progress = partial(shown, title=f"{name} seed {seed} {title}")
-            matrices[seed, title] = evaluate(network, split, len(store.classes), cell, protocol, device, progress)
+            matrices = evaluate_each(network, split, len(store.classes), cell, protocol, device, progress)
+            found[seed, title] = gather(matrices, images, store.classes)
         if seed == params.seeds[0]:
             protocol = next(iter(params.protocols.values()))
             write_figures(figures, network, store, split, cell, protocol, device)
-    scores = {key: score(matrix) for key, matrix in matrices.items()}
-    write_plots(plots, store.classes, matrices, scores)
+    write_counts(counts, found)
+    scores = {key: score(each.matrix) for key, each in found.items()}
+    write_plots(plots, store.classes, {key: each.matrix for key, each in found.items()}, scores)
     main_protocol = next(iter(params.protocols))
     write_json(metrics, mean_shares([scores[seed, main_protocol] for seed in params.seeds]))
     result = {
@@ -84,7 +82,9 @@ def run(
         "images": {kind: len(store.split(kind)) for kind in (cell.recipe.train_split, cell.recipe.val_split)},
         "protocols": {title: asdict(protocol) for title, protocol in params.protocols.items()},
         "seeds": {
-            str(seed): {title: mean_shares([scores[seed, title]]) for title in params.protocols}
+            str(seed): {
+                title: mean_shares([scores[seed, title]]) | ends(found[seed, title]) for title in params.protocols
+            }
             for seed in params.seeds
         },
         "fingerprint": {"cell": cell.fingerprint, "data": store.fingerprint, "code": code},
@@ -135,78 +135,6 @@ def load_network(file: Path, name: str, cell: Cell, classes: int) -> "nn.Module"
     return network.eval()
 
 
-def shown(indices: range, title: str) -> Iterator[int]:
-    """The same indices, with a progress bar on a terminal and a line now and then elsewhere."""
-    from tqdm import tqdm
-
-    terminal = sys.stderr.isatty()
-    said = time.monotonic()
-    for index in tqdm(indices, desc=title, unit="image", disable=not terminal):
-        yield index
-        if not terminal and time.monotonic() - said >= LINE_EVERY:
-            said = time.monotonic()
-            print(f"{title}: {index + 1}/{len(indices)} images", flush=True)
-
-
-def write_figures(
-    folder: Path,
-    network: "nn.Module",
-    store: "Store",
-    split: "Split",
-    cell: Cell,
-    protocol: Protocol,
-    device: "torch.device",
-) -> None:
-    """Draw the predictions on a few images, the same ones for each cell, evenly spread over the split."""
-    from deeplab.inference import predict
-    from pipeline.figures import comparison
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.jpg"):
-        old.unlink()
-    count = min(FIGURES, len(split))
-    for place in range(count):
-        index = place * len(split) // count
-        image, truth = split.image(index), split.mask(index)
-        predicted = predict(network, image, cell, protocol, device)
-        name = re.sub(r"[^A-Za-z0-9_-]", "_", split.records[index].id)
-        picture = comparison(image, truth, predicted, store.classes, store.palette)
-        picture.save(folder / f"{place}_{name}.jpg", quality=90)
-
-
-def write_plots(
-    folder: Path, classes: tuple[str, ...], matrices: Results, scores: dict[tuple[int, str], "Scores"]
-) -> None:
-    """Write classes.csv, a row per class, and confusion.csv, a row per pair of classes that occurred."""
-    import numpy as np
-
-    class_rows: list[tuple[object, ...]] = []
-    pair_rows: list[tuple[object, ...]] = []
-    for (seed, title), matrix in matrices.items():
-        totals = matrix.sum(axis=1)
-        found = zip(classes, scores[seed, title].iou, scores[seed, title].accuracy, totals, strict=True)
-        class_rows += [(seed, title, name, digits(iou), digits(accuracy), n) for name, iou, accuracy, n in found]
-        for true, predicted in np.argwhere(matrix):
-            pixels = matrix[true, predicted]
-            share = digits(pixels / totals[true])
-            pair_rows.append((seed, title, classes[true], classes[predicted], pixels, share))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_csv(folder / "classes.csv", ("seed", "protocol", "class", "IoU", "accuracy", "pixels"), class_rows)
-    write_csv(folder / "confusion.csv", ("seed", "protocol", "truth", "predicted", "pixels", "share"), pair_rows)
-
-
-def digits(share: float) -> str:
-    """Six digits; nothing for nan."""
-    return "" if share != share else f"{share:.6f}"
-
-
-def write_csv(path: Path, head: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(head)
-        writer.writerows(rows)
-
-
 def mean_shares(scores: list["Scores"]) -> dict[str, Any]:
     """The scores of one run, or the means of several, as they stand in the metrics file."""
     count = len(scores)
@@ -216,6 +144,16 @@ def mean_shares(scores: list["Scores"]) -> dict[str, Any]:
         "mean_accuracy": round(sum(each.mean_accuracy for each in scores) / count, 6),
         "classes_evaluated": round(sum(each.classes_evaluated for each in scores) / count),
     }
+
+
+def ends(counts: "Counts") -> dict[str, float]:
+    """Between what the mIoU lies in 95 of 100 such sets of images; nothing when there is one image only."""
+    from deeplab.intervals import interval
+
+    if len(counts.images) < 2:
+        return {}
+    found = interval([counts])
+    return {"mIoU_low": round(found.low, 6), "mIoU_high": round(found.high, 6)}
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -251,6 +189,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="the folder of seed*.safetensors")
     parser.add_argument("--metrics", type=Path, required=True, help="the JSON file for the scores")
     parser.add_argument("--record", type=Path, required=True, help="the JSON file for the scores and their provenance")
+    parser.add_argument("--counts", type=Path, required=True, help="where the confusion counts of each image go")
     parser.add_argument("--plots", type=Path, required=True, help="where classes.csv and confusion.csv go")
     parser.add_argument("--figures", type=Path, required=True, help="where the pictures go")
     arguments = parser.parse_args()
@@ -260,6 +199,7 @@ def main() -> None:
         arguments.weights,
         arguments.metrics,
         arguments.record,
+        arguments.counts,
         arguments.plots,
         arguments.figures,
     )

@@ -25,7 +25,7 @@ RUNS, DATA, REPORTS = Path("runs"), Path("data"), Path("reports")
 # What decides how fast a network trains, of the settings that a training writes down.
 PACE = (
     "backbone", "output_stride", "aspp_channels", "projection_kernel", "auxiliary_channels", "crop", "batch_size",
-    "precision", "tf32", "threads",
+    "precision", "tf32", "compile", "threads",
 )  # fmt: skip
 # Parameters and the channels of the last two levels, as timm builds them (a test compares).
 BACKBONES = {

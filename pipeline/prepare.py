@@ -3,43 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from deeplab.errors import DataError, LabelError, MaskModeError, SizeError
 from pipeline.errors import run_command
+from pipeline.pack import Packed, Problem, cores, pack, plan, sizes, started
 from pipeline.params import PARAMS, DatasetConfig, load_params, pick
 from pipeline.process import die_with_parent
 
 if TYPE_CHECKING:
-    from deeplab.store import Bytes, Record
-    from pipeline.datasets.layout import Layout, RawSample
-
-    Pair = tuple[Bytes, Bytes]
+    from deeplab.store import Record
+    from pipeline.datasets.layout import Layout
+    from pipeline.duplicates import Group
 
 # Where a problem stands in the list; any other is a file that is missing or cannot be read, and comes first.
 RANK: dict[type[DataError], int] = {SizeError: 1, MaskModeError: 2, LabelError: 3}
 
-MAX_WORKERS = 16  # more decode faster than one process can write
 SHOWN = 20  # problems that are listed in a message
 SECONDS_BETWEEN_LINES = 10.0
 
-
-@dataclass(frozen=True)
-class Problem:
-    """What is wrong with a sample."""
-
-    kind: type[DataError]
-    message: str
+Result = TypeVar("Result")
 
 
 def run(
@@ -58,33 +46,43 @@ def run(
     DataError when the raw data is incomplete or broken: it lists what is, and there is no store then.
     Beside the store `out`.problems.txt lists all of them.
     """
-    from deeplab.store import Store, StoreWriter
+    from deeplab.store import Store
+    from deeplab.store_writer import StoreWriter
     from pipeline.card import write_card, write_sheet
     from pipeline.datasets import FORMATS
+    from pipeline.duplicates import find_duplicates
 
-    kind = pick(FORMATS, config.format, f"datasets.{name}.format")
-    layout = kind.scan(raw, config, splits)
+    layout = pick(FORMATS, config.format, f"datasets.{name}.format").scan(raw, config, splits)
     check_counts(name, config, splits, raw, layout)
     check_overlap(splits, raw, layout)
-    jobs = [(split, sample) for split in dict.fromkeys(splits) for sample in layout.samples[split]]
-    results = decode_all(kind.load, [sample for _, sample in jobs], workers or min(os.cpu_count() or 1, MAX_WORKERS))
-    problems: list[Problem] = []
-    with StoreWriter(out, layout.classes, layout.palette) as store:
-        for (split, sample), result in zip(jobs, with_progress(results, len(jobs), f"prepare {name}"), strict=True):
-            if isinstance(result, Problem):
+    samples = [(split, sample) for split in dict.fromkeys(splits) for sample in layout.samples[split]]
+    work = plan(config.format, samples, out, packed=config.store == "packed")
+    workers, total, title = workers or cores(), len(samples), f"prepare {name}"
+    problems: list[list[Problem]] = []
+    checksums: list[int] = []
+    with StoreWriter(out, layout.classes, layout.palette) as store, started(work, workers) as pool:
+        found = list(with_progress(sizes(pool, work, workers), total, f"{title}: sizes"))
+        store.need(sum(height * width for height, width in found) * (4 if work.packed else 1))
+        results = with_progress(pack(pool, work, workers, found), total, title)
+        for (_, sample), result in zip(samples, results, strict=True):
+            if not isinstance(result, Packed):
                 problems.append(result)
             elif not problems:  # after the first one the others are only checked
-                store.add(split, sample.id, *result, file=sample.image if config.store == "files" else None)
+                store.keep(result.record, None if work.packed else sample.image)
+                checksums.append(result.image_checksum)
         if problems:
-            raise DataError(report_problems(raw, len(jobs), problems, problems_file(out)))
+            raise DataError(report_problems(raw, total, problems, problems_file(out)))
     problems_file(out).unlink(missing_ok=True)
+    written = Store(out)
+    duplicates = find_duplicates(written, checksums)
     if card:
-        written = Store(out)
-        write_card(written, name, config.images, card)
+        write_card(written, name, config.images, duplicates, card)
         write_sheet(written, splits[0], out / "sheet.png")
     for split in splits:
         records = [record for record in store.records if record.split == split]
         print(f"{name} {split}: {summary(records, len(layout.classes))}")
+    for line in warnings(duplicates):
+        print(f"{name}: {line}")
 
 
 def check_counts(name: str, config: DatasetConfig, splits: tuple[str, ...], raw: Path, layout: Layout) -> None:
@@ -118,51 +116,7 @@ def check_overlap(splits: tuple[str, str], raw: Path, layout: Layout) -> None:
         raise DataError(f"{raw}: {len(both)} images are both in {splits[0]} and in {splits[1]}: {names}")
 
 
-def decode_all(
-    load: Callable[[RawSample], Pair], samples: Iterable[RawSample], workers: int
-) -> Iterator[Pair | Problem]:
-    """What `attempt` gives for each sample, in order, from worker processes; few wait in memory at any time."""
-    waiting: deque[tuple[RawSample, Future[Pair | Problem]]] = deque()
-
-    def take() -> Pair | Problem:
-        sample, future = waiting.popleft()
-        try:
-            return future.result()
-        except BrokenProcessPool:
-            raise DataError(
-                f"{sample.image}: a worker process died on this sample or one of the next {len(waiting)}. "
-                "The machine was out of memory, or a file crashes the decoder."
-            ) from None
-
-    with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
-        for sample in samples:
-            waiting.append((sample, pool.submit(attempt, load, sample)))
-            if len(waiting) > 2 * workers:
-                yield take()
-        while waiting:
-            yield take()
-
-
-def start_worker() -> None:
-    """Leave Ctrl-C to the process that writes, and end with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with_parent()
-
-
-def attempt(load: Callable[[RawSample], Pair], sample: RawSample) -> Pair | Problem:
-    """The decoded sample, or what is wrong with it."""
-    try:
-        image, mask = load(sample)
-    except DataError as error:
-        return Problem(type(error), str(error))
-    if image.shape[:2] != mask.shape:
-        (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
-        sizes = f"the mask is {mask_width}x{mask_height}, but {sample.image} is {width}x{height}"
-        return Problem(SizeError, f"{sample.mask}: {sizes}")
-    return image, mask
-
-
-def with_progress(results: Iterable[Pair | Problem], total: int, title: str) -> Iterator[Pair | Problem]:
+def with_progress(results: Iterable[Result], total: int, title: str) -> Iterator[Result]:
     """`results` unchanged, with a bar on a terminal and now and then a line elsewhere."""
     if sys.stderr.isatty():
         from tqdm import tqdm
@@ -182,13 +136,31 @@ def problems_file(out: Path) -> Path:
     return out.with_name(f"{out.name}.problems.txt")
 
 
-def report_problems(raw: Path, total: int, problems: list[Problem], file: Path) -> str:
-    """All problems of a data set, worst first: the first of them as one message, and the whole list in `file`."""
-    lines = [problem.message for problem in sorted(problems, key=lambda problem: RANK.get(problem.kind, 0))]
+def report_problems(raw: Path, total: int, samples: Sequence[list[Problem]], file: Path) -> str:
+    """All problems of a data set, worst first: the first of them as one message, and the whole list in `file`.
+
+    `samples` are the problems of each sample that has any.
+    """
+    problems = sorted((one for each in samples for one in each), key=lambda problem: RANK.get(problem.kind, 0))
+    lines = [problem.message for problem in problems]
     file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    head = f"{raw}: {len(lines)} of {total} samples cannot be used. Mend or replace these files, nothing was written:"
+    head = f"{raw}: {len(samples)} of {total} samples cannot be used. Mend or replace these files, nothing was written:"
     more = f"and {len(lines) - SHOWN} more. All: {file}" if len(lines) > SHOWN else f"This list: {file}"
     return "\n  ".join([head, *lines[:SHOWN], more])
+
+
+def warnings(duplicates: Sequence[Group]) -> Iterator[str]:
+    """What to say about pictures that are there more than once: the official sets have some, so it is no error."""
+    from pipeline.duplicates import across, names
+
+    leaks = across(duplicates)
+    if leaks:
+        yield f"WARNING: {len(leaks)} images are in several splits under different names, which makes results too good:"
+        yield from (f"  {names(group)}" for group in leaks[:SHOWN])
+    if len(leaks) > SHOWN:
+        yield f"  and {len(leaks) - SHOWN} more, all on the data card"
+    if others := len(duplicates) - len(leaks):
+        yield f"{others} images are more than once in one split: see the data card"
 
 
 def summary(records: list[Record], classes: int) -> str:

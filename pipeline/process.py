@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline.errors import BusyError
 
 SAVE_AND_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # SIGUSR2 is how submitit announces the end of a job
-LOCK_PATIENCE = 10.0  # seconds; data workers of a killed run hold its lock for up to five
+LOCK_PATIENCE = 10.0  # seconds; data workers of a killed run hold its lock for about one
 PR_SET_PDEATHSIG = 1
 
 

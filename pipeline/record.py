@@ -11,7 +11,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from pipeline.results import FINGERPRINTS, SCORES, Result
+from pipeline.results import FINGERPRINTS, Result, numbers_in
 from pipeline.tracking import (
     Experiment,
     Facts,
@@ -35,8 +35,12 @@ def record(
     runs: Path,
     reports: Path,
     data: Path,
+    departs: str = "",
 ) -> None:
-    """Make sure that `result` has a complete run, going on with the live one of its training if there is one."""
+    """Make sure that `result` has a complete run, going on with the live one of its training if there is one.
+
+    `departs` says where the cell departs from its published recipe.
+    """
     if experiment.runs(key=result.key, complete="1"):
         return
     client = experiment.client
@@ -46,7 +50,7 @@ def record(
         begun = experiment.runs(**training_tags(facts), complete="0")
     tags = identity_tags(result.cell, result.seed, result.fingerprint) | origin_tags(dataset, facts)
     tags |= {f"weights_{name}": value for name, value in result.weights.items()}
-    tags |= {"images": json.dumps(result.images), "key": result.key}
+    tags |= {"images": json.dumps(result.images), "key": result.key} | ({"departs": departs} if departs else {})
     if begun:
         run = begun[0].info.run_id
         experiment.set_tags(run, tags)
@@ -146,7 +150,7 @@ def read_back(experiment: Experiment, tags: dict[str, str]) -> Result | None:
     return Result(
         cell=held["cell"],
         seed=int(held["seed"]),
-        scores={name: metrics[f"final/{name}"] for name in SCORES},
+        scores=numbers_in(metrics, "final/"),
         images=json.loads(held["images"]),
         fingerprint={part: held[f"{part}_fingerprint"] for part in FINGERPRINTS},
         weights={name: held[f"weights_{name}"] for name in ("file", "sha256")},

@@ -16,6 +16,7 @@ from pipeline.provenance import code_fingerprint
 EQUIVALENT_CODE = "equivalent_code.txt"  # fingerprints of older code, proven to give the same numbers, and why
 
 SCORES = ("mIoU", "pixel_accuracy", "mean_accuracy", "classes_evaluated")
+INTERVAL = ("mIoU_low", "mIoU_high")  # beside them where there are images enough: 95 %, over images, not over seeds
 FINGERPRINTS = ("cell", "data", "code", "protocol")
 
 Place = tuple[str, int]  # cell and seed
@@ -27,7 +28,7 @@ class Result:
 
     cell: str
     seed: int
-    scores: dict[str, float]  # SCORES, as shares; classes_evaluated is a number
+    scores: dict[str, float]  # SCORES and INTERVAL, as shares; classes_evaluated is a number
     images: dict[str, int]  # split -> how many
     fingerprint: dict[str, str]  # FINGERPRINTS
     weights: dict[str, str]  # file, sha256
@@ -84,6 +85,9 @@ def check_record(found: dict[str, Any], name: str, metrics: Path) -> None:
         said = json.loads(metrics.read_text(encoding="utf-8")).get(score) if metrics.exists() else None
         if said is not None and abs(said - fmean(values)) > (1e-5 if limit == 1 else 0.51):
             raise ValueError(f"{score} is {fmean(values)}, but {said} in {metrics}")
+    for scores in (scores[main_protocol] for scores in found["seeds"].values()):
+        if not scores.get(INTERVAL[0], 0) <= scores["mIoU"] <= scores.get(INTERVAL[1], 1):
+            raise ValueError(f"mIoU is {scores['mIoU']}, and not between {' and '.join(INTERVAL)}")
     if not all(isinstance(count, int) for count in found["images"].values()):
         raise ValueError(f"images is {found['images']}")
     if not all({"file", "sha256"} <= weights.keys() for weights in found["weights"].values()):
@@ -110,11 +114,17 @@ def results_in(found: dict[str, Any], params: Params) -> Iterator[Result]:
         yield Result(
             cell=found["cell"],
             seed=seed,
-            scores={score: float(found["seeds"][str(seed)][main_protocol][score]) for score in SCORES},
+            scores=numbers_in(found["seeds"][str(seed)][main_protocol]),
             images=found["images"],
             fingerprint={**fingerprint, "protocol": protocol_fingerprint(params)},
             weights=found["weights"][str(seed)],
         )
+
+
+def numbers_in(scores: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """SCORES, and INTERVAL if it is there; KeyError without one of SCORES."""
+    held = {score: float(scores[prefix + score]) for score in SCORES}
+    return held | {end: float(scores[prefix + end]) for end in INTERVAL if prefix + end in scores}
 
 
 def todays_fingerprint(cell: Cell, params: Params, data: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pipeline.errors import BusyError, ParamsError
 from pipeline.quick_params import quick_params
 
-PARTIAL = "tables@"  # these fill what is missing with "-", so they run although cells failed
+PARTIAL = ("tables@", "compare@")  # these leave out what is missing, so they run although cells failed
 
 State = Literal["done", "failed", "skipped", "stopped"]
 

@@ -14,10 +14,12 @@ from statistics import fmean, stdev
 from typing import Any
 
 from deeplab.config import Cell
+from pipeline.departures import departs
 from pipeline.errors import run_command
+from pipeline.model_card import write_cards
 from pipeline.params import PARAMS, DatasetConfig, load_params
 from pipeline.record import end_leftovers, mark_current, read_back, record
-from pipeline.results import SCORES, Place, Result, manifest_fingerprint, read_results, todays_fingerprint
+from pipeline.results import INTERVAL, SCORES, Place, Result, manifest_fingerprint, read_results, todays_fingerprint
 from pipeline.tracking import (
     SQLITE,
     TrackingError,
@@ -47,9 +49,15 @@ class Row:
     dataset: DatasetConfig
     results: tuple[Result, ...]  # one per seed; none when the cell is not measured
     folder: Path | None  # its weights and history; None when they are a colleague's
+    card: Path | None  # where its model card goes; None when it has no weights here
 
     def mean(self, score: str) -> float:
         return fmean(result.scores[score] for result in self.results)
+
+    def mean_end(self, end: str) -> float | None:
+        """The mean over the seeds of an end of their intervals: at least as wide as the interval of their mean."""
+        held = [result.scores[end] for result in self.results if end in result.scores]
+        return fmean(held) if held and len(held) == len(self.results) else None
 
     def spread(self, score: str) -> float | None:
         """Standard deviation over the seeds."""
@@ -60,7 +68,7 @@ class Row:
 def run(
     dataset: str, records: Path, runs: Path, reports: Path, data: Path, out: Path, params_file: Path = PARAMS
 ) -> None:
-    """Write `out`/`dataset`.md and .csv from the results in `records`, and those of others in MLflow.
+    """Write `out`/`dataset`.md and .csv from the results in `records`, and those of others in MLflow; and model cards.
 
     `runs` and `reports` hold what goes into the record with a result, `data` the prepared store if it is there.
     """
@@ -82,14 +90,16 @@ def run(
             results, page = synchronise(dataset, cells, local, wanted, runs, reports, data)
         except TrackingError as error:
             print(f"warning: no MLflow, so {records} alone fills the table, unrecorded: {error}", file=sys.stderr)
-    rows = []
+    rows, cards = [], reports / "cards" / dataset
     for name, cell in cells.items():
         found = tuple(results[name, seed] for seed in params.seeds if (name, seed) in results)
         if len(found) < len(params.seeds):
             print(f"{name}: shown as -: {reasons[name]}", file=sys.stderr)
             found = ()
         here = runs / name if name not in reasons else None
-        rows.append(Row(name=name, cell=cell, dataset=config, results=found, folder=here))
+        card = cards / f"{name}.md" if found and here else None
+        rows.append(Row(name=name, cell=cell, dataset=config, results=found, folder=here, card=card))
+    write_cards(rows, cards, config.title, next(iter(params.protocols.values())))
     table = markdown(rows)
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{dataset}.md").write_text(table, encoding="utf-8")
@@ -115,7 +125,8 @@ def synchronise(
     results: dict[Place, Result] = {}
     with open_experiment(dataset, timeout=20) as experiment, locked(experiment.uri):
         for result in local.values():
-            record(experiment, dataset, result, settings(cells[result.cell], result.seed), runs, reports, data)
+            cell = cells[result.cell]
+            record(experiment, dataset, result, settings(cell, result.seed), runs, reports, data, departs(cell))
         for place, tags in wanted.items():
             own = local.get(place)
             found = read_back(experiment, {"key": own.key} if own else tags) or own
@@ -159,12 +170,14 @@ def csv_row(row: Row) -> dict[str, Any]:
         "seeds": " ".join(str(result.seed) for result in results),
         **{score: row.mean(score) if results else None for score in SCORES},
         "mIoU_std": row.spread("mIoU"),
+        **{end: row.mean_end(end) for end in INTERVAL},
         **{f"{part}_images": first and first.images.get(split) for part, split in splits(row).items()},
         "keys": " ".join(result.key for result in results),
         "cell_fingerprint": row.cell.fingerprint,
         "data_fingerprint": first and first.fingerprint["data"],
         "code_fingerprint": first and first.fingerprint["code"],
         "weights_sha256": " ".join(result.weights["sha256"] for result in results),
+        "departs": departs(row.cell),
     }
 
 
@@ -183,8 +196,10 @@ def crop(row: Row) -> str:
 
 
 def schedule(row: Row) -> str:
+    """The schedule, and where the cell departs from the published recipe."""
     recipe = row.cell.recipe
-    return f"LR/POLICY/BS/EPOCH: {recipe.lr:g}/{recipe.policy}/{recipe.batch_size}/{recipe.epochs}"
+    text = f"LR/POLICY/BS/EPOCH: {recipe.lr:g}/{recipe.policy}/{recipe.batch_size}/{recipe.epochs}"
+    return text + (f" (departs: {departs(row.cell)})" if departs(row.cell) else "")
 
 
 def sets(row: Row) -> str:
@@ -209,13 +224,14 @@ def mean_iou(row: Row) -> str:
 
 
 def download(row: Row) -> str:
-    """Links to what DVC keeps for the cell: weights for each seed, and the history of all."""
+    """Links to what DVC keeps for the cell, weights for each seed and the history of all, and to its model card."""
     if not row.results or not row.folder:
         return "-"
     one = len(row.results) == 1
     links = {"model" if one else f"model {result.seed}": f"weights/{result.weights['file']}" for result in row.results}
-    links["log"] = "history.csv"
-    return " · ".join(f"[{name}]({row.folder.as_posix()}/{path})" for name, path in links.items())
+    paths = {name: row.folder / path for name, path in (links | {"log": "history.csv"}).items()}
+    paths |= {"card": row.card} if row.card else {}
+    return " · ".join(f"[{name}]({path.as_posix()})" for name, path in paths.items())
 
 
 def how_to_look(page: str) -> str:

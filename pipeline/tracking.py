@@ -161,7 +161,9 @@ def training_tags(facts: Facts) -> dict[str, str]:
 def origin_tags(dataset: str, facts: Facts) -> dict[str, str]:
     """What a run says about where it comes from."""
     known = {
-        name: str(facts[name]) for name in ("commit", "dirty", "device", "torch", "timm", "parameters") if name in facts
+        name: str(facts[name])
+        for name in ("commit", "dirty", "device", "gpus_per_cell", "torch", "timm", "parameters", "departs")
+        if facts.get(name) not in (None, "")
     }
     source = {"mlflow.source.name": "pipeline.train", "mlflow.source.type": "LOCAL"}
     return {"dataset": dataset, **known, **source, "mlflow.source.git.commit": known.get("commit", "")}

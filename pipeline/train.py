@@ -8,8 +8,10 @@ settings, data and code: with any of them changed the run starts over, and with 
 import argparse
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,16 +19,21 @@ from typing import TYPE_CHECKING, Any
 
 from deeplab.config import Cell, digest
 from deeplab.errors import SettingsError
+from pipeline.departures import departs
 from pipeline.errors import ParamsError, StoppedError, run_command
+from pipeline.launch import grouped, launch, local_rank, under_torchrun
+from pipeline.mirror import mirror
 from pipeline.params import PARAMS, Params, load_params
 from pipeline.process import die_with_parent, locked, signals_noted
-from pipeline.progress import median_speed, reporter
+from pipeline.progress import median_speed, planner, reporter
 from pipeline.provenance import code_fingerprint, file_sha256, git_state, machine
+from pipeline.publish import publish, require_space, save_weights, write_json
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from deeplab.ranks import Ranks
     from deeplab.store import Store
 
 
@@ -47,37 +54,47 @@ class Inputs:
 def run(name: str, data: Path, pretrained: Path, resume: Path, out: Path, params_file: Path = PARAMS) -> None:
     """Train the cell `name` on the store `data` and write `out`/{weights/seed*.safetensors, history.csv, run.json}.
 
-    `pretrained` is where ImageNet weights may lie, `resume` where unfinished work is kept until the cell is done.
-    Raises StoppedError after a signal (the state is saved), BusyError when another process trains this cell.
+    `pretrained` is where ImageNet weights may lie, `resume` where unfinished work is kept until the cell is done. Under
+    torchrun this is one of the processes that do so together. Raises StoppedError after a signal (the state is saved),
+    BusyError when another process trains this cell.
     """
     die_with_parent()
     params = load_params(params_file)
     params.cell(name)  # an unknown name ends here
     resume.mkdir(parents=True, exist_ok=True)
-    with signals_noted() as stop, locked(resume / ".lock", name):
+    with (
+        signals_noted() as stop,
+        grouped(params.runtime.device, stop) as ranks,
+        locked(resume / ".lock", name) if ranks.first else nullcontext(),
+    ):
         from deeplab.store import Store
 
         store = Store(data)
         inputs = read_inputs(params, name, store.fingerprint)
-        work = [resume / f"seed{seed}-{inputs.fingerprint(seed)[:12]}" for seed in params.seeds]
-        for seed, folder in zip(params.seeds, work, strict=True):
-            if not (folder / "weights.safetensors").exists():
+        work = {seed: resume / f"seed{seed}-{inputs.fingerprint(seed)[:12]}" for seed in params.seeds}
+        for seed, folder in work.items():
+            if not ranks.agree((folder / "weights.safetensors").exists()):
                 try:
-                    train_seed(name, params, inputs, store, seed, folder, pretrained, stop)
+                    train_seed(name, params, inputs, store, seed, folder, pretrained, stop, ranks)
                 except ParamsError:
                     raise
                 except SettingsError as error:  # the library knows the setting, not the cell
                     raise ParamsError(f"{params_file}: cell {name}: {error}") from None
-        now = read_inputs(load_params(params_file), name, Store(data).fingerprint)
-        if now != inputs:
-            changed = ", ".join(differences(asdict(inputs), asdict(now)))
-            raise ParamsError(
-                f"{name}: {changed} changed while the cell was trained, so its result is not what the files say now. "
-                f"Nothing was published. Undo the change and run the same command to publish it, or run it with the "
-                f"change to train again."
-            )
-        publish(name, params, work, out)
-    shutil.rmtree(resume)
+        if ranks.first:
+            require_unchanged(name, inputs, read_inputs(load_params(params_file), name, Store(data).fingerprint))
+            publish(name, inputs.cell.dataset, work, out)
+            shutil.rmtree(resume)
+
+
+def require_unchanged(name: str, before: Inputs, now: Inputs) -> None:
+    """Raise ParamsError when the files say something else than when the training began."""
+    if now != before:
+        changed = ", ".join(differences(asdict(before), asdict(now)))
+        raise ParamsError(
+            f"{name}: {changed} changed while the cell was trained, so its result is not what the files say now. "
+            f"Nothing was published. Undo the change and run the same command to publish it, or run it with the "
+            f"change to train again."
+        )
 
 
 def read_inputs(params: Params, name: str, data: str) -> Inputs:
@@ -94,36 +111,40 @@ def train_seed(
     folder: Path,
     pretrained: Path,
     stop: Callable[[], bool],
+    ranks: "Ranks",
 ) -> None:
     """Train one seed in `folder`, which ends with weights.safetensors, history.csv and facts.json."""
     import torch
 
     from deeplab.model import DeepLabV3
     from deeplab.training import Pace, fit, total_steps
-    from pipeline.device import select_device, set_arithmetic
-    from pipeline.mirror import mirror
+    from pipeline.device import choose_kernels_by_time, select_device, set_arithmetic
 
-    cell = inputs.cell
-    device = select_device(params.runtime.device)
+    cell, runtime = inputs.cell, params.runtime
+    device = select_device(runtime.device, runtime.gpus_per_cell if not under_torchrun() else ranks.world, local_rank())
     set_arithmetic(cell.train)
+    choose_kernels_by_time()
     split = store.split(cell.recipe.train_split)
     steps = total_steps(len(split), cell.recipe)
-    explain_restart(folder, seed, inputs)
     torch.manual_seed(seed)
-    if cell.model.pretrained:
+    if cell.model.pretrained and ranks.first:
         print(f"{name}: starting from ImageNet weights (in {pretrained}, or fetched by timm)", flush=True)
     network = DeepLabV3(cell.model, len(store.classes), pretrained)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    require_space(folder.parent, needed=5 * 4 * parameters)  # two checkpoints, one being written, and the weights
-    folder.mkdir(exist_ok=True)
     facts = first_facts(name, inputs, seed, device, parameters, steps)
-    write_json(folder / "facts.json", facts)
-    write_json(folder / "inputs.json", asdict(inputs))
-    print(
-        f"{name} seed {seed}: {len(split)} images, {steps} iterations, {parameters:,} parameters on {facts['device']}"
-    )
+    if ranks.first:
+        explain_restart(folder, seed, inputs)
+        require_space(folder.parent, needed=5 * 4 * parameters)  # two checkpoints, one being written, and the weights
+        folder.mkdir(exist_ok=True)
+        facts["gpus_per_cell"] = group_sizes(folder / "facts.json", ranks.world)
+        write_json(folder / "facts.json", facts)
+        write_json(folder / "inputs.json", asdict(inputs))
+        print(
+            f"{name} seed {seed}: {len(split)} images, {steps} iterations, {parameters:,} parameters on "
+            f"{facts['device']}" + f" in {ranks.world} processes" * (ranks.world > 1),
+            flush=True,
+        )
 
-    runtime = params.runtime
     pace = Pace(
         workers=runtime.workers,
         log_every=runtime.log_every,
@@ -132,8 +153,8 @@ def train_seed(
     )
     began = time.monotonic()
     with (
-        mirror(folder, every=runtime.tracking_every),
-        reporter(name, cell.recipe.batch_size, folder / "speed.csv") as report,
+        mirror(folder, every=runtime.tracking_every) if ranks.first else nullcontext(),
+        reporter(name, cell.recipe.batch_size, folder / "speed.csv", quiet=not ranks.first) as report,
     ):
         finished = fit(
             network,
@@ -144,28 +165,40 @@ def train_seed(
             folder=folder,
             pace=pace,
             report=report,
+            plan=planner(name, folder / "plan.json", quiet=not ranks.first),
             stop=stop,
-            validate=lambda model: validation_miou(model, store, cell, device),
+            validate=lambda model: validation_miou(model, store, cell, device, ranks),
+            ranks=ranks,
         )
     if not finished:
         raise StoppedError(f"{name}: stopped by a signal, state saved. Run the same command again to go on.")
-    seconds = time.monotonic() - began
-    save_weights(network, folder / "weights.safetensors", store, inputs)
-    facts["seconds"] = round(seconds, 1)  # of the last, unbroken stretch
-    facts["images_per_second"] = round(median_speed(folder / "speed.csv"), 2)
-    facts["weights"] = {"file": f"seed{seed}.safetensors", "sha256": file_sha256(folder / "weights.safetensors")}
-    write_json(folder / "facts.json", facts)
+    if ranks.first:
+        facts["seconds"] = round(time.monotonic() - began, 1)  # of the last, unbroken stretch
+        save_weights(network, folder / "weights.safetensors", store, cell, facts["fingerprint"])
+        facts["images_per_second"] = round(median_speed(folder / "speed.csv"), 2)
+        facts["weights"] = {"file": f"seed{seed}.safetensors", "sha256": file_sha256(folder / "weights.safetensors")}
+        write_json(folder / "facts.json", facts)
 
 
-def validation_miou(network: "nn.Module", store: "Store", cell: Cell, device: "torch.device") -> float:
-    """mIoU of the network as it is now: whole images, one scale, no flip."""
+def group_sizes(facts: Path, now: int) -> list[int]:
+    """In how many processes a training ran, in each of its stretches so far another number may have been."""
+    before = json.loads(facts.read_text(encoding="utf-8")).get("gpus_per_cell", []) if facts.exists() else []
+    return sorted({*before, now})
+
+
+def validation_miou(network: "nn.Module", store: "Store", cell: Cell, device: "torch.device", ranks: "Ranks") -> float:
+    """mIoU of the network as it is now: whole images, one scale, no flip. Each process sees its share of the images."""
+    import torch
+
     from deeplab.config import Protocol
     from deeplab.inference import evaluate
     from deeplab.metrics import score
 
     protocol = Protocol(scales=(1.0,), flip=False, window=None, stride=None)
     split = store.split(cell.recipe.val_split)
-    return score(evaluate(network, split, len(store.classes), cell, protocol, device)).mean_iou
+    own = slice(ranks.rank, None, ranks.world)
+    matrix = evaluate(network, split, len(store.classes), cell, protocol, device, lambda indices: indices[own])
+    return score(ranks.sum(torch.from_numpy(matrix)).numpy()).mean_iou
 
 
 def first_facts(
@@ -193,45 +226,8 @@ def first_facts(
         **git_state(),
         "fingerprint": {"cell": cell.fingerprint, "data": inputs.data, "code": inputs.code},
         "settings": settings,
+        "departs": departs(cell),
     }
-
-
-def save_weights(network: "nn.Module", path: Path, store: "Store", inputs: Inputs) -> None:
-    """Write the network as safetensors; its metadata says what it was trained with."""
-    from safetensors.torch import save
-
-    from deeplab.checkpoint import write_durably
-
-    metadata = {
-        "cell": inputs.cell.fingerprint,
-        "data": inputs.data,
-        "code": inputs.code,
-        "dataset": inputs.cell.dataset,
-        "classes": list(store.classes),
-        "settings": asdict(inputs.cell),
-    }
-    tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    # One key: safetensors writes several in another order each time, and the same weights shall be the same file.
-    write_durably(path, save(tensors, {"about": json.dumps(metadata, sort_keys=True)}))
-
-
-def publish(name: str, params: Params, work: list[Path], out: Path) -> None:
-    """Put the finished seeds where DVC expects them."""
-    weights = out / "weights"
-    weights.mkdir(parents=True, exist_ok=True)
-    require_space(
-        out, needed=2 * sum((folder / "weights.safetensors").stat().st_size for folder in work)
-    )  # and DVC's copy
-    facts: dict[str, Any] = {}
-    rows: list[str] = []
-    for seed, folder in zip(params.seeds, work, strict=True):
-        shutil.copyfile(folder / "weights.safetensors", weights / f"seed{seed}.safetensors")
-        facts[str(seed)] = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-        head, *lines = (folder / "history.csv").read_text(encoding="utf-8").splitlines()
-        rows += [f"seed,{head}"] * (not rows) + [f"{seed},{line}" for line in lines]
-    (out / "history.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    write_json(out / "run.json", {"cell": name, "dataset": params.cell(name).dataset, "seeds": facts})
-    print(f"{name}: weights in {weights}")
 
 
 def explain_restart(folder: Path, seed: int, inputs: Inputs) -> None:
@@ -256,20 +252,6 @@ def differences(before: Any, after: Any, place: str = "") -> list[str]:
     return [place if place in ("data", "code") else f"{place} ({before} -> {after})"]
 
 
-def require_space(folder: Path, needed: int) -> None:
-    """Raise OSError before the work rather than after it when the disk cannot hold the result."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(f"{folder}: {free / 1e9:.1f} GB free, expected {needed / 1e9:.1f} GB for checkpoints and weights")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as readable JSON, whole or not at all."""
-    from deeplab.checkpoint import write_durably
-
-    write_durably(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cell", help="a key of `grid` in params.yaml")
@@ -278,6 +260,10 @@ def main() -> None:
     parser.add_argument("--resume", type=Path, required=True, help="where unfinished work is kept")
     parser.add_argument("--out", type=Path, required=True, help="where the result goes")
     arguments = parser.parse_args()
+    processes = load_params().runtime.gpus_per_cell
+    if processes > 1 and not under_torchrun():
+        launch("pipeline.train", sys.argv[1:], processes)
+        return
     run(arguments.cell, arguments.data, arguments.pretrained, arguments.resume, arguments.out)
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab.store import Store, StoreWriter
+from deeplab.store import Store
+from deeplab.store_writer import StoreWriter
 from pipeline import prepare
 from pipeline.card import SAMPLES, TILE, write_card, write_sheet
 from tests.raw import dataset_config
@@ -26,7 +27,7 @@ def write_known(folder, sizes=((4, 6), (8, 2), (4, 6))):
 
 def test_a_card_counts_images_sizes_classes_and_ignored_pixels(tmp_path):
     store = write_known(tmp_path / "store")
-    write_card(store, "known", {"train": 2, "val": 1}, tmp_path / "card")
+    write_card(store, "known", {"train": 2, "val": 1}, [], tmp_path / "card")
     card = json.loads((tmp_path / "card/card.json").read_text())
     assert card["dataset"] == "known"
     assert card["fingerprint"] == store.fingerprint
@@ -43,7 +44,7 @@ def test_a_card_counts_images_sizes_classes_and_ignored_pixels(tmp_path):
 
 def test_the_card_for_a_person_says_the_same_and_names_a_subset(tmp_path):
     store = write_known(tmp_path / "store")
-    write_card(store, "known", {"train": 5, "val": 1}, tmp_path)
+    write_card(store, "known", {"train": 5, "val": 1}, [], tmp_path)
     lines = (tmp_path / "card.md").read_text().splitlines()
     assert lines[0] == "# Data card: known"
     assert "| train | 2 | 2 / 4 / 6 | 4 / 6 / 8 | 5.00% |" in lines
@@ -53,15 +54,23 @@ def test_the_card_for_a_person_says_the_same_and_names_a_subset(tmp_path):
     assert "**No image of train shows:** train \\| track." in lines
 
 
+def test_the_card_says_what_can_be_scored_without_a_look(tmp_path):
+    store = write_known(tmp_path / "store", sizes=((8, 8), (8, 8), (8, 8)))
+    write_card(store, "known", {"train": 2, "val": 1}, [], tmp_path)
+    # Half road, half sky less the ignored pixel: road everywhere is right for 32 of 63 pixels.
+    assert json.loads((tmp_path / "card.json").read_text())["trivial_mIoU"] == {"majority": 0.253968, "prior": 1.0}
+    assert "Without a look at the image: mIoU 25.40% for the class" in (tmp_path / "card.md").read_text()
+
+
 def test_a_complete_set_is_not_called_a_subset(tmp_path):
-    write_card(write_known(tmp_path / "store"), "known", {"train": 2, "val": 1}, tmp_path)
+    write_card(write_known(tmp_path / "store"), "known", {"train": 2, "val": 1}, [], tmp_path)
     assert "Not the published set" not in (tmp_path / "card.md").read_text()
 
 
 def test_the_same_store_has_the_same_card_and_the_same_sheet(tmp_path):
     store = Store(write_store(tmp_path / "store", {"train": 20, "val": 1}))
     for name in ("a", "b"):
-        write_card(store, "tiny", {"train": 20, "val": 1}, tmp_path / name)
+        write_card(store, "tiny", {"train": 20, "val": 1}, [], tmp_path / name)
         write_sheet(store, "train", tmp_path / name / "sheet.png")
     for file in ("card.md", "card.json", "sheet.png"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
@@ -71,7 +80,7 @@ def test_a_split_in_which_all_is_ignored_has_a_card(tmp_path):
     with StoreWriter(tmp_path / "store", ("sky",), (BLUE,)) as writer:
         writer.add("train", "a", np.zeros((2, 2, 3), np.uint8), np.full((2, 2), 255, np.uint8))
     store = Store(tmp_path / "store")
-    write_card(store, "dark", {"train": 1}, tmp_path)
+    write_card(store, "dark", {"train": 1}, [], tmp_path)
     write_sheet(store, "train", tmp_path / "sheet.png")
     assert "| sky | 0.00% | 0 |" in (tmp_path / "card.md").read_text()
 

@@ -44,8 +44,10 @@ def test_when_every_checkpoint_is_damaged_the_run_does_not_start_over_silently(t
 
 def test_a_half_written_checkpoint_is_not_taken_for_one(tmp_path):
     save_checkpoint(tmp_path, 1, state(1))
-    (tmp_path / "step-000000002-0123456789abcdef.pt.part").write_bytes(b"half")
+    partial = tmp_path / "step-000000002-0123456789abcdef.pt.part"
+    partial.write_bytes(b"half")
     assert load_checkpoint(tmp_path)["step"] == 1
+    assert not partial.exists()
 
 
 def test_a_full_disk_is_an_os_error_and_leaves_the_old_file(tmp_path):
@@ -67,7 +69,13 @@ def test_a_full_disk_is_an_os_error_and_leaves_the_old_file(tmp_path):
 def test_the_history_is_cut_back_to_where_a_checkpoint_left_it(tmp_path):
     history = History(tmp_path / "history.csv", ("step", "loss"), length=0)
     history.append((1, "0.5"))
-    length = history.length
+    length = history.sync()
     history.append((2, None))
     History(tmp_path / "history.csv", ("step", "loss"), length).append((2, "0.4"))
     assert (tmp_path / "history.csv").read_text() == "step,loss\n1,0.5\n2,0.4\n"
+
+
+def test_a_history_that_lost_rows_is_refused(tmp_path):
+    (tmp_path / "history.csv").write_text("step,loss\n")
+    with pytest.raises(DataError, match="history.csv: shorter than when the checkpoint was written"):
+        History(tmp_path / "history.csv", ("step", "loss"), length=20)

@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from deeplab.data import StepKeys, TrainingSamples, epoch_order, network_input, training_loader
+from deeplab.data import (
+    Batch,
+    StepKeys,
+    TrainingSamples,
+    epoch_order,
+    input_on_device,
+    network_input,
+    training_loader,
+)
 from deeplab.store import Store
+from deeplab.store_writer import StoreWriter
 from tests.tiny import augment_config, model_config, recipe_config, write_store
 
 
@@ -62,12 +71,67 @@ def test_going_on_from_any_step_gives_the_batches_of_an_unbroken_run(start):
     assert list(StepKeys(count=10, batch_size=4, seed=7, start=start, stop=6)) == unbroken[start:]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_number_of_workers_changes_no_batch(split, workers):
-    alone = list(training_loader(samples(split), 1, 4, workers=0, pin=False))
-    shared = list(training_loader(samples(split), 1, 4, workers=workers, pin=False))
-    for one, other in zip(alone, shared, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+def batches(split, start, stop, workers=0):
+    """Copies, for the loader writes its memory again."""
+    loader = training_loader(samples(split), start, stop, workers, pin=False)
+    return [Batch(*(column.clone() for column in batch)) for batch in loader]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+def test_batches_are_the_samples_of_their_steps_for_any_number_of_workers_and_any_start(split, workers):
+    for start in (0, 3):
+        expected = list(StepKeys(len(split), 4, seed=0, start=start, stop=9))
+        found = batches(split, start, 9, workers)
+        assert len(found) == len(expected)
+        for batch, keys in zip(found, expected, strict=True):
+            for place, key in enumerate(keys):
+                assert same((column[place] for column in batch), map(np.asarray, samples(split)[key]))
+
+
+def test_a_batch_is_the_memory_of_the_ring_but_its_sample_numbers_may_be_kept(split):
+    loader = training_loader(samples(split), 0, 9, 0, pin=False)
+    kept = [(batch.images, batch.samples) for batch in loader]
+    assert len({images.data_ptr() for images, _ in kept}) == 2
+    assert [numbers.tolist() for _, numbers in kept] == [b.samples.tolist() for b in batches(split, 0, 9)]
+
+
+def test_a_sample_does_not_depend_on_what_its_memory_held_before(split):
+    source = samples(split)
+    for index in range(10):
+        image, mask = np.full((32, 32, 3), 0xAB, np.uint8), np.full((32, 32), 0xCD, np.uint8)
+        source.write((0, index), image, mask)
+        fresh = source[(0, index)]
+        np.testing.assert_array_equal(image, fresh.image)
+        np.testing.assert_array_equal(mask, fresh.mask)
+
+
+def test_half_of_the_samples_are_mirrored_image_and_mask_together(tmp_path):
+    """The picture and its classes grow from left to right: a mirrored sample shows it by falling."""
+    columns = np.tile(np.arange(40, dtype=np.uint8) * 6, (40, 1))
+    with StoreWriter(tmp_path, ("a", "b", "c"), ((0, 0, 0), (1, 1, 1), (2, 2, 2))) as writer:
+        writer.add("train", "ramp", np.stack([columns] * 3, axis=-1), columns // 81)
+    augment = augment_config(max_class_share=1.0)
+    source = TrainingSamples(Store(tmp_path).split("train"), recipe_config(resize=(40, 40)), augment, 0)
+    mirrored = []
+    for epoch in range(600):
+        sample = source[(epoch, 0)]
+        image, mask = (part[: sample.size[0], : sample.size[1]].astype(int) for part in (sample.image, sample.mask))
+        rising = image[0, -1, 0] > image[0, 0, 0]
+        step = 1 if rising else -1
+        assert (np.diff(image[0, :, 0]) * step >= 0).all()
+        assert (np.diff(mask[0]) * step >= 0).all()
+        mirrored.append(not rising)
+    assert 0.44 < np.mean(mirrored) < 0.56  # three standard deviations
+
+
+def test_the_cpu_makes_the_same_input_as_the_way_of_a_device(split):
+    """That way on this machine: in it only the first test of the device is left out."""
+    batch = next(training_loader(samples(split), 0, 1, workers=0, pin=False))
+    images, masks = network_input(batch, model_config(), torch.device("cpu"))
+    theirs, their_masks = input_on_device(batch, model_config(), torch.device("cpu"))
+    torch.testing.assert_close(images, theirs, rtol=0, atol=1e-4)  # of a deviation; a grey level is 0.017
+    assert torch.equal(masks, their_masks)
+    assert theirs.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_network_input_is_normalised_channels_last_and_zero_in_the_padding(split):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab.decode import read_image
+from deeplab.decode import read_image, read_size
 from deeplab.errors import DataError
 from deeplab.store import IGNORE
 from pipeline.datasets import FORMATS, ade20k, cityscapes, shapes, voc
@@ -48,7 +48,7 @@ def test_trainaug_is_voc_train_and_sbd_without_voc_val(tmp_path):
 
 def test_what_is_in_voc_train_keeps_its_mask_with_the_ignored_border(tmp_path):
     write_voc(tmp_path, train=["a1"], sbd_train=["a1", "c1"])
-    masks = {sample.id: voc.load(sample)[1] for sample in voc.scan(tmp_path, ANY, ("trainaug",)).samples["trainaug"]}
+    masks = {sample.id: voc.load_mask(sample) for sample in voc.scan(tmp_path, ANY, ("trainaug",)).samples["trainaug"]}
     np.testing.assert_array_equal(masks["a1"], labels((0, 1, 2, 255)))
     np.testing.assert_array_equal(masks["c1"], labels((0, 3)))
 
@@ -106,7 +106,7 @@ def test_ade20k_ignores_other_and_numbers_its_classes_from_zero(tmp_path):
     write_ade20k(tmp_path)
     layout = ade20k.scan(tmp_path, ANY, ("train", "val"))
     assert ids(layout, "train") == ["ADE_train_00000000", "ADE_train_00000001"]
-    np.testing.assert_array_equal(ade20k.load(layout.samples["val"][0])[1], labels((255, 0, 149)))
+    np.testing.assert_array_equal(ade20k.load_mask(layout.samples["val"][0]), labels((255, 0, 149)))
 
 
 def test_ade20k_classes_have_the_first_of_their_names(tmp_path):
@@ -136,7 +136,7 @@ def test_cityscapes_label_ids_become_train_ids(tmp_path):
     write_cityscapes(tmp_path)
     layout = cityscapes.scan(tmp_path, ANY, ("train", "val"))
     assert ids(layout, "train") == ["aachen_0", "bonn_0"]
-    np.testing.assert_array_equal(cityscapes.load(layout.samples["val"][0])[1], labels((255, 0, 18)))
+    np.testing.assert_array_equal(cityscapes.load_mask(layout.samples["val"][0]), labels((255, 0, 18)))
 
 
 def test_the_cityscapes_table_is_the_published_one():
@@ -150,7 +150,7 @@ def test_cityscapes_train_ids_are_not_taken_for_label_ids(tmp_path):
     sample = cityscapes.scan(tmp_path, ANY, ("val",)).samples["val"][0]
     write_grey_mask(sample.mask, labels((0, 18, 255)))
     with pytest.raises(DataError, match=r"label 255 at row 0, column 24 is out of range, expected 0..33 "):
-        cityscapes.load(sample)
+        cityscapes.load_mask(sample)
 
 
 # --- shapes
@@ -158,7 +158,7 @@ def test_cityscapes_train_ids_are_not_taken_for_label_ids(tmp_path):
 
 def shape_samples(split="train", count=40):
     layout = shapes.scan(Path("nowhere"), dataset_config("shapes", {split: count}), (split,))
-    return [shapes.load(sample) for sample in layout.samples[split]]
+    return [(shapes.load_image(sample), shapes.load_mask(sample)) for sample in layout.samples[split]]
 
 
 def test_shapes_are_the_same_bits_everywhere():
@@ -244,7 +244,7 @@ def test_names_with_spaces_and_other_letters_are_read(tmp_path):
     write_voc(raw, train=["größe"], sbd_train=["größe", "日本"], sbd_val=[])
     layout = voc.scan(raw, ANY, ("trainaug",))
     assert ids(layout, "trainaug") == ["größe", "日本"]
-    assert all(voc.load(sample)[0].shape == (24, 36, 3) for sample in layout.samples["trainaug"])
+    assert all(voc.load_image(sample).shape == (24, 36, 3) for sample in layout.samples["trainaug"])
 
 
 def test_a_file_without_its_partner_is_a_sample_that_cannot_be_read(tmp_path):
@@ -255,9 +255,9 @@ def test_a_file_without_its_partner_is_a_sample_that_cannot_be_read(tmp_path):
     (root / "images/training/._ADE_train_00000000.jpg").write_bytes(b"left by another system")
     without_mask, without_image = ade20k.scan(tmp_path, ANY, ("train",)).samples["train"]
     with pytest.raises(DataError, match=r"annotations/training/ADE_train_00000000.png: missing"):
-        ade20k.load(without_mask)
+        ade20k.load_mask(without_mask)
     with pytest.raises(DataError, match=r"images/training/ADE_train_00000001.jpg: missing"):
-        ade20k.load(without_image)
+        ade20k.load_image(without_image)
 
 
 def test_a_file_name_that_is_not_text_is_refused(tmp_path):
@@ -305,6 +305,35 @@ def test_a_cut_jpeg_is_an_error_and_never_a_half_grey_picture(tmp_path, share, f
     path.write_bytes(kept + bytes(len(content) - len(kept)) * filled)
     with pytest.raises(DataError, match=r"a.jpg: not a readable image, or cut short"):
         read_image(path)
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".bmp", ".webp"])
+@pytest.mark.parametrize("size", [(1, 1), (7, 300), (300, 7)])
+def test_the_size_in_the_header_is_that_of_the_picture(tmp_path, ending, size):
+    path = tmp_path / f"a{ending}"
+    write_image(path, size)
+    assert read_size(path) == size == read_image(path).shape[:2]
+
+
+def test_the_size_of_a_jpeg_stands_behind_its_metadata(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees, which is not done here
+    for progressive in (False, True):
+        path = tmp_path / "a.jpg"
+        Image.new("RGB", (36, 24)).save(path, exif=exif, icc_profile=b"x" * 3000, comment="y", progressive=progressive)
+        assert read_size(path) == (24, 36)
+
+
+def test_where_the_header_of_a_jpeg_says_nothing_the_picture_is_decoded(tmp_path):
+    path = tmp_path / "a.jpg"
+    write_image(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:2] + b"\xff" + content[2:])  # a byte to fill up, which is allowed
+    assert read_size(path) == (24, 36)
+    for content in (b"\xff\xd8\xff\xc0\x00", b"\xff\xd8" + bytes(100), b"\x89PNG\r\n\x1a\n"):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="not a readable image, or cut short"):
+            read_size(path)
 
 
 def test_a_jpeg_with_something_after_its_end_is_read(tmp_path):
@@ -390,4 +419,4 @@ def test_a_label_out_of_range_is_named_with_its_first_pixel(tmp_path):
     sample = RawSample(id="a", image=tmp_path / "a.jpg", mask=tmp_path / "a.png")
     expected = r"a.png: label 21 at row 5, column 7 is out of range, expected 0..20 or 255 \(2 such pixels\)"
     with pytest.raises(DataError, match=expected):
-        voc.load(sample)
+        voc.load_mask(sample)

@@ -13,11 +13,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from deeplab.config import Protocol
+from deeplab.counts import read_counts
 from deeplab.errors import DataError
 from deeplab.inference import evaluate
+from deeplab.intervals import interval
 from deeplab.metrics import score
 from deeplab.model import DeepLabV3
-from deeplab.store import Store, StoreWriter
+from deeplab.store import Store
+from deeplab.store_writer import StoreWriter
 from pipeline.device import select_device
 from pipeline.errors import ParamsError
 from pipeline.evaluate import run
@@ -81,6 +84,7 @@ class Place:
                 self.weights,
                 out / "metrics/cell.json",
                 out / "records/cell.json",
+                out / "images/cell.npz",
                 out / "plots",
                 out / "figures",
                 self.params,
@@ -120,7 +124,7 @@ def test_the_metrics_are_those_of_the_library_and_their_mean_over_seeds(done):
             "pixel_accuracy": round(expected[seed].pixel_accuracy, 6),
             "mean_accuracy": round(expected[seed].mean_accuracy, 6),
             "classes_evaluated": 2,
-        }
+        } | {end: result["seeds"][str(seed)]["first"][end] for end in ("mIoU_low", "mIoU_high")}
     assert set(metrics) == {"mIoU", "pixel_accuracy", "mean_accuracy", "classes_evaluated"}
     assert metrics["mIoU"] == pytest.approx((expected[0].mean_iou + expected[1].mean_iou) / 2, abs=1e-6)
     assert expected[0].mean_iou != expected[1].mean_iou
@@ -145,6 +149,21 @@ def test_the_record_has_its_documented_form(done):
         for seed, file in files.items()
     }
     assert all(set(protocols) == {"first", "single_scale"} for protocols in result["seeds"].values())
+
+
+def test_the_counts_of_each_image_add_up_to_the_scores_of_the_record(done):
+    _, out = done
+    found = read_counts(out / "images/cell.npz")
+    assert list(found) == [(seed, protocol) for seed in (0, 1) for protocol in ("first", "single_scale")]
+    result = json.loads((out / "records/cell.json").read_text())
+    for (seed, protocol), counts in found.items():
+        assert list(counts.images) == [f"city/no {index + 1}" for index in range(10)]
+        assert tuple(counts.classes) == CLASSES
+        per_image = np.bincount(counts.image, counts.pixels)
+        assert per_image.tolist() == [22 * 32] * 10
+        said = result["seeds"][str(seed)][protocol]
+        assert said["mIoU"] == round(score(counts.matrix).mean_iou, 6)
+        assert said["mIoU_low"] == round(interval([counts]).low, 6) < said["mIoU"] < said["mIoU_high"]
 
 
 def test_the_plots_hold_every_class_and_every_pair_that_occurred(done):
@@ -217,7 +236,7 @@ def test_the_same_inputs_give_the_same_bytes(done):
     place, out = done
     again = place.run("again")
     files = sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file())
-    assert len(files) == 4 + 8
+    assert len(files) == 5 + 8
     for file in files:
         assert (again / file).read_bytes() == (out / file).read_bytes(), file
 

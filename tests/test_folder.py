@@ -39,7 +39,7 @@ def scan(raw, **changes):
 
 
 def mask_of(layout):
-    return folder.load(layout.samples["train"][0])[1]
+    return folder.load_mask(layout.samples["train"][0])
 
 
 def refused(raw, error=DataError, **changes):

@@ -1,5 +1,5 @@
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 
 import cv2
 import numpy as np
@@ -13,9 +13,10 @@ from torch import nn
 from deeplab import inference
 from deeplab.config import Protocol
 from deeplab.errors import DataError, NonFiniteError
-from deeplab.inference import evaluate, predict, starts
+from deeplab.inference import evaluate, predict, predict_batch, predict_tiles, starts
 from deeplab.metrics import confusion_matrix
-from deeplab.store import Store, StoreWriter
+from deeplab.store import Store
+from deeplab.store_writer import StoreWriter
 from deeplab.transforms import fitted_size
 from tests.tiny import recipe_config, tiny_cell
 
@@ -75,6 +76,51 @@ def test_eight_classes_are_upsampled_at_once_at_most(image, monkeypatch):
     monkeypatch.setattr(inference, "upsample", counted)
     predict(Net(), image, CELL, WHOLE, CPU)
     assert classes == [8, 8, 3]
+
+
+def test_a_huge_image_is_upsampled_a_class_at_a_time(image, monkeypatch):
+    expected = predict(Net(), image, CELL, replace(WHOLE, flip=True), CPU)
+    monkeypatch.setattr(inference, "MOST_AT_ONCE", 37 * 53)
+    np.testing.assert_array_equal(predict(Net(), image, CELL, replace(WHOLE, flip=True), CPU), expected)
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [WHOLE, replace(WHOLE, flip=True, scales=(0.5, 1.0)), replace(WHOLE, window=(40, 48), stride=(24, 32))],
+    ids=["whole", "scales and flip", "window"],
+)
+def test_a_batch_gives_what_its_images_give_one_by_one(protocol):
+    images = np.random.default_rng(1).integers(0, 256, (3, 37, 53, 3), dtype=np.uint8)
+    together = predict_batch(Net(), images, CELL, protocol, CPU)
+    alone = [predict(Net(), image, CELL, protocol, CPU) for image in images]
+    assert (together == np.stack(alone)).mean() > 0.999  # all but ties
+    assert (together[0] != together[1]).any()
+
+
+def test_tiles_at_the_image_s_own_scale_meet_in_the_middle_of_their_overlap(image):
+    net = Net(kernel=1, stride=1)  # a pixel's class does not depend on its window
+    tiles = predict_tiles(net, image, CELL, (16, 20), (12, 10), CPU)
+    rows, columns = (0, 12, 21), (0, 10, 20, 30, 33)
+    assert [tuple(x.shape) for x in net.seen] == [(1, 3, 16, 20)] * 15
+    native = replace(CELL, recipe=replace(CELL.recipe, resize=(53, 37)))
+    np.testing.assert_array_equal(tiles, predict(net, image, native, WHOLE, CPU))
+
+    class Counting(nn.Module):
+        """Each window is a class of its own."""
+
+        calls = -1
+
+        def forward(self, x):
+            self.calls += 1
+            return torch.eye(K)[self.calls][None, :, None, None].expand(1, K, *x.shape[2:])
+
+    owner = predict_tiles(Counting().eval(), image, CELL, (16, 20), (12, 10), CPU)
+    edges = [
+        [0, *(b + (a + size - b) // 2 for a, b in pairwise(places))] for places, size in ((rows, 16), (columns, 20))
+    ]
+    for y, x in ((0, 0), (20, 31), (36, 52)):
+        row, column = (sum(edge <= at for edge in axis) - 1 for axis, at in zip(edges, (y, x), strict=True))
+        assert owner[y, x] == row * len(columns) + column
 
 
 def test_scales_and_flips_average_the_probabilities(image):

@@ -72,25 +72,43 @@ def clone(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(clone):
     """The same after `dvc repro`, with what that printed."""
-    return clone, dvc("repro", "readme@tiny", cwd=clone).stdout
+    return clone, dvc("repro", "readme@tiny", "compare@tiny", cwd=clone).stdout
 
 
 def test_one_command_fills_the_readme_from_tracked_runs(done):
     clone, printed = done
     text = (clone / "README.md").read_text()
     rows = re.findall(
-        r"\| ResNet18 \(OS=(\d+), PRE=none\) .* \| (\d+\.\d\d%) \| \[model\]\((\S+)\) · \[log\]\((\S+)\) \|", text
+        r"\| ResNet18 \(OS=(\d+), PRE=none\) .* \| (\d+\.\d\d%) \| \[model\]\((\S+)\) · \[log\]\((\S+)\) · \[card\]\((\S+)\) \|",
+        text,
     )
     assert [row[0] for row in rows] == ["8", "16"]
-    for stride, shown, weights, log in rows:
+    for stride, shown, weights, log, card in rows:
         assert (clone / weights).exists()
         assert (clone / log).exists()
+        assert (clone / card).exists()
         metrics = json.loads((clone / f"reports/metrics/tiny_os{stride}.json").read_text())
         assert shown == f"{metrics['mIoU']:.2%}"
     assert text.startswith("# Mine\n\n<!-- results:tiny -->\n")
     assert text.endswith("<!-- /results:tiny -->\n\nThe end.\n")
     assert (clone / "mlflow.db").exists()
     assert "mlflow ui" in printed or "MLFLOW" in printed
+
+
+def test_the_interval_and_the_difference_of_the_cells_are_told(done):
+    clone, printed = done
+    told = json.loads((clone / "reports/statistics/tiny.json").read_text())
+    for name, cell in told["cells"].items():
+        assert cell["mIoU"] == json.loads((clone / f"reports/metrics/{name}.json").read_text())["mIoU"]
+    (pair,) = told["pairs"]
+    assert {pair["better"], pair["than"]} == {"tiny_os8", "tiny_os16"}
+    assert pair["sentence"] in printed
+
+
+def test_every_number_of_the_readme_is_proven(done):
+    clone, _ = done
+    proof = run(sys.executable, "-m", "pipeline.verify", cwd=clone)
+    assert [line.rpartition(", ")[2] for line in proof.stdout.splitlines()] == ["again", "again"]
 
 
 def test_a_second_run_does_nothing(done):
@@ -114,7 +132,7 @@ def test_a_metric_that_changes_evaluates_again_and_trains_nothing(done):
     metrics = clone / "deeplab/metrics.py"
     text = metrics.read_text()
     metrics.write_text(text + "# another thought\n")
-    assert stale(clone) == {"evaluate@tiny_os8", "evaluate@tiny_os16"}
+    assert stale(clone) == {"evaluate@tiny_os8", "evaluate@tiny_os16", "compare@tiny"}
     metrics.write_text(text)
 
 

@@ -1,22 +1,33 @@
+import json
 import multiprocessing
 import os
+import pickle
+import resource
+import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab.decode import read_image
 from deeplab.errors import DataError
 from deeplab.store import Store
-from pipeline import prepare
+from deeplab.store_writer import StoreWriter
+from pipeline import pack, prepare
+from pipeline.datasets import FORMATS, shapes
 from pipeline.datasets.layout import RawSample
-from pipeline.errors import ParamsError
+from pipeline.duplicates import find_duplicates
+from pipeline.errors import ParamsError, describe
 from pipeline.folder_options import FolderOptions
 from tests.raw import dataset_config, labels, write_ade20k, write_cityscapes, write_grey_mask, write_image, write_voc
+from tests.tiny import write_store
 
 ROOT = Path(__file__).parents[1]
 
@@ -108,7 +119,10 @@ def test_what_a_killed_prepare_leaves_is_never_taken_for_a_store(tmp_path, monke
     images = {"train": 2, "val": 1}
     prepared(tmp_path, "ade20k", images, store=kept)
 
-    def hang(results, *_):
+    def hang(results, total, title):
+        if title.endswith("sizes"):
+            yield from results
+            return
         yield next(results)
         yield next(results)
         (tmp_path / "hangs").touch()
@@ -174,7 +188,7 @@ def test_an_image_in_both_train_and_val_is_refused(tmp_path):
 
 
 def break_ade20k(raw):
-    """Write 26 samples and break 24 of them, each as one of the four kinds of problem; the worst ones last."""
+    """Write 26 samples and break 24 of them in four ways, the worst ones last, and the last one twice."""
     write_ade20k(raw, train=25)
     root = raw / "ADEChallengeData2016"
     images, masks = root / "images/training", root / "annotations/training"
@@ -197,10 +211,11 @@ def test_all_problems_are_told_together_worst_first_and_no_store_is_left(tmp_pat
     )
     assert [line.partition(": ")[0][-12:] for line in listed] == [f"{index:08}.jpg" for index in range(5, 25)]
     assert listed[0].endswith("ADE_train_00000005.jpg: not a readable image, or cut short")
-    assert last == f"and 4 more. All: {tmp_path}/store.problems.txt"
+    assert last == f"and 5 more. All: {tmp_path}/store.problems.txt"
     in_file = (tmp_path / "store.problems.txt").read_text().splitlines()
     assert in_file[:20] == listed
     kinds = [
+        "00024.png: missing",
         "00003.png: the mask is 36x24, but ",
         "00002.png: a picture of mode RGB",
         "00000.png: label 151",
@@ -239,32 +254,165 @@ def test_unknown_names_in_the_settings_are_answered_with_the_nearest(tmp_path):
         prepare.run("d", dataset_config("ade20k", {"train": 2}), ("train", "val"), tmp_path, tmp_path / "store")
 
 
-def die(sample):
-    os._exit(9)
+def test_all_problems_of_one_sample_are_told(tmp_path):
+    write_ade20k(tmp_path / "raw", train=3)
+    images, masks = (tmp_path / f"raw/ADEChallengeData2016/{kind}/training" for kind in ("images", "annotations"))
+    (images / "ADE_train_00000000.jpg").write_bytes(b"broken")
+    (masks / "ADE_train_00000000.png").unlink()
+    write_image(images / "ADE_train_00000001.jpg", size=(24, 35))
+    write_grey_mask(masks / "ADE_train_00000001.png", labels((0, 151)))
+    with pytest.raises(DataError) as caught:
+        prepare_ade20k(tmp_path, 3, 1)
+    first, *listed, _ = str(caught.value).split("\n  ")
+    assert "2 of 4 samples cannot be used" in first
+    assert [line.rpartition("/ADE_train_0000000")[2][:30] for line in listed] == [
+        "0.jpg: not a readable image, o", "0.png: missing", "1.jpg is 35x24", "1.png: label 151 at row 0, col",
+    ]  # fmt: skip
 
 
-def test_a_worker_that_dies_is_reported_with_its_sample():
-    sample = RawSample(id="a", image=Path("a.jpg"), mask=Path("a.png"))
-    with pytest.raises(DataError, match=r"a.jpg: a worker process died on this sample or one of the next 2\. "):
-        list(prepare.decode_all(die, [sample] * 3, workers=1))
+def fake(**functions):
+    """A format of drawn images, with other functions for some of its own."""
+    return SimpleNamespace(**{"scan": shapes.scan, "size": shapes.size, "load_image": shapes.load_image,
+                              "load_mask": shapes.load_mask, **functions})  # fmt: skip
 
 
-def test_few_samples_wait_in_memory_for_a_slow_writer():
-    started = []
-
-    def samples():
-        for index in range(50):
-            started.append(index)
-            yield RawSample(id=str(index), image=Path(), mask=Path())
-
-    results = prepare.decode_all(small, samples(), workers=2)
-    next(results)
-    assert len(started) == 5
-    assert len(list(results)) == 49
+def prepare_fake(tmp_path, monkeypatch, count=6, workers=2, **functions):
+    monkeypatch.setitem(FORMATS, "fake", fake(**functions))  # workers are forked and see it
+    config = dataset_config("fake", {"train": count, "val": 1})
+    prepare.run("fake", config, ("train", "val"), tmp_path, tmp_path / "store", workers=workers)
 
 
-def small(sample):
-    return np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8)
+def test_an_image_that_is_not_as_large_as_its_header_says_is_a_problem(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"train_00000: its header says 9x8, but it is \d+x\d+. Save it again"):
+        prepare_fake(tmp_path, monkeypatch, size=lambda sample: (8, 9))
+
+
+def test_a_worker_that_dies_is_reported_with_its_sample(tmp_path, monkeypatch):
+    def die(sample):
+        return os._exit(9) if sample.id == "train_00003" else shapes.load_image(sample)
+
+    with pytest.raises(DataError, match=r"^train_00003: a worker process died on it. The machine was out of memory"):
+        prepare_fake(tmp_path, monkeypatch, workers=1, load_image=die)
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_a_disk_that_fills_up_is_one_line_and_leaves_no_store(tmp_path):
+    config = dataset_config("shapes", {"train": 30, "val": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # workers inherit it
+        with pytest.raises(OSError, match="File too large") as caught:
+            prepare.run("shapes", config, ("train", "val"), tmp_path, tmp_path / "store", workers=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert describe(caught.value) == (
+        f"{tmp_path}/store: no space left on the disk. Free some and run the same command again."
+    )
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a place where nobody may write, root neither")
+def test_a_place_without_permission_is_one_line(tmp_path):
+    config = dataset_config("shapes", {"train": 2, "val": 1})
+    with pytest.raises(OSError, match="/sys/store") as caught:
+        prepare.run("shapes", config, ("train", "val"), tmp_path, Path("/sys/store"), workers=1)
+    if isinstance(caught.value, PermissionError):  # in some containers it is a read-only file system instead
+        assert describe(caught.value).startswith("/sys/store: no permission. Give yourself access to it, or link ")
+
+
+def test_too_small_a_disk_is_known_before_the_first_image_is_decoded(tmp_path, monkeypatch):
+    decoded = tmp_path / "decoded"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=r"No space left on device: .*store \([\d,]+ bytes needed, 1,000 free\)"):
+        prepare_fake(tmp_path, monkeypatch, load_image=lambda sample: decoded.touch())
+    assert not decoded.exists()
+
+
+def test_ctrl_c_ends_the_workers_and_leaves_no_store(tmp_path, monkeypatch):
+    def slow(sample):
+        (tmp_path / f"pid{os.getpid()}").touch()
+        time.sleep(0.02)
+        return shapes.load_image(sample)
+
+    def target():
+        os.setpgrp()  # as on a terminal, workers are sent the signal too
+        prepare_fake(tmp_path, monkeypatch, count=2000, load_image=slow)
+
+    child = multiprocessing.get_context("fork").Process(target=target)
+    child.start()
+    while not list(tmp_path.glob("pid*")):
+        assert child.is_alive()
+        time.sleep(0.01)
+    os.killpg(child.pid, signal.SIGINT)
+    child.join(10)
+    assert child.exitcode == 1  # KeyboardInterrupt; 2000 samples would take 20 s
+    assert list((tmp_path / "store").iterdir()) == []
+    for path in tmp_path.glob("pid*"):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.name.removeprefix("pid")), 0)
+
+
+def test_pixels_do_not_travel_from_the_workers(tmp_path, monkeypatch):
+    write_ade20k(tmp_path)
+    root = tmp_path / "ADEChallengeData2016"
+    sample = RawSample(
+        id="a",
+        image=root / "images/validation/ADE_val_00000000.jpg",
+        mask=root / "annotations/validation/ADE_val_00000000.png",
+    )
+    write_image(sample.image, size=(500, 600))
+    write_grey_mask(sample.mask, labels((0, 1), (500, 600)))
+    work = pack.plan("ade20k", [("val", sample)], tmp_path / "store", packed=True)
+    with StoreWriter(tmp_path / "store", ("a",), ((0, 0, 0),)) as store:
+        monkeypatch.setattr(pack, "_work", work, raising=False)
+        results = pack.pack_part(range(1), [(0, (500, 600))])
+        assert len(pickle.dumps(results)) < 1000
+        store.keep(results[0].record)
+    np.testing.assert_array_equal(Store(tmp_path / "store").split("val").image(0), read_image(sample.image))
+
+
+# --- Duplicates
+
+
+def write_pictures(raw):
+    """Five pictures to train on and two to validate on; b and d are one, and so are c and x."""
+    rng = np.random.default_rng(0)
+    pictures = {name: rng.integers(0, 256, (24, 36, 3), dtype=np.uint8) for name in "abcey"}
+    pictures |= {"d": pictures["b"], "x": pictures["c"]}
+    for name, picture in pictures.items():
+        path = raw / f"{'val' if name in 'xy' else 'train'}/{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+        write_grey_mask(raw / f"masks/{path.parent.name}/{name}.png", labels((0, 1, 9) if name != "x" else (1, 0)))
+    (raw / "classes.txt").write_text("0 a\n1 b\n")
+
+
+@pytest.mark.parametrize("kept", ["packed", "files"])
+def test_a_picture_in_train_and_val_is_told_loudly_whatever_its_mask(tmp_path, capsys, kept):
+    write_pictures(tmp_path / "raw")
+    config = dataset_config("folder", {"train": 5, "val": 2}, store=kept, **OWN)
+    prepare.run("own", config, ("train", "val"), tmp_path / "raw", tmp_path / "store", workers=2, card=tmp_path)
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "own: WARNING: 1 images are in several splits under different names, which makes results too good:",
+        "own:   train train/c = val val/x",
+        "own: 1 images are more than once in one split: see the data card",
+    ]
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["duplicates"] == [
+        [{"split": "train", "id": "train/b"}, {"split": "train", "id": "train/d"}],
+        [{"split": "train", "id": "train/c"}, {"split": "val", "id": "val/x"}],
+    ]
+    text = (tmp_path / "card.md").read_text()
+    assert (
+        "**The same image more than once in several splits, so that results are too good:** train `train/c` = val `val/x`."
+        in text
+    )
+    assert "**The same image more than once in one split:** train `train/b` = train `train/d`." in text
+
+
+def test_pictures_of_one_checksum_are_told_apart_by_their_pixels(tmp_path):
+    store = Store(write_store(tmp_path, {"train": 3, "val": 1}))
+    assert find_duplicates(store, [7, 7, 7, 7]) == []
 
 
 def test_lines_tell_the_progress_where_there_is_no_terminal(monkeypatch, capsys):

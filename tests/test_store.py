@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from deeplab.data import TrainingSamples, training_loader
 from deeplab.decode import read_image
 from deeplab.errors import DataError
-from deeplab.store import IGNORE, Store, StoreWriter
+from deeplab.store import IGNORE, Store
+from deeplab.store_writer import PixelFiles, StoreWriter, histogram
 from pipeline.errors import describe
 from tests.tiny import augment_config, recipe_config, write_store
 
@@ -65,6 +66,39 @@ def test_the_same_content_has_the_same_fingerprint_and_one_other_pixel_another(t
     assert write(tmp_path_factory.mktemp("store"), written).fingerprint != first
 
 
+@settings(deadline=None)
+@given(values=st.lists(st.integers(0, 255), min_size=1, max_size=60), width=st.integers(1, 4))
+def test_the_histogram_of_runs_is_that_of_pixels(values, width):
+    labels = np.array([values * width] * width, np.uint8)
+    np.testing.assert_array_equal(histogram(labels), np.bincount(labels.reshape(-1), minlength=256))
+
+
+def test_samples_may_be_written_in_any_order_by_several_writers(tmp_path):
+    rng = np.random.default_rng(0)
+    pairs = [(rng.integers(0, 256, (4, width, 3), np.uint8), np.full((4, width), 2, np.uint8)) for width in (5, 1, 3)]
+    offsets = (0, 20, 24)
+    in_order = write(tmp_path / "a", [("train", *pair) for pair in pairs])
+    with StoreWriter(tmp_path / "b", CLASSES, PALETTE) as writer:
+        records = {}
+        for index in (2, 0, 1):
+            with PixelFiles(tmp_path / "b") as files:
+                records[index], _ = files.write("train", f"id {index}", offsets[index], *pairs[index])
+        for index in range(3):
+            writer.keep(records[index])
+    assert Store(tmp_path / "b").fingerprint == in_order.fingerprint
+    for name in ("images.bin", "masks.bin"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_disk_that_is_too_small_is_known_before_anything_is_written(tmp_path):
+    with (
+        pytest.raises(OSError, match=r"No space left on device: .*\(1,000,000,000,000,000 bytes needed, [\d,]+ free"),
+        StoreWriter(tmp_path, CLASSES, PALETTE) as writer,
+    ):
+        writer.need(10**15)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_views_that_are_not_contiguous_are_written_as_they_look(tmp_path):
     image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     mask = np.arange(24, dtype=np.uint8).reshape(4, 6) % 3
@@ -102,8 +136,7 @@ def test_a_killed_writer_leaves_no_manifest(tmp_path):
     writer = StoreWriter(tmp_path, CLASSES, PALETTE).__enter__()
     writer.add("train", "a", np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images.bin", "masks.bin"]
-    writer.images.close()
-    writer.masks.close()
+    writer.pixels.__exit__()
 
 
 @pytest.mark.parametrize("size", [50_000, 1_000_000])  # written at once, and still in a buffer when the block ends

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from deeplab.errors import DataError
-from pipeline import tables
+from pipeline import departures, tables
 from pipeline.results import todays_fingerprint
 from pipeline.tracking import open_experiment
 from tests.records import CELL, OTHER, ROOT, Folder, blank_database
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
 HEAD = "| Backbone | Crop Size | Schedule | Train/Eval Set | mIoU | Download |\n| :-: | :-: | :-: | :-: | :-: | :-: |\n"
 DEMO = "ResNet18 (OS=8, PRE=none) | 64x64 | LR/POLICY/BS/EPOCH: 0.02/poly/16/4"
-FILES = f"[model](runs/{CELL}/weights/seed0.safetensors) · [log](runs/{CELL}/history.csv)"
+FILES = f"[model](runs/{CELL}/weights/seed0.safetensors) · [log](runs/{CELL}/history.csv) · [card](reports/cards/shapes/{CELL}.md)"
 
 
 @pytest.fixture
@@ -74,12 +74,40 @@ def test_a_measured_cell_shows_percent_and_links_and_the_second_time_nothing_cha
     sheet = Path("reports/tables/shapes.csv").read_text()
     row = pd.read_csv("reports/tables/shapes.csv").iloc[0]
     assert (row["cell"], row["mIoU"], row["train_images"], row["keys"]) == (CELL, 0.777249, 320, run.data.tags["key"])
+    assert (row["mIoU_low"], row["mIoU_high"]) == pytest.approx((0.767249, 0.797249))
+    assert run.data.metrics["final/mIoU_high"] == row["mIoU_high"]
     assert row["data_fingerprint"] == folder.data
     assert row["weights_sha256"] == folder.weights(CELL, 0)["sha256"]
+    assert "departs" not in run.data.tags
 
     assert folder.tables() == table
     assert Path("reports/tables/shapes.csv").read_text() == sheet
     assert [again.info.run_id for again in recorded()] == [run.info.run_id]
+
+
+def test_a_measured_cell_has_a_model_card_that_the_hub_can_read(folder):
+    from huggingface_hub import ModelCard
+
+    folder.measure(CELL, 0.777249)
+    folder.tables()
+    path = Path(f"reports/cards/shapes/{CELL}.md")
+    card = ModelCard.load(path)
+    (result,) = [each for each in card.data.eval_results if each.metric_type == "mean_iou"]
+    assert (result.metric_value, result.dataset_split, card.data.model_name) == (0.777249, "val", CELL)
+    assert card.data.pipeline_tag == "image-segmentation"
+    assert "mIoU 77.72 % [76.72, 79.72] on 64 images of `val`" in card.text
+    (run,) = recorded()
+    for traced in (folder.weights(CELL, 0)["sha256"], run.data.tags["key"], folder.data):
+        assert f"`{traced}`" in card.text
+    before = path.read_bytes()
+    assert sorted(file.name for file in path.parent.iterdir()) == ["README.md", path.name]
+    folder.tables()
+    assert path.read_bytes() == before
+
+    folder.prepare("prepared anew")
+    folder.tables()
+    assert [file.name for file in path.parent.iterdir()] == ["README.md"]
+    assert "No cell has been measured yet" in (path.parent / "README.md").read_text()
 
 
 def test_several_seeds_show_mean_and_standard_deviation(folder):
@@ -100,6 +128,16 @@ def test_a_cell_with_a_seed_missing_is_not_shown(folder, capsys):
     folder.write_params()
     assert "%" not in folder.tables()
     assert f"{CELL}: shown as -: reports/records/shapes/{CELL}.json is of other seeds. Run:" in capsys.readouterr().err
+
+
+def test_a_cell_that_departs_from_its_recipe_is_marked_in_table_sheet_and_run(folder, monkeypatch):
+    monkeypatch.setattr(departures, "SHARED", {"recipe": {"lr": 0.02}, "train": {"precision": "bf16"}})
+    monkeypatch.setitem(departures.PUBLISHED, "shapes", {"batch_size": 8})
+    folder.measure(CELL, 0.5)
+    marked = DEMO + " (departs: batch_size 16 instead of 8, precision fp32)"
+    assert f"| {marked} | train/val | 50.00% |" in folder.tables()
+    assert set(pd.read_csv("reports/tables/shapes.csv")["departs"]) == {"batch_size 16 instead of 8, precision fp32"}
+    assert recorded()[0].data.tags["departs"] == "batch_size 16 instead of 8, precision fp32"
 
 
 def test_a_subset_is_named_as_one(folder):
@@ -220,6 +258,7 @@ def test_a_broken_metrics_file_is_named(folder, content):
         (("cell",), "another", "it is of the cell another"),
         (("seeds", "0", "single_scale", "mIoU"), 7.5, r"mIoU is \[7.5\]"),
         (("seeds", "0", "single_scale", "mIoU"), float("nan"), r"mIoU is \[nan\]"),
+        (("seeds", "0", "single_scale", "mIoU_low"), 0.6, "mIoU is 0.5, and not between mIoU_low and mIoU_high"),
         (("images", "train"), "many", "images is"),
         (("weights", "0"), None, "not as evaluate writes it"),
     ],

@@ -77,6 +77,8 @@ def test_a_run_holds_params_curves_final_numbers_origin_and_artifacts(folder):
         assert run.data.tags["weights_sha256"] == folder.weights(CELL, 0)["sha256"]
         assert {name: value for name, value in run.data.metrics.items() if "train" not in name} == {
             "final/mIoU": 0.5,
+            "final/mIoU_low": 0.49,
+            "final/mIoU_high": 0.52,
             "final/pixel_accuracy": 0.9,
             "final/mean_accuracy": 0.8,
             "final/classes_evaluated": 3,

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from deeplab.errors import DataError
-from pipeline import process, train
+from pipeline import process, publish, train
 from pipeline.errors import BusyError, ParamsError, StoppedError
 from pipeline.params import load_params
 from pipeline.provenance import code_fingerprint, file_sha256, git_state
@@ -50,7 +50,7 @@ def test_a_trained_cell_has_weights_history_and_the_facts_of_its_run(place):
     assert metadata["code"] == code_fingerprint()
     assert metadata["classes"] == ["class 0", "class 1", "class 2"]
     rows = (place / "out/history.csv").read_text().splitlines()
-    assert rows[0] == "seed,step,epoch,train/loss,train/lr,val/mIoU"
+    assert rows[0] == "seed,step,epoch,train/loss,train/lr,val/mIoU,train/spikes"
     assert [row.split(",")[1] for row in rows[1:]] == list("123456")
     assert not (place / "resume").exists()
 
@@ -140,7 +140,7 @@ def test_a_store_that_is_missing_or_too_small_is_refused(place):
 
 
 def test_too_small_a_disk_is_found_before_the_training(place, monkeypatch):
-    monkeypatch.setattr(train.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
+    monkeypatch.setattr(publish.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
     with pytest.raises(OSError, match=r"0.0 GB free, expected 0.2 GB for checkpoints and weights"):
         run(place)
 
@@ -200,12 +200,12 @@ def test_the_same_network_is_the_same_file_in_every_process(tmp_path):
         from pathlib import Path
         from types import SimpleNamespace
         import torch
-        from pipeline.train import Inputs, save_weights
+        from pipeline.publish import save_weights
         from tests.tiny import tiny_cell
         network = torch.nn.Linear(2, 2)
         torch.nn.init.ones_(network.weight), torch.nn.init.zeros_(network.bias)
-        inputs = Inputs(cell=tiny_cell(), seeds=(0,), data="d", code="c")
-        save_weights(network, Path(sys.argv[1]), SimpleNamespace(classes=("a", "b")), inputs)
+        store = SimpleNamespace(classes=("a", "b"), palette=((0, 0, 0), (9, 9, 9)))
+        save_weights(network, Path(sys.argv[1]), store, tiny_cell(), {"cell": "c", "data": "d", "code": "e"})
     """
     for name in ("one", "other"):
         subprocess.run([sys.executable, "-c", code, tmp_path / name], cwd=Path(__file__).parents[1], check=True)

@@ -1,19 +1,17 @@
-import os
-import signal
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
-from deeplab.checkpoint import checkpoints, load_checkpoint
+from deeplab.checkpoint import load_checkpoint
+from deeplab.data import StepKeys
 from deeplab.errors import NonFiniteError, SettingsError
 from deeplab.model import DeepLabV3
 from deeplab.store import Store
-from deeplab.training import Pace, fit, poly_lr, total_steps
+from deeplab.training import poly_lr, total_steps
+from pipeline.params import load_params
+from tests.fitting import PACE, assert_equal, run, small
 from tests.tiny import model_config, recipe_config, tiny_cell, train_config, write_store
-
-PACE = Pace(workers=0, log_every=2, checkpoint_every=1e9, validate_every=0)
 
 
 @pytest.fixture(autouse=True)
@@ -28,40 +26,6 @@ def one_thread():
 @pytest.fixture(scope="module")
 def split(tmp_path_factory):
     return Store(write_store(tmp_path_factory.mktemp("store"), {"train": 13})).split("train")
-
-
-class Small(nn.Module):
-    """A network with all that makes resuming hard: batch normalisation, dropout, two outputs."""
-
-    def __init__(self):
-        super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(3, 6, 3, stride=8), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout2d(0.5))
-        self.head, self.extra = nn.Conv2d(6, 3, 1), nn.Conv2d(6, 3, 1)
-
-    def forward(self, x):
-        x = self.features(x)
-        return (self.head(x), self.extra(x)) if self.training else self.head(x)
-
-
-def small():
-    torch.manual_seed(0)
-    return Small()
-
-
-def run(folder, split, network=None, pace=PACE, cell=None, **options):
-    """Train; returns the network's final state, the history and what was reported."""
-    folder.mkdir(exist_ok=True)
-    network = network or small()
-    reports = []
-    finished = fit(
-        network, split, cell or tiny_cell(), seed=3, device=torch.device("cpu"), folder=folder, pace=pace,
-        report=reports.append, **options,
-    )  # fmt: skip
-    return finished, network.state_dict(), (folder / "history.csv").read_bytes(), reports
-
-
-def assert_equal(one, other):
-    torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("images", "batch", "epochs", "steps"), [
@@ -85,12 +49,16 @@ def test_a_split_smaller_than_a_batch_is_refused():
 def test_one_step_is_plain_sgd_with_the_auxiliary_loss_at_its_weight(split, tmp_path, monkeypatch):
     """Against torch's own optimizer, written out, on the batch that the loop saw."""
     from deeplab import training
-    from deeplab.data import network_input
-    from deeplab.loss import cross_entropy
+    from deeplab.loss import cross_entropy, valid_pixels
 
     seen = []
     original = training.train_step
-    monkeypatch.setattr(training, "train_step", lambda *a: (seen.append((a[3], a[5])), original(*a))[1])
+
+    def watched(*arguments):
+        seen.append((arguments[3], arguments[4].clone(), arguments[6]))  # the memory of the masks is used again
+        return original(*arguments)
+
+    monkeypatch.setattr(training, "train_step", watched)
     network = small()
     network.features[3].p = 0.0
     cell = tiny_cell(recipe=recipe_config(epochs=1), train=train_config(auxiliary_weight=0.4))
@@ -98,45 +66,15 @@ def test_one_step_is_plain_sgd_with_the_auxiliary_loss_at_its_weight(split, tmp_
     reference.features[3].p = 0.0
     _, state, _, _ = run(tmp_path / "run", split, network, cell=cell)
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    for batch, lr in seen:
+    for images, masks, lr in seen:
         optimizer.param_groups[0]["lr"] = lr
-        images, masks = network_input(batch, cell.model, torch.device("cpu"))
         main, extra = reference(images)
         optimizer.zero_grad()
-        (cross_entropy(main, masks) + 0.4 * cross_entropy(extra, masks)).backward()
+        count = valid_pixels(masks)
+        (cross_entropy(main, masks, count) + 0.4 * cross_entropy(extra, masks, count)).backward()
         optimizer.step()
     assert len(seen) == 3
     torch.testing.assert_close(state, reference.state_dict())
-
-
-@pytest.mark.parametrize("stop_after", [1, 2, 3, 5])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_stopped_and_resumed_run_ends_where_an_unbroken_one_does(split, tmp_path, stop_after, workers):
-    unbroken = run(tmp_path / "unbroken", split)
-    calls = iter(range(1, 100))
-    pace = replace(PACE, workers=workers)
-    finished, *_ = run(tmp_path / "broken", split, pace=pace, stop=lambda: next(calls) >= stop_after)
-    assert not finished
-    resumed = run(tmp_path / "broken", split)
-    assert resumed[0]
-    assert_equal(resumed[1], unbroken[1])
-    assert resumed[2] == unbroken[2]
-    momentum = [load_checkpoint(tmp_path / name)["optimizer"]["state"] for name in ("broken", "unbroken")]
-    assert_equal(*momentum)
-
-
-@pytest.mark.parametrize("die_at", [1, 3, 5])
-def test_a_killed_run_ends_where_an_unbroken_one_does(split, tmp_path, die_at):
-    """kill -9 for real, in a forked process, with a checkpoint after every step."""
-    pace = replace(PACE, checkpoint_every=1e-9)
-    child = os.fork()
-    if child == 0:
-        calls = iter(range(1, 100))
-        run(tmp_path / "killed", split, pace=pace, stop=lambda: next(calls) == die_at and os.kill(os.getpid(), 9))
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL
-    assert_equal(run(tmp_path / "killed", split)[1:3], run(tmp_path / "unbroken", split)[1:3])
 
 
 def test_the_real_network_learns(split, tmp_path):
@@ -151,17 +89,29 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_samples_and_keeps_the_las
     network = small()
     calls = iter(range(100))
 
+    def poison(module, inputs, output):
+        return output * float("nan") if next(calls) == 4 else output  # call 0 is the step that is tried
+
+    network.features.register_forward_hook(poison)
+    with pytest.raises(
+        NonFiniteError, match=r"the loss is nan at step 3 \(lr 0\.0\d+, samples (train_\d+, ){3}train_\d+\)"
+    ):
+        run(tmp_path / "run", split, network, pace=replace(PACE, checkpoint_every=1e-9))
+    assert load_checkpoint(tmp_path / "run")["step"] == 3
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(split, tmp_path):
+    network = small()
+    calls = iter(range(100))
+
     def poison():
         if next(calls) == 2:
-            network.head.weight.data.fill_(float("nan"))
+            network.head.weight.data.fill_(float("inf"))
         return False
 
-    with pytest.raises(NonFiniteError, match=r"the loss is nan at step 3 \(lr 0\.0\d+, samples \[\d"):
+    with pytest.raises(NonFiniteError, match=r"the loss was finite, a weight is not at step 2"):
         run(tmp_path / "run", split, network, pace=replace(PACE, checkpoint_every=1e-9), stop=poison)
-    assert len(checkpoints(tmp_path / "run")) == 2
-    kept = load_checkpoint(tmp_path / "run")
-    assert kept["step"] == 3
-    assert kept["pending"] == pytest.approx(kept["pending"])
+    assert load_checkpoint(tmp_path / "run")["step"] == 2
 
 
 def test_a_batch_that_is_all_ignored_does_not_stop_the_run(tmp_path):
@@ -193,3 +143,79 @@ def test_reduced_precision_trains(split, tmp_path):
 def test_an_unknown_loss_is_refused(split, tmp_path):
     with pytest.raises(SettingsError, match="train.loss: got 'hinge', expected one of cross_entropy"):
         run(tmp_path / "run", split, cell=tiny_cell(train=train_config(loss="hinge")))
+
+
+def test_after_a_few_steps_the_plan_says_what_lies_ahead(split, tmp_path):
+    plans = []
+    run(tmp_path / "run", split, cell=tiny_cell(recipe=recipe_config(epochs=10)), plan=plans.append)
+    (plan,) = plans
+    assert (plan.step, plan.steps) == (20, 30)
+    assert plan.images_per_second > 0
+    assert plan.seconds_left == pytest.approx(10 * 4 / plan.images_per_second)
+    assert 0 <= plan.waiting <= 1
+    assert plan.peak_memory > 2**20
+
+
+def test_a_short_run_is_planned_at_its_end(split, tmp_path):
+    plans = []
+    run(tmp_path / "run", split, plan=plans.append)
+    assert [(plan.step, plan.seconds_left) for plan in plans] == [(6, 0.0)]
+
+
+def test_trying_a_step_first_changes_nothing(split, tmp_path, monkeypatch):
+    from deeplab import training
+
+    tried = run(tmp_path / "tried", split)
+    monkeypatch.setattr(training, "try_step", lambda *_: None)
+    untried = run(tmp_path / "untried", split)
+    assert_equal(tried[1:3], untried[1:3])
+
+
+def test_a_first_step_that_cannot_work_ends_before_anything_is_written(split, tmp_path):
+    network = small()
+    network.head.bias.data.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match=r"loss or gradient is NaN or infinite when tried at step 0 .*train_\d+"):
+        run(tmp_path / "run", split, network)
+    assert not list((tmp_path / "run").glob("step-*"))
+
+
+def test_a_spike_is_counted_in_the_history(split, tmp_path):
+    network, calls = small(), iter(range(100))
+
+    def leap(module, inputs, output):
+        return (output[0] * 1000, output[1]) if next(calls) == 24 else output  # call 0 is the step that is tried
+
+    network.register_forward_hook(leap)
+    *_, history, _ = run(tmp_path / "run", split, network, cell=tiny_cell(recipe=recipe_config(epochs=10)))
+    spikes = {row.split(",")[0]: row.split(",")[5] for row in history.decode().splitlines()[1:]}
+    assert {step for step, count in spikes.items() if count != "0"} == {"24"}
+
+
+def test_every_epoch_goes_through_the_samples_in_an_order_of_its_own_that_the_seed_decides():
+    keys = [key for step in StepKeys(13, 4, seed=3, start=0, stop=6) for key in step]
+    epochs = [[index for epoch, index in keys if epoch == number] for number in (0, 1)]
+    assert epochs == [[0, 9, 7, 5, 3, 1, 8, 10, 2, 4, 11, 12], [4, 11, 9, 5, 7, 8, 10, 6, 3, 0, 2, 12]]
+
+
+@pytest.mark.parametrize("name", ["voc_resnet50_os8", "ade20k_resnet50_os16", "cityscapes_resnet101_os8"])
+def test_the_rates_of_the_published_cells_are_pinned(name):
+    cell = load_params().cell(name)
+    count = {"voc": 10582, "ade20k": 20210, "cityscapes": 2975}[cell.dataset]
+    steps = total_steps(count, cell.recipe)
+    rates = [poly_lr(step, steps, cell.recipe, cell.train) for step in (0, 1, steps // 2, steps - 1)]
+    assert steps == {"voc": 39_660, "ade20k": 164_190, "cityscapes": 81_620}[cell.dataset]
+    assert rates == pytest.approx(
+        [0.01, 0.0099 * (1 - 1 / steps) ** 0.9 + 1e-4, 0.0099 * 0.5**0.9 + 1e-4, 0.0099 / steps**0.9 + 1e-4], rel=1e-12
+    )
+    assert cell.train.auxiliary_weight == 0.4
+
+
+def test_the_network_is_compiled_when_asked_and_its_weights_keep_their_names(split, tmp_path, monkeypatch):
+    compiled = []
+    eager = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network: compiled.append(network) or eager(network, backend="eager"))
+    plain = run(tmp_path / "plain", split)
+    assert compiled == []
+    other = run(tmp_path / "compiled", split, cell=tiny_cell(train=train_config(compile=True)))
+    assert len(compiled) == 1
+    torch.testing.assert_close(other[1], plain[1])

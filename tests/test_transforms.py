@@ -6,19 +6,27 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import kstest
 
+from deeplab import transforms
 from deeplab.data import random_stream
 from deeplab.transforms import (
+    CONTRAST_AFTER,
+    CONTRAST_BEFORE,
     NO_DISTORTION,
+    Region,
     clear_padding,
     cut,
     distort,
+    distort_and_normalise,
     draw_crop,
     draw_distortion,
     draw_region,
     fitted_size,
     largest_share,
     normalise,
+    one_class_covers,
+    take_nearest,
 )
 from tests.tiny import augment_config, recipe_config
 
@@ -115,6 +123,106 @@ def test_distortions_follow_the_recipe():
         assert low <= values.min() < low + 0.05 * (high - low)
         assert high - 0.05 * (high - low) < values.max() <= high
         np.testing.assert_allclose(values.mean(), (low + high) / 2, atol=0.03 * (high - low))
+
+
+def test_what_is_drawn_is_uniform_over_its_range():
+    """Kolmogorov-Smirnov against the recipe's distributions."""
+    augment, recipe = augment_config(max_class_share=1.0), recipe_config(crop=(900, 900), resize=(300, 300))
+    mask = np.zeros((300, 300), dtype=np.uint8)
+    scales = [draw_region(random_stream(0, 1, 1, i), mask, recipe, augment).height / 300 for i in range(3000)]
+    assert kstest(scales, "uniform", (0.5, 1.5)).pvalue > 0.01
+    drawn = np.stack([draw_distortion(random_stream(0, 1, 2, i), augment) for i in range(6000)])
+    for column, (low, high) in enumerate([(-32, 32), (0.5, 1.5), (0.5, 1.5), (-18, 18), (0.5, 1.5)]):
+        values = drawn[:, column][drawn[:, column] != np.float32(NO_DISTORTION)[column]]
+        assert kstest(values, "uniform", (low, high - low)).pvalue > 0.01
+
+
+def test_the_colour_changes_are_drawn_independently():
+    """As in mmsegmentation, where each has a coin of its own and contrast's place a fifth."""
+    drawn = np.stack([draw_distortion(random_stream(0, 1, 3, i), augment_config()) for i in range(8000)])
+    changed = (drawn != np.float32(NO_DISTORTION)).astype(float)
+    changed[:, CONTRAST_BEFORE] += changed[:, CONTRAST_AFTER]
+    correlations = np.corrcoef(changed[:, :4].T) - np.eye(4)
+    assert np.abs(correlations).max() < 0.04  # 1 / sqrt(8000) is 0.011
+    always = np.stack(
+        [draw_distortion(random_stream(0, 1, 4, i), augment_config(photometric=1.0)) for i in range(4000)]
+    )
+    assert 0.475 < (always[:, CONTRAST_AFTER] != 1).mean() < 0.525
+
+
+@pytest.mark.parametrize(("tries", "share"), [(10, 0.75), (3, 0.75), (10, 1.0)])
+def test_a_crop_is_tried_as_often_as_the_recipe_says_and_the_last_one_stands(tries, share, monkeypatch):
+    """One class everywhere: no try is ever good enough."""
+    regions = []
+    original = transforms.draw_crop
+    monkeypatch.setattr(transforms, "draw_crop", lambda *a: (regions.append(original(*a)), regions[-1])[1])
+    mask = np.zeros((100, 300), dtype=np.uint8)
+    augment = augment_config(crop_tries=tries, max_class_share=share)
+    stands = draw_region(random_stream(0, 1, 0, 0), mask, recipe_config(resize=(300, 100)), augment)
+    assert len(regions) == (1 if share == 1 else tries)
+    assert stands == regions[-1]
+
+
+@given(
+    masks=st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(
+        lambda size: st.lists(
+            st.sampled_from([0, 0, 0, 1, 2, 255]), min_size=size[0] * size[1], max_size=size[0] * size[1]
+        ).map(lambda values: np.array(values, dtype=np.uint8).reshape(size))
+    ),
+    share=st.sampled_from([0.0, 0.25, 0.5, 0.6, 0.75, 0.9]),
+)
+def test_the_quick_look_at_a_crop_decides_as_counting_all_classes_does(masks, share):
+    assert one_class_covers(masks, share) == (largest_share(masks) >= share)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_the_quick_look_is_exact_at_the_limit_and_where_its_guess_is_wrong(share):
+    mask = np.arange(64, dtype=np.uint8).repeat(64).reshape(64, 64) % 7 + 1
+    mask[::16, ::16] = 0  # all that is looked at
+    for covered in range(int(share * 4096) - 3, int(share * 4096) + 4):
+        trial = mask.copy()
+        trial.reshape(-1)[np.flatnonzero(mask)[:covered]] = 9
+        assert one_class_covers(trial, share) == (largest_share(trial) >= share) == (covered >= share * 4096)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 33), (64, 50), (65, 31), (200, 97)])
+@pytest.mark.parametrize("seed", range(12))
+def test_the_cpu_colours_are_those_of_the_device_to_a_thousandth_of_a_grey_level(size, seed):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    image[: size[0] // 3] //= 60  # dark, grey and saturated ones too
+    image[size[0] // 2 :, : size[1] // 2] = image[size[0] // 2 :, : size[1] // 2, :1]
+    distortion = draw_distortion(random_stream(seed, 1, 0, 0), augment_config(photometric=0.8))
+    mean, std = (120.0, 110.0, 100.0), (60.0, 50.0, 40.0)
+    out = np.full((size[0] + 2, size[1] + 3, 3), 9, dtype=np.float32)
+    distort_and_normalise(image, distortion, mean, std, out[: size[0], : size[1]])
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    expected = normalise(distort(planes, torch.from_numpy(distortion)[None]), mean, std)[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(out[: size[0], : size[1]], expected, rtol=0, atol=0.001 / 40)
+    assert (out[size[0] :] == 9).all()
+    assert (out[:, size[1] :] == 9).all()
+
+
+def test_a_part_is_written_in_place_and_nowhere_else():
+    source = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    region = Region(3, 30, 5, 44, 21, 17)
+    out = np.full((25, 30, 3), 7, dtype=np.uint8)
+    corner = cut(source, region, cv2.INTER_LINEAR, out)
+    assert np.shares_memory(corner, out)
+    np.testing.assert_array_equal(out[:21, :17], cut(source, region, cv2.INTER_LINEAR))
+    assert (out[21:] == 7).all()
+    assert (out[:, 17:] == 7).all()
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 90), st.integers(1, 90), st.integers(0, 5))
+def test_a_mask_is_resized_as_opencv_does(height, width, resized_height, resized_width, margin):
+    mask = np.random.default_rng(height).integers(0, 256, (height + margin, width + margin), dtype=np.uint8)
+    part = mask[margin:, margin:]
+    out = np.full((resized_height, resized_width + margin), 7, dtype=np.uint8)
+    take_nearest(part, out[:, :resized_width])
+    expected = cv2.resize(part, (resized_width, resized_height), interpolation=cv2.INTER_NEAREST)
+    np.testing.assert_array_equal(out[:, :resized_width], expected)
+    assert (out[:, resized_width:] == 7).all()
 
 
 def test_no_distortion_leaves_an_image_alone():

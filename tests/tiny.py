@@ -1,14 +1,14 @@
 """Settings and stores small enough for a test."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 from ruamel.yaml import YAML
 
 from deeplab.config import AugmentConfig, Cell, ModelConfig, RecipeConfig, TrainConfig
-from deeplab.store import StoreWriter
+from deeplab.store_writer import StoreWriter
 
 
 def model_config(**changes):
@@ -34,7 +34,8 @@ def train_config(**changes):
     """The recipe's optimizer on one thread."""
     settings = {
         "momentum": 0.9, "weight_decay": 5e-4, "poly_power": 0.9, "min_lr": 1e-4, "loss": "cross_entropy",
-        "auxiliary_weight": 0.4, "precision": "fp32", "tf32": False, "threads": 1,
+        "auxiliary_weight": 0.4, "precision": "fp32", "tf32": False, "compile": False,
+        "threads": 1,
     }  # fmt: skip
     return TrainConfig(**{**settings, **changes})
 
@@ -93,4 +94,28 @@ def tiny_params(path, edit=None):
     if edit:
         edit(params)
     path.write_text(json.dumps(params, indent=1), encoding="utf-8")  # JSON is YAML
+    return path
+
+
+def write_weights(path, classes=3, seed=0, **changed):
+    """A weights file of a tiny network that tells its classes apart, as training leaves it; `changed` is what it says."""
+    import torch
+    from safetensors.torch import save_file
+
+    from deeplab.model import DeepLabV3
+
+    cell = tiny_cell()
+    torch.manual_seed(seed)
+    network = DeepLabV3(cell.model, classes).eval()
+    with torch.inference_mode():
+        usual = network(torch.randn(4, 3, 48, 48)).mean(dim=(0, 2, 3))
+    network.classifier.bias.data -= usual.clone()  # no class is the largest everywhere
+    network.classifier.weight.data *= 20
+    about = {
+        "classes": [f"class {k}" for k in range(classes)],
+        "palette": [[40 * k, 255 - 40 * k, 90] for k in range(classes)],
+        "settings": asdict(cell),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(network.state_dict(), path, {"about": json.dumps(about | changed)})
     return path

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-from deeplab.decode import read_image
+from deeplab.decode import read_image, read_size
 from deeplab.store import IGNORE, Bytes, Color
 from pipeline.datasets.decode import label_table, read_labels, to_train_ids
 from pipeline.datasets.layout import Layout, RawSample, pair_by_name, require
@@ -52,6 +52,16 @@ def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:  
     return Layout(classes=names, palette=palette, samples=samples)
 
 
-def load(sample: RawSample) -> tuple[Bytes, Bytes]:
-    """Image and mask."""
-    return read_image(sample.image), to_train_ids(read_labels(sample.mask), TABLE, sample.mask)
+def size(sample: RawSample) -> tuple[int, int]:
+    """Height and width of the image."""
+    return read_size(sample.image)
+
+
+def load_image(sample: RawSample) -> Bytes:
+    """The image (H, W, 3)."""
+    return read_image(sample.image)
+
+
+def load_mask(sample: RawSample) -> Bytes:
+    """The mask (H, W)."""
+    return to_train_ids(read_labels(sample.mask), TABLE, sample.mask)

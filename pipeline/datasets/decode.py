@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from deeplab.decode import read_content
 from deeplab.errors import DataError, LabelError, MaskModeError
 from deeplab.store import Bytes, Color
+from deeplab.store_writer import histogram
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,7 +25,8 @@ def read_labels(path: Path) -> Bytes:
         raise MaskModeError(
             f"{path}: a picture of mode {picture.mode}, expected a mask with one 8-bit label per pixel (mode P or L). "
             "It was probably saved again as colours: take the original file. "
-            "(For masks that are meant to hold colours the format folder has masks_are: colors.)"
+            "(For masks that are meant to hold colours the format folder has masks_are: colors.)",
+            shape=(picture.height, picture.width),
         )
     labels: Bytes = np.asarray(picture)
     return labels
@@ -43,7 +45,8 @@ def read_colors(path: Path, labels: dict[Color, int]) -> Bytes:
         red, green, blue = rgb[row, column]
         raise LabelError(
             f"{path}: colour {red} {green} {blue} at row {row}, column {column} is none of the {len(known)} in the "
-            f"table of classes ({int(wrong.sum()):,} pixels have such a colour)"
+            f"table of classes ({int(wrong.sum()):,} pixels have such a colour)",
+            shape=(wrong.shape[0], wrong.shape[1]),
         )
     found: Bytes = np.array(list(labels.values()), dtype=np.uint8)[nearest]
     return found
@@ -62,7 +65,8 @@ def read_picture(path: Path) -> "Image.Image":
         raise DataError(f"{path}: not a readable mask, or cut short ({type(error).__name__})") from None
     if picture.format in ("JPEG", "WEBP"):
         raise MaskModeError(
-            f"{path}: a mask saved as {picture.format}, which blurs labels. Take the original, a PNG say."
+            f"{path}: a mask saved as {picture.format}, which blurs labels. Take the original, a PNG say.",
+            shape=(picture.height, picture.width),
         )
     return picture
 
@@ -75,16 +79,19 @@ def label_table(train_ids: dict[int, int]) -> LabelTable:
 
 
 def to_train_ids(labels: Bytes, table: LabelTable, path: Path) -> Bytes:
-    """`labels` (H, W) as train ids (H, W); a label that the data set does not have is a DataError naming `path`."""
-    train_ids = table[labels]
-    wrong = train_ids < 0
-    if wrong.any():
-        row, column = divmod(int(wrong.argmax()), wrong.shape[1])
+    """`labels` (H, W) as train ids (H, W); a label that the data set does not have is a LabelError naming `path`."""
+    height, width = labels.shape
+    counts = histogram(labels)
+    if unknown := int(counts[table < 0].sum()):
+        row, column = divmod(int((table[labels] < 0).argmax()), width)
         raise LabelError(
             f"{path}: label {labels[row, column]} at row {row}, column {column} is out of range, expected "
-            f"{legal_labels(table)} ({int(wrong.sum()):,} such pixels)"
+            f"{legal_labels(table)} ({unknown:,} such pixels)",
+            shape=(height, width),
         )
-    return train_ids.astype(np.uint8)
+    # Several times faster than table[labels].
+    train_ids = labels.tobytes().translate(table.astype(np.uint8).tobytes())
+    return np.frombuffer(train_ids, np.uint8).reshape(height, width)
 
 
 def legal_labels(table: LabelTable) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from deeplab.decode import read_image
+from deeplab.decode import read_image, read_size
 from deeplab.errors import DataError
 from deeplab.store import IGNORE, Bytes, Color
 from pipeline.datasets.decode import LabelTable, label_table, read_colors, read_labels, to_train_ids
@@ -66,11 +66,21 @@ def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:
     return Layout(classes=tuple(classes.names[label] for label in kept), palette=palette, samples=samples)
 
 
-def load(sample: RawSample) -> tuple[Bytes, Bytes]:
-    """Image and mask."""
+def size(sample: RawSample) -> tuple[int, int]:
+    """Height and width of the image."""
+    return read_size(sample.image)
+
+
+def load_image(sample: RawSample) -> Bytes:
+    """The image (H, W, 3)."""
+    return read_image(sample.image)
+
+
+def load_mask(sample: RawSample) -> Bytes:
+    """The mask (H, W)."""
     assert isinstance(sample, FolderSample)
     labels = read_labels(sample.mask) if sample.colors is None else read_colors(sample.mask, sample.colors)
-    return read_image(sample.image), to_train_ids(labels, sample.table, sample.mask)
+    return to_train_ids(labels, sample.table, sample.mask)
 
 
 def read_classes(path: Path) -> Classes:

@@ -28,17 +28,25 @@ class Layout:
 
 
 class Format(Protocol):
-    """What the module of a format has: a new one is a file with these two functions and a line in FORMATS."""
+    """What the module of a format has: a new one is a file with these functions and a line in FORMATS."""
 
     def scan(self, raw: Path, config: DatasetConfig, splits: tuple[str, ...], /) -> Layout:
         """What lies in `raw`, without decoding it. DataError names what is missing and how to place it."""
         ...
 
-    def load(self, sample: RawSample, /) -> tuple[Bytes, Bytes]:
-        """Image (H, W, 3) RGB and mask (H, W) of train ids, 255 ignored. DataError names the file and what is wrong.
+    def size(self, sample: RawSample, /) -> tuple[int, int]:
+        """Height and width of the image, without decoding it where that can be. DataError as in load_image."""
+        ...
 
-        An image is what `deeplab.decode.read_image` makes of its file, for a file-backed store reads it again.
+    def load_image(self, sample: RawSample, /) -> Bytes:
+        """The image (H, W, 3) RGB. DataError names the file and what is wrong.
+
+        It is what `deeplab.decode.read_image` makes of its file, for a file-backed store reads it again.
         """
+        ...
+
+    def load_mask(self, sample: RawSample, /) -> Bytes:
+        """The mask (H, W) of train ids, 255 ignored. DataError names the file and what is wrong."""
         ...
 
 

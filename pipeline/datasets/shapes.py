@@ -5,6 +5,7 @@ so that a small network learns something within a minute and the last of it only
 """
 
 import math
+from functools import lru_cache
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -43,10 +44,31 @@ def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:  
     return Layout(classes=tuple(PALETTE), palette=tuple(PALETTE.values()), samples=samples)
 
 
-def load(sample: RawSample) -> tuple[Bytes, Bytes]:
-    """Draw a sample; its id is the seed."""
-    random = Random(sample.id)  # noqa: S311  not a secret
-    height, width = (random.randint(*SIDES) for _ in range(2))
+def size(sample: RawSample) -> tuple[int, int]:
+    """Height and width of the image."""
+    return random_size(Random(sample.id))  # noqa: S311  not a secret
+
+
+def load_image(sample: RawSample) -> Bytes:
+    """The image (H, W, 3)."""
+    return draw(sample.id)[0]
+
+
+def load_mask(sample: RawSample) -> Bytes:
+    """The mask (H, W)."""
+    return draw(sample.id)[1]
+
+
+def random_size(random: Random) -> tuple[int, int]:
+    """Height and width."""
+    return random.randint(*SIDES), random.randint(*SIDES)
+
+
+@lru_cache(maxsize=1)  # the image is asked for, and then the mask
+def draw(seed: str) -> tuple[Bytes, Bytes]:
+    """Image and mask of one sample."""
+    random = Random(seed)  # noqa: S311  not a secret
+    height, width = random_size(random)
     y, x = np.mgrid[:height, :width]
     grey = random.randrange(40, 216)
     image = painted([grey + random.randint(-24, 24) for _ in range(3)], texture(random, y, x))

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from deeplab.decode import read_content, read_image
+from deeplab.decode import read_content, read_image, read_size
 from deeplab.errors import DataError
 from deeplab.store import IGNORE, Bytes, Color
 from pipeline.datasets.decode import label_table, read_labels, to_train_ids
@@ -39,11 +39,20 @@ def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:
     return Layout(classes=CLASSES, palette=colormap(len(CLASSES)), samples=samples)
 
 
-def load(sample: RawSample) -> tuple[Bytes, Bytes]:
-    """Image and mask; the mask is VOC's PNG or SBD's .mat."""
-    image = read_image(sample.image)
+def size(sample: RawSample) -> tuple[int, int]:
+    """Height and width of the image."""
+    return read_size(sample.image)
+
+
+def load_image(sample: RawSample) -> Bytes:
+    """The image (H, W, 3)."""
+    return read_image(sample.image)
+
+
+def load_mask(sample: RawSample) -> Bytes:
+    """The mask (H, W): VOC's PNG or SBD's .mat."""
     labels = read_sbd(sample.mask) if sample.mask.suffix == ".mat" else read_labels(sample.mask)
-    return image, to_train_ids(labels, TABLE, sample.mask)
+    return to_train_ids(labels, TABLE, sample.mask)
 
 
 def voc_split(raw: Path, split: str) -> list[RawSample]:

@@ -1,0 +1,113 @@
+"""What each image adds to the confusion matrix, and a file of it: the ground for intervals and for the page.
+
+Only the pairs of classes that meet in an image are kept, so that 2000 images with 150 classes take a few megabytes. A
+file holds every seed and protocol of a cell, as plain arrays of an `.npz` archive, without pickle:
+
+    images                       (N,) the ids of the images, in the order of the split
+    classes                      (K,) their names
+    <seed>/<protocol>/image      (M,) int32, place in `images`
+    <seed>/<protocol>/truth      (M,) uint8, class in the mask
+    <seed>/<protocol>/predicted  (M,) uint8, class that was predicted
+    <seed>/<protocol>/pixels     (M,) int64, how many, at least 1
+
+The four columns are ordered by image, truth and prediction. Equal counts give equal bytes.
+"""
+
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeplab.errors import DataError
+from deeplab.metrics import Matrix
+
+COLUMNS = ("image", "truth", "predicted", "pixels")
+
+Run = tuple[int, str]  # seed, name of the protocol
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Counts:
+    """The pixels of each image by class in the mask and class predicted, where there are any; see above."""
+
+    images: NDArray[np.str_]  # (N,)
+    classes: NDArray[np.str_]  # (K,)
+    image: NDArray[np.int32]  # (M,), this and the next three
+    truth: NDArray[np.uint8]
+    predicted: NDArray[np.uint8]
+    pixels: NDArray[np.int64]
+
+    @property
+    def matrix(self) -> Matrix:
+        """The confusion matrix (K, K) of all images."""
+        matrix = np.zeros((len(self.classes), len(self.classes)), np.int64)
+        np.add.at(matrix, (self.truth, self.predicted), self.pixels)
+        return matrix
+
+    def totals(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Intersection and union of each class in each image, (N, K) both, in pixels."""
+        n, k = len(self.images), len(self.classes)
+        hits, union = np.zeros((n, k)), np.zeros((n, k))
+        right = self.truth == self.predicted
+        np.add.at(hits, (self.image[right], self.truth[right]), self.pixels[right])
+        np.add.at(union, (self.image, self.truth), self.pixels)
+        np.add.at(union, (self.image[~right], self.predicted[~right]), self.pixels[~right])
+        return hits, union
+
+
+def gather(matrices: Iterable[Matrix], images: Iterable[str], classes: Iterable[str]) -> Counts:
+    """The counts of `images`, whose confusion matrices (K, K) come one by one and are dropped."""
+    columns: dict[str, list[NDArray[np.int64]]] = {name: [] for name in COLUMNS}
+    for index, matrix in enumerate(matrices):
+        truth, predicted = np.nonzero(matrix)
+        found = (np.full(len(truth), index), truth, predicted, matrix[truth, predicted])
+        for name, values in zip(COLUMNS, found, strict=True):
+            columns[name].append(values)
+    joined = {name: np.concatenate(parts) if parts else np.zeros(0, np.int64) for name, parts in columns.items()}
+    return Counts(
+        images=np.array(list(images), np.str_),
+        classes=np.array(list(classes), np.str_),
+        image=joined["image"].astype(np.int32),
+        truth=joined["truth"].astype(np.uint8),
+        predicted=joined["predicted"].astype(np.uint8),
+        pixels=joined["pixels"].astype(np.int64),
+    )
+
+
+def write_counts(path: Path, runs: Mapping[Run, Counts]) -> None:
+    """Write the counts of a cell, all on the same images, whole or not at all."""
+    first = next(iter(runs.values()))
+    arrays: dict[str, NDArray[np.generic]] = {"images": first.images, "classes": first.classes}
+    for (seed, protocol), counts in runs.items():
+        assert np.array_equal(counts.images, first.images)
+        arrays |= {f"{seed}/{protocol}/{name}": getattr(counts, name) for name in COLUMNS}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    with partial.open("wb") as file:  # numpy gives each member of the archive the same date
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    partial.replace(path)
+
+
+def read_counts(path: Path) -> dict[Run, Counts]:
+    """The counts in `path` by seed and protocol, in the order in which they were written.
+
+    Raises DataError for a file that is missing, damaged, or of another form.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = dict.fromkeys(tuple(name.split("/")[:2]) for name in file.files if "/" in name)
+            return {
+                (int(seed), protocol): Counts(
+                    images=file["images"],
+                    classes=file["classes"],
+                    **{name: file[f"{seed}/{protocol}/{name}"] for name in COLUMNS},
+                )
+                for seed, protocol in names
+            }
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not counts as evaluate writes them ({type(error).__name__})") from None

@@ -1,0 +1,114 @@
+"""A released network, ready to use: a weights file carries its settings, class names and colours."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from deeplab.config import Cell, ModelConfig, Protocol
+from deeplab.errors import DataError, SettingsError
+from deeplab.inference import Size, predict_batch, predict_tiles
+from deeplab.model import DeepLabV3
+from deeplab.store import Bytes, Color
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"  # of a folder in the form of a Hugging Face repository
+WHOLE = Protocol(scales=(1.0,), flip=False, window=None, stride=None)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Segmenter:
+    """A network in evaluation mode, and what its output means."""
+
+    network: DeepLabV3
+    cell: Cell  # of it only what prediction reads; all settings stand in `about`
+    classes: tuple[str, ...]
+    palette: tuple[Color, ...]  # RGB of each class
+    about: dict[str, Any]  # all that the file says of itself
+    device: torch.device
+
+    def predict(self, image: Bytes) -> Bytes:
+        """Segment one image: uint8 (H, W, 3) RGB -> class indices, uint8 (H, W); as `evaluate` does it."""
+        labels: Bytes = self.predict_batch(image[None])[0]
+        return labels
+
+    def predict_batch(self, images: Bytes) -> Bytes:
+        """Segment images of one size: uint8 (N, H, W, 3) RGB -> uint8 (N, H, W)."""
+        return predict_batch(self.network, images, self.cell, WHOLE, self.device)
+
+    def predict_tiles(self, image: Bytes, window: Size, stride: Size) -> Bytes:
+        """Segment an image of any size tile by tile, at its own scale: uint8 (H, W, 3) RGB -> uint8 (H, W)."""
+        return predict_tiles(self.network, image, self.cell, window, stride, self.device)
+
+
+def load_model(path: Path, device: str = "cpu") -> Segmenter:
+    """Load a weights file of this project, or a folder with model.safetensors and config.json.
+
+    Raises DataError for a file that is missing, damaged, or does not say what it is; SettingsError for a device that
+    torch does not have.
+    """
+    file = path / WEIGHTS if path.is_dir() else path
+    about = read_about(file)
+    try:
+        cell = read_settings(about["settings"])
+        classes = tuple(str(name) for name in about["classes"])
+        palette = tuple((int(r), int(g), int(b)) for r, g, b in about["palette"])
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        raise DataError(
+            f"{file}: does not say how to use it ({what}). Train the cell again with today's code."
+        ) from None
+    if len(palette) != len(classes):
+        raise DataError(f"{file}: {len(palette)} colours for {len(classes)} classes")
+    network = DeepLabV3(replace(cell.model, pretrained=False), len(classes))
+    try:
+        network.load_state_dict(load_file(file))
+        place = torch.device(device)
+        network.to(place)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{file}: damaged ({error})") from None
+    except (RuntimeError, AssertionError) as error:
+        if "state_dict" in str(error):
+            raise DataError(f"{file}: does not fit the network that its settings describe") from None
+        raise SettingsError(f"device: got {device!r}: {str(error).partition(chr(10))[0]}") from None
+    return Segmenter(
+        network=network.eval().requires_grad_(False),
+        cell=cell,
+        classes=classes,
+        palette=palette,
+        about=about,
+        device=place,
+    )
+
+
+def read_settings(settings: dict[str, Any]) -> Cell:
+    """What prediction reads of a cell: the network, the box that images are fitted into, and the arithmetic.
+
+    Not the rest: settings of training are added over time, and weights that were released before must stay of use.
+    """
+    model = TypeAdapter(ModelConfig).validate_json(json.dumps(settings["model"]))
+    long_side, short_side = (int(side) for side in settings["recipe"]["resize"])
+    recipe = SimpleNamespace(resize=(long_side, short_side))
+    train = SimpleNamespace(precision=str(settings["train"]["precision"]), tf32=bool(settings["train"]["tf32"]))
+    return cast(Cell, SimpleNamespace(model=model, recipe=recipe, train=train))
+
+
+def read_about(file: Path) -> dict[str, Any]:
+    """What a weights file says of itself, or config.json beside it; DataError when neither does."""
+    try:
+        with safe_open(file, framework="numpy") as content:
+            said = (content.metadata() or {}).get("about")
+        config = file.with_name(CONFIG)
+        about = json.loads(said or (config.read_text(encoding="utf-8") if config.exists() else "null"))
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{file}: not a weights file, or damaged ({error})") from None
+    if not isinstance(about, dict):
+        raise DataError(f"{file}: not weights of this project: neither they nor {CONFIG} beside them say what they are")
+    return about

@@ -1,0 +1,95 @@
+"""One step of training: forward, loss, backward, SGD. The host waits for no number of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from deeplab.config import Cell, TrainConfig
+from deeplab.errors import NonFiniteError, SettingsError
+from deeplab.loss import LOSSES, valid_pixels
+from deeplab.precision import autocast
+from deeplab.ranks import ALONE, Ranks
+
+
+def build_optimizer(network: nn.Module, train: TrainConfig) -> torch.optim.SGD:
+    """SGD over every parameter with one weight decay, in one fused kernel; its rate is set before each step."""
+    return torch.optim.SGD(
+        network.parameters(), lr=0.0, momentum=train.momentum, weight_decay=train.weight_decay, fused=True
+    )
+
+
+def train_step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    images: Tensor,
+    masks: Tensor,
+    cell: Cell,
+    lr: float,
+    ranks: Ranks = ALONE,
+) -> Tensor:
+    """One step on normalised images (N, 3, H, W) and uint8 masks (N, H, W), this process's part of the batch.
+
+    Returns the loss over the whole batch, a scalar on the device.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.zero_grad(set_to_none=True)
+    loss = step_loss(network, images, masks, cell, ranks)
+    scaler.scale(loss * ranks.world).backward()  # type: ignore[no-untyped-call]  # the processes' mean is taken
+    scaler.step(optimizer)
+    scaler.update()
+    return ranks.sum(loss.detach())
+
+
+def step_loss(network: nn.Module, images: Tensor, masks: Tensor, cell: Cell, ranks: Ranks) -> Tensor:
+    """This process's part of the loss: over its own pixels, divided by the valid ones of the whole batch."""
+    count = ranks.sum(valid_pixels(masks))
+    with autocast(cell.train.precision, images.device):
+        output = network(images)
+    logits, *auxiliary = output if isinstance(output, tuple) else (output,)
+    criterion = LOSSES[cell.train.loss]
+    loss = criterion(logits, masks, count)
+    for extra in auxiliary:
+        loss = loss + cell.train.auxiliary_weight * criterion(extra, masks, count)
+    return loss
+
+
+def try_step(
+    network: nn.Module, joined: nn.Module, images: Tensor, masks: Tensor, cell: Cell, ranks: Ranks, where: str
+) -> None:
+    """Go forward and backward once and leave no trace, so that what cannot work ends here and not hours later.
+
+    `network` holds the weights of `joined`, which is what is called. Compiling, choosing kernels and growing the pools
+    of memory happen here too. Raises NonFiniteError naming `where` for a loss or gradient that is not finite.
+    """
+    before = [buffer.clone() for buffer in network.buffers()]  # running statistics
+    loss = step_loss(joined, images, masks, cell, ranks)
+    (loss * ranks.world).backward()  # type: ignore[no-untyped-call]
+    numbers = [ranks.sum(loss.detach())]
+    if cell.train.precision != "fp16":  # whose gradients overflow until their scale is found
+        numbers += [parameter.grad.sum() for parameter in network.parameters() if parameter.grad is not None]
+    finite = bool(torch.stack(numbers).isfinite().all())
+    for buffer, value in zip(network.buffers(), before, strict=True):
+        buffer.copy_(value)
+    network.zero_grad(set_to_none=True)
+    if not finite:
+        raise NonFiniteError(where)
+
+
+@contextmanager
+def memory_explained(cell: Cell, device: torch.device, ranks: Ranks) -> Iterator[None]:
+    """Say what to change when the block runs out of memory, as SettingsError."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        size, (height, width) = cell.recipe.batch_size // ranks.world, cell.recipe.crop
+        raise SettingsError(
+            f"batch_size: out of memory on {device} with {size} crops of {height}x{width} in {cell.train.precision}. "
+            f"Share the batch among more GPUs (runtime.gpus_per_cell: {2 * ranks.world}), or depart from the recipe: "
+            f"train.precision bf16, output_stride 16, a smaller batch_size"
+        ) from None

@@ -1,0 +1,179 @@
+"""Writes a prepared store (deeplab/store.py): any number of processes bring the pixels, one of them the manifest."""
+
+import ctypes
+import errno
+import json
+import os
+import shutil
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeplab.store import FILES, IGNORE, IMAGE_FILES, IMAGES, MANIFEST, MASKS, PACKED, VERSION, Bytes, Color, Record
+
+PARTIAL = f"{MANIFEST}.part"
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
+
+
+class PixelFiles:
+    """The two files of pixels of a store that is being written. Each process that writes to them opens them itself."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.images = (folder / IMAGES).open("r+b", buffering=0)
+        self.masks = (folder / MASKS).open("r+b", buffering=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self.images, self.masks):
+            with suppress(OSError):  # on a full disk closing fails too, and would hide what was raised first
+                file.close()
+
+    def write(
+        self, split: str, name: str, offset: int, image: Bytes, mask: Bytes, packed: bool = True
+    ) -> tuple[Record, int]:
+        """Write a sample at `offset` pixels; return its record, and the CRC-32 of the image alone.
+
+        `image` is (H, W, 3) RGB and is not written unless `packed`; `mask` is (H, W) of train ids and 255.
+        """
+        assert image.dtype == mask.dtype == np.uint8
+        assert image.shape == (*mask.shape, 3)
+        image, mask = np.ascontiguousarray(image), np.ascontiguousarray(mask)
+        # Before they are written, which drives them out of the processor's cache.
+        of_image = zlib.crc32(image.data)
+        of_both = zlib.crc32(mask.data, of_image)
+        counts = histogram(mask)
+        with naming(self.folder):
+            if packed:
+                write_at(self.images.fileno(), image.data.cast("B"), 3 * offset)
+            write_at(self.masks.fileno(), mask.data.cast("B"), offset)
+        record = Record(
+            id=name,
+            split=split,
+            height=mask.shape[0],
+            width=mask.shape[1],
+            offset=offset,
+            checksum=of_both,
+            pixels={int(label): int(counts[label]) for label in np.flatnonzero(counts)},
+        )
+        return record, of_image
+
+    def flush(self) -> None:
+        """Have the kernel bring all to the disk from now on, and do not wait: `sync` then has less to do (Linux)."""
+        if LIBC:
+            for file in (self.images, self.masks):
+                LIBC.sync_file_range(file.fileno(), ctypes.c_int64(0), ctypes.c_int64(0), START_WRITING)
+
+    def sync(self) -> None:
+        """Wait until all is on the disk, whichever process wrote it."""
+        with naming(self.folder):
+            for file in (self.images, self.masks):
+                os.fsync(file.fileno())
+
+
+def write_at(file: int, content: memoryview, offset: int) -> None:
+    """Write all of `content`."""
+    while content:
+        written = os.pwrite(file, content, offset)
+        content, offset = content[written:], offset + written
+
+
+def histogram(labels: Bytes) -> NDArray[np.int64]:
+    """How many pixels have each of the 256 values: counts runs, which in a mask are far fewer than pixels."""
+    flat = labels.reshape(-1)
+    last = np.append(np.flatnonzero(flat[1:] != flat[:-1]), flat.size - 1)  # of each run
+    return np.bincount(flat[last], weights=np.diff(last, prepend=-1), minlength=256).astype(np.int64)
+
+
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Name `folder` in an OSError: writing to an open file raises one that does not say which disk is full."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
+
+
+class StoreWriter:
+    """Writes a store in place of what `folder` held; it is there once the `with` block has ended without an error."""
+
+    def __init__(self, folder: Path, classes: tuple[str, ...], palette: tuple[Color, ...]) -> None:
+        assert len(classes) == len(palette) <= IGNORE
+        self.folder, self.classes, self.palette = folder, classes, palette
+        self.records: list[Record] = []
+        self.files: list[str] = []
+        self.offset = 0  # in pixels: where the next sample belongs
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove()  # not overwritten: a process that has mapped the old files goes on reading them
+        for name in (IMAGES, MASKS):
+            (self.folder / name).touch()
+        self.pixels = PixelFiles(self.folder)
+        return self
+
+    def need(self, size: int) -> None:
+        """OSError when the disk has no room for `size` bytes of pixels: better known now than in an hour."""
+        free = shutil.disk_usage(self.folder).free
+        if size > free:
+            place = f"{self.folder} ({size:,} bytes needed, {free:,} free)"
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place)
+
+    def add(self, split: str, name: str, image: Bytes, mask: Bytes, file: Path | None = None) -> None:
+        """Append one sample: `image` (H, W, 3) RGB, `mask` (H, W) of train ids and 255.
+
+        With `file`, which `read_image` decodes to `image`, only its path is kept. All samples of a store have one, or
+        none has.
+        """
+        self.keep(self.pixels.write(split, name, self.offset, image, mask, packed=file is None)[0], file)
+
+    def keep(self, record: Record, file: Path | None = None) -> None:
+        """Append one sample whose pixels stand in their place already."""
+        assert record.offset == self.offset
+        assert all(label < len(self.classes) or label == IGNORE for label in record.pixels)
+        if file is not None:  # as seen from here: the folders may move together
+            self.files.append(os.path.relpath(file, self.folder))
+        self.records.append(record)
+        self.offset += record.height * record.width
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                assert len(self.files) in (0, len(self.records))
+                with naming(self.folder):
+                    self._write(IMAGE_FILES, "\n".join([FILES if self.files else PACKED, *self.files]) + "\n")
+                    self.pixels.sync()
+                    self._write_manifest()
+        finally:
+            self.pixels.__exit__()
+            if not (self.folder / MANIFEST).exists():
+                self._remove()
+
+    def _remove(self) -> None:
+        for name in (MANIFEST, PARTIAL, IMAGES, MASKS, IMAGE_FILES):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def _write_manifest(self) -> None:
+        head = {"version": VERSION, "classes": self.classes, "palette": self.palette}
+        samples = ",\n".join(json.dumps(vars(record), separators=(",", ":")) for record in self.records)
+        text = json.dumps(head, ensure_ascii=False)[:-1] + f',\n"samples": [\n{samples}\n]}}\n'
+        self._write(PARTIAL, text)
+        (self.folder / PARTIAL).rename(self.folder / MANIFEST)
+
+    def _write(self, name: str, text: str) -> None:
+        with (self.folder / name).open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())

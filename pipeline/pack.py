@@ -1,0 +1,188 @@
+"""Check and pack samples in worker processes.
+
+A worker writes the pixels that it has decoded to their place in the store and sends back only the record: through one
+process that writes, they would take longer than decoding. The places follow from the sizes, which headers tell.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from ctypes import Array, c_char
+from dataclasses import dataclass
+from itertools import accumulate, chain
+from multiprocessing.sharedctypes import RawArray
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deeplab.errors import DataError, MaskError, SizeError
+from pipeline.process import die_with_parent
+
+if TYPE_CHECKING:
+    from deeplab.store import Bytes, Record
+    from pipeline.datasets.layout import Format, RawSample
+
+Size = tuple[int, int]  # height, width
+
+CHUNK = 16  # samples that a worker is given at once; fewer when there are not many
+HEADERS = 128  # the same for headers, which are read much faster
+UNKNOWN: Size = (0, 0)  # of a file that cannot be read
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a sample."""
+
+    kind: type[DataError]
+    message: str
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A sample whose pixels are in the store."""
+
+    record: Record
+    image_checksum: int  # CRC-32 of the image alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What there is to do. It travels once, when a worker starts; after that only numbers of samples do."""
+
+    format: str  # a key of FORMATS
+    samples: Sequence[tuple[str, RawSample]]  # with their splits
+    store: Path
+    packed: bool  # whether images are written too
+    at_work: Array[c_char]  # per sample: b"\1" while a worker is busy with it
+
+
+def plan(format: str, samples: Sequence[tuple[str, RawSample]], store: Path, packed: bool) -> Work:  # noqa: A002
+    """The work of packing `samples`, with none begun."""
+    return Work(format=format, samples=samples, store=store, packed=packed, at_work=RawArray(c_char, len(samples)))
+
+
+@contextmanager
+def started(work: Work, workers: int) -> Iterator[Executor]:
+    """Worker processes for as long as the block lasts; DataError names the samples at which one of them died."""
+    pool = ProcessPoolExecutor(workers, initializer=start_worker, initargs=(work,))
+    try:
+        yield pool
+    except BrokenProcessPool:
+        busy = [
+            str(sample.image) for (_, sample), state in zip(work.samples, work.at_work, strict=True) if state != b"\0"
+        ]
+        where = f"{' or '.join(busy)}: a worker process died on it." if busy else "A worker process died at its start."
+        raise DataError(f"{where} The machine was out of memory, or a file crashes the decoder.") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_work: Work  # in a worker process: its part in what start_worker was given
+
+
+def start_worker(work: Work) -> None:
+    """Leave Ctrl-C to the process that gives out the work, and end with it."""
+    global _work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()
+    _work = work
+
+
+def sizes(pool: Executor, work: Work, workers: int) -> Iterator[Size]:
+    """The size of each image, in order; UNKNOWN where reading it will tell what is wrong."""
+    return chain.from_iterable(pool.map(measure, chunks(len(work.samples), workers, HEADERS)))
+
+
+def pack(pool: Executor, work: Work, workers: int, found: Sequence[Size]) -> Iterator[Packed | list[Problem]]:
+    """Pack all samples, whose images have the sizes `found`; give the record or the problems of each, in order."""
+    offsets = list(accumulate((height * width for height, width in found), initial=0))
+    parts = chunks(len(work.samples), workers, CHUNK)
+    where = [[(offsets[index], found[index]) for index in part] for part in parts]
+    return chain.from_iterable(pool.map(pack_part, parts, where))
+
+
+def chunks(count: int, workers: int, most: int) -> list[range]:
+    """The numbers up to `count` in parts of `most`, or fewer so that all workers are busy until the end."""
+    step = max(1, min(most, count // (4 * workers)))
+    return [range(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+def measure(part: range) -> list[Size]:
+    """The sizes of some images; in a worker."""
+    kind, found = format_of(_work), []
+    for index in part:
+        with noted(index) as (_, sample):
+            try:
+                found.append(kind.size(sample))
+            except DataError:
+                found.append(UNKNOWN)
+    return found
+
+
+def pack_part(part: range, where: list[tuple[int, Size]]) -> list[Packed | list[Problem]]:
+    """Pack some samples at these offsets; in a worker."""
+    from deeplab.store_writer import PixelFiles
+
+    results: list[Packed | list[Problem]] = []
+    with PixelFiles(_work.store) as files:
+        for index, (offset, size) in zip(part, where, strict=True):
+            with noted(index) as (split, sample):
+                loaded = load(format_of(_work), sample, size)
+                if isinstance(loaded, list):
+                    results.append(loaded)
+                else:
+                    results.append(Packed(*files.write(split, sample.id, offset, *loaded, packed=_work.packed)))
+        files.flush()
+    return results
+
+
+@contextmanager
+def noted(index: int) -> Iterator[tuple[str, RawSample]]:
+    """The sample with this number, known to be worked on."""
+    _work.at_work[index] = b"\1"
+    yield _work.samples[index]
+    _work.at_work[index] = b"\0"
+
+
+def format_of(work: Work) -> Format:
+    from pipeline.datasets import FORMATS
+
+    return FORMATS[work.format]
+
+
+def load(kind: Format, sample: RawSample, expected: Size) -> tuple[Bytes, Bytes] | list[Problem]:
+    """Image and mask of a sample, or all that is wrong with it."""
+    image, size, unreadable = attempt(kind.load_image, sample)
+    mask, shape, unusable = attempt(kind.load_mask, sample)
+    problems = [problem for problem in (unreadable, unusable) if problem]
+    if size and shape and size != shape:
+        told = f"the mask is {shape[1]}x{shape[0]}, but {sample.image} is {size[1]}x{size[0]}"
+        problems.append(Problem(SizeError, f"{sample.mask}: {told}"))
+    if size and size != expected:
+        told = f"its header says {expected[1]}x{expected[0]}, but it is {size[1]}x{size[0]}. Save it again"
+        problems.append(Problem(SizeError, f"{sample.image}: {told}"))
+    if problems:
+        return problems
+    assert image is not None
+    assert mask is not None
+    return image, mask
+
+
+def attempt(
+    load_one: Callable[[RawSample], Bytes], sample: RawSample
+) -> tuple[Bytes | None, Size | None, Problem | None]:
+    """The array, its height and width, and what is wrong with it; the size may be known of one that is of no use."""
+    try:
+        array = load_one(sample)
+    except DataError as error:
+        return None, error.shape if isinstance(error, MaskError) else None, Problem(type(error), str(error))
+    return array, (array.shape[0], array.shape[1]), None
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,81 @@
+"""The part of verify that needs more than the committed files: the runs, the weights and the data."""
+
+from functools import partial
+from pathlib import Path
+
+from deeplab.errors import DataError
+from pipeline.params import Params
+from pipeline.progress import shown
+from pipeline.results import Result
+from pipeline.tracking import TrackingError, open_experiment
+
+TOLERANCE = 1e-4  # a hundredth of a percent: another GPU rounds differently
+
+
+class MismatchError(Exception):
+    """A number that is not what it claims to be."""
+
+
+def check_runs(dataset: str, name: str, results: list[Result]) -> None:
+    """Each result must have a complete run in MLflow with the same number, weights and data, and its commit."""
+    try:
+        with open_experiment(dataset, timeout=20) as experiment:
+            runs = {run.data.tags.get("key"): run for run in experiment.runs(cell=name, complete="1")}
+            current = [run for run in runs.values() if run.data.tags.get("current") == "1"]
+    except TrackingError as error:
+        raise MismatchError(f"{name}: no MLflow to find its run in: {error}") from None
+    if not results and not current:
+        raise MismatchError(f"{name}: no run in MLflow, and no record here. Run: dvc repro tables@{dataset}")
+    for result in results:
+        if result.key not in runs:
+            raise MismatchError(
+                f"{name}: no run in MLflow has the key {result.key}. Run: dvc repro -f tables@{dataset}"
+            )
+        run = runs[result.key]
+        tags, miou = run.data.tags, run.data.metrics.get("final/mIoU")
+        expected = {"data_fingerprint": result.fingerprint["data"], "weights_sha256": result.weights["sha256"]}
+        for tag, value in expected.items():
+            if tags.get(tag) != value:
+                raise MismatchError(f"{name}: run {run.info.run_id} says {tag} {tags.get(tag)}, the record {value}")
+        if miou != result.scores["mIoU"]:
+            raise MismatchError(f"{name}: run {run.info.run_id} says mIoU {miou}, the record {result.scores['mIoU']}")
+    for run in [runs[result.key] for result in results] or current:
+        if run.data.tags.get("commit", "unknown") == "unknown":
+            raise MismatchError(
+                f"{name}: run {run.info.run_id} knows no commit: it was recorded without the trainer's run.json, or "
+                f"trained outside git"
+            )
+
+
+def recompute(name: str, results: list[Result], params: Params, weights: Path, data: Path) -> None:
+    """The `weights` must give the number of the record again on the store `data`, but for rounding."""
+    from deeplab.store import Store
+
+    cell = params.cell(name)
+    files = {result.seed: weights / result.weights["file"] for result in results}
+    if missing := [file for file in files.values() if not file.exists()]:
+        raise MismatchError(f"{name}: {missing[0]} is not there. Run: dvc pull {missing[0].parent}")
+    try:
+        store = Store(data)
+    except DataError as error:
+        raise MismatchError(f"{name}: no data to compute it on: {error}") from None
+    if store.fingerprint != results[0].fingerprint["data"]:
+        raise MismatchError(f"{name}: {store.folder} is not the data of its record. Run: dvc repro evaluate@{name}")
+
+    from deeplab.inference import evaluate
+    from deeplab.metrics import score
+    from pipeline.device import select_device, set_arithmetic
+    from pipeline.evaluate import load_network
+
+    device = select_device(params.runtime.device)
+    set_arithmetic(cell.train)
+    split = store.split(cell.recipe.val_split)
+    protocol = next(iter(params.protocols.values()))
+    for result in results:
+        file: Path = files[result.seed]
+        network = load_network(file, name, cell, len(store.classes)).to(device)
+        progress = partial(shown, title=f"{name} seed {result.seed}")
+        matrix = evaluate(network, split, len(store.classes), cell, protocol, device, progress)
+        again, said = score(matrix).mean_iou, result.scores["mIoU"]
+        if abs(again - said) > TOLERANCE:
+            raise MismatchError(f"{name}: {file} gives mIoU {again:.6f} on {store.folder}, but the record says {said}")

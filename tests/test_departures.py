@@ -1,0 +1,48 @@
+from dataclasses import replace
+
+import pytest
+
+from pipeline.departures import PUBLISHED, departs, departures
+from pipeline.params import load_params
+from tests.tiny import tiny_cell
+
+CELLS = load_params().cells
+PUBLISHED_CELLS = [name for name, cell in CELLS.items() if cell.dataset in PUBLISHED]
+
+
+def changed(section, **values):
+    cell = CELLS["voc_resnet50_os8"]
+    return replace(cell, **{section: replace(getattr(cell, section), **values)})
+
+
+def test_the_three_published_sets_have_four_cells_each():
+    assert len(PUBLISHED_CELLS) == 12
+
+
+@pytest.mark.parametrize("name", PUBLISHED_CELLS)
+def test_the_cells_of_this_repository_keep_to_their_recipe(name):
+    assert departures(CELLS[name]) == ()
+
+
+@pytest.mark.parametrize(("section", "values", "expected"), [
+    ("train", {"precision": "bf16"}, ("precision bf16",)),
+    ("train", {"tf32": True}, ("tf32",)),
+    ("recipe", {"batch_size": 8, "epochs": 30}, ("batch_size 8 instead of 16", "epochs 30 instead of 60")),
+    ("recipe", {"crop": (480, 480)}, ("crop [480, 480] instead of [512, 512]",)),
+    ("recipe", {"train_split": "train"}, ("train_split train",)),
+    ("model", {"aspp_channels": 256}, ("aspp_channels 256 instead of 512",)),
+    ("augment", {"hue": 9.0}, ("hue 9.0 instead of 18",)),
+    ("train", {"threads": 7, "compile": True}, ()),
+    ("model", {"backbone": "resnet18", "pretrained": False}, ()),
+])  # fmt: skip
+def test_a_departure_says_what_was_changed(section, values, expected):
+    assert departures(changed(section, **values)) == expected
+
+
+def test_several_departures_are_one_text():
+    assert departs(changed("recipe", lr=0.02, batch_size=8)) == "lr 0.02 instead of 0.01, batch_size 8 instead of 16"
+
+
+def test_a_data_set_without_a_published_recipe_has_nothing_to_depart_from():
+    assert departures(tiny_cell()) == ()
+    assert departures(CELLS["shapes_resnet18_os8"]) == ()

@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from pipeline.device import select_device
+from pipeline.errors import ParamsError
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    def pretend(count):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "expected"), [("auto", 0, "cpu"), ("auto", 2, "cuda"), ("cuda:1", 2, "cuda:1"), ("cpu", 2, "cpu")]
+)
+def test_auto_is_a_gpu_if_there_is_one(gpus, name, count, expected):
+    gpus(count)
+    assert select_device(name) == torch.device(expected)
+
+
+def test_each_process_of_a_cell_has_a_gpu_of_its_own(gpus):
+    gpus(2)
+    assert [select_device("auto", 2, rank) for rank in (0, 1)] == [torch.device("cuda", rank) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize(("name", "count"), [("auto", 0), ("auto", 1), ("cuda:1", 2)])
+def test_too_few_gpus_for_the_processes_of_a_cell_are_refused(gpus, name, count):
+    gpus(count)
+    with pytest.raises(
+        ParamsError, match=f"runtime.gpus_per_cell: got 2 with device '{name}' and {count} visible GPUs"
+    ):
+        select_device(name, 2, 1)
+
+
+def test_the_cpu_is_shared_only_when_asked_for(gpus):
+    gpus(0)
+    assert select_device("cpu", 2, 1) == torch.device("cpu")

@@ -1,0 +1,85 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from deeplab import load_model
+from deeplab.errors import DataError
+from pipeline import export
+from pipeline.errors import ParamsError
+from tests.tiny import write_weights
+
+CLASSES = ["class 0", "class 1", "class 2"]
+IMAGE = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)  # already as large as the recipe's box
+PIXELS = torch.from_numpy(IMAGE).permute(2, 0, 1)[None].float()
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_weights(tmp_path_factory.mktemp("weights") / "seed0.safetensors")
+
+
+def agrees(model, logits):
+    """Whether raw pixels gave the classes that the project itself predicts."""
+    assert logits.shape == (1, 3, 32, 48)
+    return (logits.argmax(1)[0].numpy() == model.predict(IMAGE)).mean() > 0.999
+
+
+def test_onnx_runs_elsewhere_on_any_size_and_says_what_it_is(weights, tmp_path, capsys):
+    import onnxruntime
+
+    model = load_model(weights)
+    path = export.run(model, weights, "onnx", tmp_path)
+    assert "largest difference of a logit" in capsys.readouterr().out
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    said = session.get_modelmeta().custom_metadata_map
+    assert json.loads(said["classes"]) == CLASSES
+    assert agrees(model, torch.from_numpy(session.run(None, {"images": PIXELS.numpy()})[0]))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated")
+def test_torchscript_is_loaded_without_this_project(weights, tmp_path):
+    model = load_model(weights)
+    said = {"classes": ""}
+    loaded = torch.jit.load(export.run(model, weights, "torchscript", tmp_path), _extra_files=said)
+    assert json.loads(said["classes"]) == CLASSES
+    assert agrees(model, loaded(PIXELS))
+
+
+def test_pt2_is_loaded_without_this_project(weights, tmp_path):
+    model = load_model(weights)
+    said = {"classes": ""}
+    loaded = torch.export.load(export.run(model, weights, "pt2", tmp_path), extra_files=said)
+    assert json.loads(said["classes"]) == CLASSES
+    assert agrees(model, loaded.module()(PIXELS))
+
+
+def test_a_repository_folder_is_read_by_load_model(weights, tmp_path):
+    model = load_model(weights)
+    (tmp_path / "card.md").write_text("the card")
+    export.run(model, weights, "huggingface", tmp_path / "repository", tmp_path / "card.md")
+    assert (tmp_path / "repository/README.md").read_text() == "the card"
+    assert (tmp_path / "repository/model.safetensors").read_bytes() == weights.read_bytes()
+    np.testing.assert_array_equal(load_model(tmp_path / "repository").predict(IMAGE), model.predict(IMAGE))
+
+
+def test_an_export_that_computes_something_else_is_removed_and_told(weights, tmp_path, monkeypatch):
+    def wrong(network, path, said):
+        path.write_bytes(b"")
+        return lambda images: network(images) + 0.002
+
+    monkeypatch.setitem(export.FORMATS, "pt2", (".pt2", wrong))
+    with pytest.raises(DataError, match=r"model\.pt2: its logits differ by 0\.002 from the network's, expected 0\.001"):
+        export.run(load_model(weights), weights, "pt2", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_format_and_a_missing_package_are_told(monkeypatch):
+    with pytest.raises(ParamsError, match="--export: got 'onx', expected one of onnx, torchscript, pt2, huggingface"):
+        export.check_format("onx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ParamsError, match="the package onnxruntime is missing. Run: pip install onnxruntime"):
+        export.check_format("onnx")

@@ -1,0 +1,210 @@
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab import load_model
+from deeplab.errors import DataError
+from pipeline import predict
+from pipeline.errors import ParamsError
+from pipeline.params import PARAMS
+from tests.tiny import write_weights
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load_model(write_weights(tmp_path_factory.mktemp("weights") / "seed0.safetensors"))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three images, one in a folder below, two of one size."""
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (40, 48)), ("b.png", (40, 48)), ("trip/c.jpg", (33, 61))):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        small = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        Image.fromarray(small).resize(size[::-1], Image.Resampling.NEAREST).save(path)
+    return tmp_path / "photos"
+
+
+def segmented(model, source, batch=8, tiling=None):
+    out = source.parent / "out"
+    return predict.run(model, source, out, batch, tiling), out
+
+
+def rows(out):
+    with (out / "classes.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def test_a_folder_gives_masks_overlays_and_a_class_table_at_each_image_s_size(model, photos, monkeypatch):
+    batches = []
+    whole = type(model).predict_batch
+    monkeypatch.setattr(
+        type(model), "predict_batch", lambda self, images: batches.append(len(images)) or whole(self, images)
+    )
+    code, out = segmented(model, photos)
+    assert code == 0
+    assert batches[:2] == [2, 1]  # those of one size together
+    for name in ("a", "b", "trip/c"):
+        (file,) = photos.glob(f"{name}.*")
+        image = pixels(file)
+        mask = pixels(out / f"masks/{name}.png")
+        assert mask.shape == image.shape[:2]
+        assert (mask == model.predict(image)).mean() > 0.999
+        with Image.open(out / f"masks/{name}.png") as picture:
+            assert picture.mode == "P"
+            assert picture.getpalette()[:9] == [channel for color in model.palette for channel in color]
+        assert pixels(out / f"overlays/{name}.png").shape == image.shape
+        own = [row for row in rows(out) if row["image"] == name]
+        assert {row["class"]: int(row["pixels"]) for row in own} == {
+            f"class {k}": n for k, n in enumerate(np.bincount(mask.reshape(-1)).tolist()) if n
+        }
+        assert sum(float(row["share"]) for row in own) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_broken_image_is_named_the_rest_goes_on_and_the_exit_code_says_so(model, photos, capsys):
+    (photos / "b.png").write_bytes(b"not an image")
+    cut = (photos / "trip/c.jpg").read_bytes()
+    (photos / "trip/cut.jpg").write_bytes(cut[: len(cut) // 2])
+    code, out = segmented(model, photos)
+    assert code == 1
+    said = capsys.readouterr()
+    assert [Path(line.split(": ")[1]).name for line in said.err.splitlines() if "left out" in line] == [
+        "b.png",
+        "cut.jpg",
+    ]
+    assert "2 of 4 images segmented" in said.out
+    assert {row["image"] for row in rows(out)} == {"a", "trip/c"}
+
+
+def test_an_image_lies_as_a_viewer_shows_it(model, photos):
+    picture = Image.open(photos / "a.png")
+    exif = picture.getexif()
+    for tag, name in predict.TURNS.items():
+        exif[predict.ORIENTATION] = tag
+        picture.save(photos / "turned.png", exif=exif)
+        expected = np.asarray(picture.transpose(Image.Transpose[name]))
+        np.testing.assert_array_equal(predict.upright(photos / "turned.png"), expected)
+    assert predict.upright(photos / "a.png").shape == (40, 48, 3)
+
+
+def test_what_an_earlier_call_has_written_into_the_folder_is_no_photo(model, photos):
+    for _ in range(2):
+        assert predict.run(model, photos, photos, 8, None) == 0
+    assert len({row["image"] for row in rows(photos)}) == 3
+
+
+def test_two_images_whose_names_differ_in_their_ending_do_not_overwrite_each_other(model, photos):
+    Image.open(photos / "a.png").save(photos / "a.bmp")
+    _, out = segmented(model, photos)
+    assert {path.name for path in (out / "masks").glob("*.png")} == {"a.png.png", "a.bmp.png", "b.png"}
+
+
+def test_a_large_image_is_cut_into_tiles(model, photos):
+    _, out = segmented(model, photos / "a.png", tiling=((32, 32), (16, 16)))
+    expected = model.predict_tiles(pixels(photos / "a.png"), (32, 32), (16, 16))
+    np.testing.assert_array_equal(pixels(out / "masks/a.png"), expected)
+
+
+@pytest.fixture
+def film(tmp_path):
+    path = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 5.0, (48, 32))
+    for frame in range(7):
+        writer.write(np.full((32, 48, 3), 30 * frame, np.uint8))
+    writer.release()
+    return path
+
+
+def test_a_video_gives_one_with_the_overlay_and_a_table_per_frame(model, film):
+    code, out = segmented(model, film, batch=3)
+    assert code == 0
+    reader = cv2.VideoCapture(str(out / "overlay.mp4"))
+    assert (reader.get(cv2.CAP_PROP_FRAME_COUNT), reader.get(cv2.CAP_PROP_FPS)) == (7, 5)
+    assert reader.read()[1].shape == (32, 48, 3)
+    found = rows(out)
+    assert sorted({int(row["frame"]) for row in found}) == list(range(7))
+    assert sum(int(row["pixels"]) for row in found) == 7 * 32 * 48
+    assert found[-1]["seconds"] == "1.200"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "codec", "message"),
+    [
+        (lambda film: film.write_bytes(b"no video"), "mp4v", "film.avi: not a video that OpenCV can read"),
+        (lambda film: None, "none", "overlay.mp4: OpenCV cannot write a video here: it has no none codec"),
+    ],
+)
+def test_a_video_without_a_codec_is_told(model, film, monkeypatch, spoil, codec, message):
+    spoil(film)
+    monkeypatch.setattr("pipeline.video.CODEC", codec)
+    with pytest.raises(DataError, match=message):
+        segmented(model, film)
+
+
+def test_a_folder_without_images_and_a_source_that_is_not_there_are_told(model, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty: no image in this folder, expected files that end in"):
+        segmented(model, tmp_path / "empty")
+    with pytest.raises(DataError, match="nowhere: no such file or folder"):
+        segmented(model, tmp_path / "nowhere")
+
+
+def test_an_out_folder_that_cannot_be_written_is_named_before_anything_is_segmented(model, photos):
+    (photos.parent / "out").write_text("a file")
+    with pytest.raises(OSError, match="out"):
+        segmented(model, photos)
+
+
+@pytest.mark.parametrize(
+    ("window", "stride", "message"),
+    [
+        ([8, 8], [8, 9], r"--stride: got \[8, 9\], expected at most the window, \[8, 8\]"),
+        (None, [8, 8], "--stride: got one without --window"),
+        ([8, 0], None, "expected 1 or more"),
+    ],
+)
+def test_tiles_that_leave_gaps_are_refused(window, stride, message):
+    with pytest.raises(ParamsError, match=message):
+        predict.tiling_of(window, stride)
+    assert predict.tiling_of([8, 6], None) == ((8, 6), (4, 3))
+
+
+def test_a_cell_stands_for_its_weights(tmp_path, monkeypatch):
+    (tmp_path / PARAMS).write_text((ROOT / PARAMS).read_text())
+    monkeypatch.chdir(tmp_path)
+    runs, cell = Path("runs"), "shapes_resnet18_os8"
+    with pytest.raises(
+        DataError, match=rf"seed0\.safetensors: no such weights\. Run: dvc pull .* dvc repro train@{cell}"
+    ):
+        predict.find_weights(cell, runs, 0)
+    file = write_weights(runs / cell / "weights/seed0.safetensors")
+    assert predict.find_weights(cell, runs, 0) == file == predict.find_weights(str(file), runs, 0)
+    with pytest.raises(ParamsError, match=rf"unknown name 'shapes_resnet18_os9'; did you mean '{cell}'"):
+        predict.find_weights("shapes_resnet18_os9", runs, 0)
+    with pytest.raises(DataError, match=r"other/weights\.safetensors: no such weights file, and no name of a cell"):
+        predict.find_weights("other/weights.safetensors", runs, 0)
+
+
+def test_the_command_ends_with_one_line_and_the_code_of_the_mistake(photos, tmp_path):
+    weights = write_weights(tmp_path / "seed0.safetensors")
+    (photos / "b.png").write_bytes(b"")
+    command = [sys.executable, "-m", "pipeline.predict", weights, photos, "--out", tmp_path / "out", "--device", "cpu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert (done.returncode, done.stderr) == (1, f"left out: {photos}/b.png: empty file\n")
+    assert len(list((tmp_path / "out/masks").rglob("*.png"))) == 2
