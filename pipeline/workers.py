@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from pipeline.fork import Fork, fork_stage
 from pipeline.guard import GRACE, ask_to_stop, kill, members
 from pipeline.lockparts import LockParts
 from pipeline.slots import Slot
@@ -23,7 +24,7 @@ from pipeline.slots import Slot
 class Job:
     """A stage that runs."""
 
-    process: subprocess.Popen[bytes]  # `dvc`, the leader of its process group
+    process: "subprocess.Popen[bytes] | Fork"  # `dvc`, the leader of its process group
     slot: Slot
     began: float
     left: float | None = None  # when `dvc` ended and others of its group had not
@@ -58,16 +59,22 @@ class Workers:
         `settings` are added to its environment, and its log is then gone on with.
         """
         slot = self.free.pop(0)
+        variables = environment({**slot, **(settings or {})})
+        process: subprocess.Popen[bytes] | Fork
         with self.log(name).open("ab" if settings else "wb") as log:
-            process = subprocess.Popen(
-                self.command(name),
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment({**slot, **(settings or {})}),
-                process_group=0,  # so that Ctrl-C reaches the runner alone, which passes it on with care
-            )
+            if self.parts:
+                process = fork_stage(self.parts.begin(name), name, log.fileno(), variables)
+            else:
+                process = subprocess.Popen(
+                    # --wait-for-lock: without it half of twelve calls at once fail. It has to stand before the verb.
+                    [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name],
+                    cwd=self.folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=variables,
+                    process_group=0,  # so that Ctrl-C reaches the runner alone, which passes it on with care
+                )
         self.tell_guard(process.pid)
         self.running[name] = Job(process=process, slot=slot, began=time.monotonic())
 
@@ -110,13 +117,6 @@ class Workers:
         if time.monotonic() - job.left > GRACE:
             kill(group)
         return True
-
-    def command(self, name: str) -> list[str]:
-        """What runs stage `name` and nothing else."""
-        if self.parts:
-            return [sys.executable, "-m", "pipeline.lockparts", str(self.parts.begin(name)), name]
-        # --wait-for-lock: without it half of twelve calls at once fail. It has to stand before the verb.
-        return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
 
     def tell_guard(self, group: int) -> None:
         """Say that `group` has begun, or has ended."""
