@@ -1,9 +1,9 @@
 """dvc.lock in parts, one per stage that runs: DVC's own call then costs the same in a grid of twelve cells and of 200.
 
-For each stage DVC reads all of dvc.lock and writes it anew: seconds when it is long. Its call here (`python -m
-pipeline.lockparts PART STAGE` is `dvc --wait-for-lock repro --single-item STAGE`) finds and leaves the entry of its
-stage in a file of the same form, and the runner puts the entries into dvc.lock, several at a time when that takes long.
-Parts that a killed runner has left are put there by the next one.
+For each stage DVC reads all of dvc.lock and writes it anew: seconds when it is long. `dvc --wait-for-lock repro
+--single-item STAGE` as the runner calls it finds and leaves the entry of its stage in a file of the same form, and the
+runner puts the entries into dvc.lock, several at a time when that takes long. Parts that a killed runner has left are
+put there by the next one.
 """
 
 import sys

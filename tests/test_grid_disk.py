@@ -25,7 +25,8 @@ def can_mount():
 
 @pytest.mark.skipif(not can_mount(), reason="needs a mount of its own: unshare --mount --map-root-user")
 def test_a_full_disk_below_dvcs_cache_fails_the_run_although_dvc_may_exit_with_0(tmp_path):
-    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "DVC_NO_ANALYTICS": "1"}
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    variables = {**os.environ, "PYTHONPATH": path, "DVC_NO_ANALYTICS": "1"}
     (tmp_path / "dvc.yaml").write_text(STAGES)
     (tmp_path / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, env=variables, check=True)
