@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE  # without compiled files each of the stages st
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test check ui pins clean
+.PHONY: demo test test-ray test-slurm check ui pins clean
 
 demo: .venv/ready  ## the synthetic grid, from nothing to a filled table
 	python -m pipeline.grid readme@shapes compare@shapes
@@ -23,6 +23,16 @@ test: .venv/ready  ## what CI runs
 	pytest -n 2 --dist loadfile --cov --cov-report=term
 
 check: test
+
+# A grid of twelve cells on a real cluster, all of it on this machine, with workers killed and nodes lost: about ten minutes each.
+test-ray: .venv/ready  ## installs Ray into .venv
+	.venv/bin/uv pip install --quiet --python .venv/bin/python ray==2.60.0
+	pytest -n 0 tests/engines/ray_grid.py
+
+test-slurm: .venv/ready  ## as root, after: apt-get install slurm-wlm munge
+	.venv/bin/uv pip install --quiet --python .venv/bin/python submitit==1.5.4
+	pytest -n 0 tests/engines/slurm_grid.py
+
 
 ui: .venv/ready mlflow.db  ## look at the runs; loopback only
 	python -m pipeline.ui --port $(PORT)

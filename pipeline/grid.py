@@ -2,14 +2,11 @@
 
 Each stage runs as `dvc repro --single-item`, so DVC skips, caches and records as ever. A stage that fails takes only
 what needs it with it; the tables are filled with what there is. Ctrl-C lets the trainings save, and the same command
-goes on from there.
+goes on from there. `python -m pipeline.status` shows the cells from any other shell.
 """
 
 import argparse
-import fcntl
-import os
 import re
-import shutil
 import signal
 import sys
 import time
@@ -17,40 +14,55 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import BusyError, ParamsError, run_command
-from pipeline.params import Params, load_params
-from pipeline.plan import Stage, State, deepest_first, outdated, read_stages, shorten, verdict
-from pipeline.workers import Workers, find_slots
+from pipeline.board import LOCK, only_runner, plan_board
+from pipeline.engines import ENGINES, Engine, Order
+from pipeline.errors import ParamsError, run_command
+from pipeline.lockparts import recover
+from pipeline.params import Params, load_params, unknown
+from pipeline.screen import Screen
+from pipeline.stages import Stage, State, deepest_first, outdated, read_stages, shorten, verdict
+from pipeline.workers import misses_cache
 
-LOCK = Path("runs/.grid.lock")
 LOGS = Path("runs/.logs")
 TICK = 0.1  # seconds between two looks at what runs
 TAIL = 8  # lines of a failed stage's log that are shown
+LISTED = 60.0  # seconds between two tables in a log file
+AT_ONCE = 60.0  # seconds; what fails sooner has hardly begun
 
 
-def run(targets: Sequence[str], count: int | None = None, dry: bool = False) -> int:
-    """Bring `targets` (all when empty) up to date in `count` slots, or only say what would run; the exit code."""
+def run(targets: Sequence[str], count: int | None = None, on: str = "here", address: str | None = None) -> int:
+    """Bring `targets` (all when empty) up to date in `count` slots of the engine `on`; the exit code."""
     if count is not None and count < 1:
         raise ParamsError(f"--slots: got {count}, expected 1 or more")
     params = load_params()  # its mistakes are clearer than DVC's, and a name in it may be no path
-    if dry:
-        return show_plan(targets)
+    prepare_engine = ENGINES[on]
     with only_runner(LOCK):
+        recover()
         stages = read_stages(targets)
         reasons = outdated(stages)
         if not reasons:
             print(f"up to date: {len(stages)} stages")
             return 0
+        order = Order(
+            params=params.runtime,
+            stages=tuple(reasons),
+            count=count,
+            address=address,
+            threads=most_threads(params, reasons),
+            logs=LOGS,
+        )
+        engine = prepare_engine(order)
+        print(f"{len(reasons)} of {len(stages)} stages to run {engine.place}; logs in {LOGS}", flush=True)
         wanted = {name: stages[name] for name in reasons}
-        slots = find_slots(count, params.runtime.device, most_threads(params, reasons))
-        print(f"{len(reasons)} of {len(stages)} stages to run, {len(slots)} at a time; logs in {LOGS}", flush=True)
-        with noted_signals() as stops, Workers(slots, LOGS) as workers:
-            states = walk(wanted, workers, stops)
-            return conclude(states, workers, stops)
+        board = plan_board(engine.place, stages, reasons)
+        with noted_signals() as stops, engine, Screen(board, LOGS / "grid.log", LISTED) as screen:
+            states = walk(wanted, engine, stops, screen)
+        return conclude(states, engine, stops)
 
 
 def show_plan(targets: Sequence[str]) -> int:
     """Print what would run and why."""
+    load_params()
     stages = read_stages(targets)
     reasons = outdated(stages)
     width = max(map(len, reasons), default=0)
@@ -60,42 +72,78 @@ def show_plan(targets: Sequence[str]) -> int:
     return 0
 
 
-def walk(stages: Mapping[str, Stage], workers: Workers, stops: Sequence[int]) -> dict[str, State]:
+def walk(stages: Mapping[str, Stage], engine: Engine, stops: Sequence[int], screen: Screen) -> dict[str, State]:
     """Run `stages`, each when what it needs has ended, until all have or a signal is in `stops`. Returns their ends."""
     order = deepest_first(stages)
     states: dict[str, State] = {}
-    screen = Screen()
+    failures = Failures()
     told = False
 
     def end(name: str, state: State, text: str) -> None:
         states[name] = state
+        screen.board.set(name, state, text.strip(" :") if state != "done" else "")
         screen.say(f"{state:7} {name}{text} ({len(states)} of {len(stages)})")
 
-    while workers.running or (len(states) < len(stages) and not stops):
+    while engine.running or (len(states) < len(stages) and not stops):
         for name in order if not stops else ():
-            if name in states or name in workers.running:
+            if name in states or name in engine.running:
                 continue
             decision = verdict(name, stages, states)
             if decision == "skip":
                 end(name, "skipped", because(stages[name], states))
-            elif decision == "start" and workers.free:
-                workers.start(name)
+            elif decision == "start" and (alike := failures.alike(name, len(engine.free) + len(engine.running))):
+                end(name, "skipped", f": {alike}")
+            elif decision == "start" and engine.free:
+                engine.start(name)
+                screen.board.set(name, "running")
                 screen.say(f"start   {name}")
         if stops and not told:
             told = True
             screen.say("stop    what runs may save first; a second signal ends it at once")
         if len(stops) > 1:
-            workers.kill()
+            engine.kill()
         elif stops:
-            workers.ask_to_stop()
-        for name, code, seconds in workers.ended():
-            if code == 0 and not misses_cache(workers.log(name)):
+            engine.ask_to_stop()
+        for name, code, seconds in engine.ended():
+            if code == 0 and not misses_cache(engine.log(name)):
+                failures.forget(name)
                 end(name, "done", f" {seconds:.0f} s")
+            elif stops:
+                end(name, "stopped", f" after {seconds:.0f} s")
             else:
-                end(name, "stopped" if stops else "failed", f" after {seconds:.0f} s")
-        screen.show([workers.log(name) for name in workers.running])
+                lost = misses_cache(engine.log(name))
+                message = "DVC's cache did not take the result" if lost else last_message(engine.log(name))
+                failures.note(name, message, seconds)
+                end(name, "failed", f" after {seconds:.0f} s: {message}")
+        screen.show()
         time.sleep(TICK)
     return states
+
+
+class Failures:
+    """Notices when all stages of a kind fail at once and alike, so that the runner need not try every cell."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[str]] = {}  # kind of stage -> messages since the last success
+
+    def note(self, name: str, message: str, seconds: float) -> None:
+        """Note the failure of a stage."""
+        kind, _, cell = name.partition("@")
+        if seconds < AT_ONCE:
+            self.seen.setdefault(kind, []).append(message.replace(cell, "*") if cell else message)
+        else:
+            self.forget(name)
+
+    def forget(self, name: str) -> None:
+        """Start over: a stage of this kind got somewhere."""
+        self.seen.pop(name.partition("@")[0], None)
+
+    def alike(self, name: str, slots: int) -> str:
+        """Why stage `name` is not worth a try, or nothing; every slot has to have failed once, two cells at least."""
+        messages = self.seen.get(name.partition("@")[0], [])
+        if len(messages) < max(2, slots) or len(set(messages)) > 1:
+            return ""
+        return f"not tried, for {len(messages)} others failed at once alike: {messages[0]}"
 
 
 def because(stage: Stage, states: Mapping[str, State]) -> str:
@@ -103,13 +151,13 @@ def because(stage: Stage, states: Mapping[str, State]) -> str:
     return ": " + shorten([f"{need} {states[need]}" for need in stage.needs if states.get(need, "done") != "done"])
 
 
-def conclude(states: Mapping[str, State], workers: Workers, stops: Sequence[int]) -> int:
+def conclude(states: Mapping[str, State], engine: Engine, stops: Sequence[int]) -> int:
     """Print what failed, with the end of its log, and what can go on. Returns the exit code."""
     failed, stopped, done = ([name for name in states if states[name] == end] for end in ("failed", "stopped", "done"))
     for name in failed:
-        log = workers.log(name)
+        log = engine.log(name)
         print(f"\n{name} failed ({log}):")
-        print("\n".join(f"    {line}" for line in log.read_text(errors="replace").splitlines()[-TAIL:] if line.strip()))
+        print("\n".join(f"    {line}" for line in read_log(log).splitlines()[-TAIL:] if line.strip()))
         if misses_cache(log):
             print(f"    DVC's cache did not take the result. Free some space, then keep it with: dvc commit -f {name}")
     print(f"\n{len(done)} stages done" + f", {len(failed)} failed: {', '.join(failed)}" * bool(failed), flush=True)
@@ -119,63 +167,22 @@ def conclude(states: Mapping[str, State], workers: Workers, stops: Sequence[int]
     return 1 if failed else 0
 
 
-def misses_cache(log: Path) -> bool:
-    """Whether DVC could not put an output into its cache. On a full disk it can say so and still exit with 0."""
-    return re.search(r"^ERROR: .*(failed to transfer|not in cache)", log.read_text(errors="replace"), re.M) is not None
+def last_message(log: Path) -> str:
+    """The line of a failed stage's log that says why: its own error, else what stands before DVC's."""
+    lines = [line for line in read_log(log).splitlines() if line.strip() and not line.startswith("ERROR: failed to")]
+    own = [line for line in lines if re.match(r"(error|\w*Error):", line)]
+    return (own or lines or [""])[-1].strip()[:300]
+
+
+def read_log(log: Path) -> str:
+    """What stands in a log, if it was begun."""
+    return log.read_text(errors="replace") if log.exists() else ""
 
 
 def most_threads(params: Params, names: Mapping[str, object]) -> int:
     """The most threads that one of the stages `names` computes with."""
     cells = [params.cells[cell] for cell in (name.partition("@")[2] for name in names) if cell in params.cells]
     return max((cell.train.threads for cell in cells), default=1)
-
-
-class Screen:
-    """One line per event; on a terminal also a last line that shows what the running stages said last."""
-
-    def __init__(self) -> None:
-        self.terminal = sys.stdout.isatty()
-        self.shown = 0.0
-
-    def say(self, text: str) -> None:
-        """Print `text` with the time."""
-        print(f"{CLEAR if self.terminal else ''}{time.strftime('%H:%M:%S')} {text}", flush=True)
-
-    def show(self, logs: Sequence[Path]) -> None:
-        """Renew the last line, once a second."""
-        if logs and self.terminal and time.monotonic() - self.shown > 1:
-            self.shown = time.monotonic()
-            share = shutil.get_terminal_size().columns // len(logs) - len(" | ")
-            print(CLEAR + " | ".join(last_line(log)[:share] for log in logs), end="", flush=True)
-
-
-CLEAR = "\r\x1b[K"  # to the start of the line, and empty it
-
-
-def last_line(log: Path) -> str:
-    """What stands last in `log`."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 1000))
-        lines = re.split(r"[\r\n]+", file.read().decode(errors="replace").strip())
-    return lines[-1]
-
-
-@contextmanager
-def only_runner(path: Path) -> Iterator[None]:
-    """Hold the runner's lock. The kernel frees it when the process ends, however that happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise BusyError(
-                f"{path}: another runner (process {file.read().strip()}) is at work here. Wait for it, or end it."
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 @contextmanager
@@ -196,9 +203,23 @@ def main() -> None:
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="stage or glob, with all it needs; default: all")
     parser.add_argument("--slots", type=int, help="stages at a time; default: one per GPU, else what the cores hold")
     parser.add_argument("--dry-run", action="store_true", help="only say what would run and why")
+    parser.add_argument("--keep-going", action="store_true", help="go on past a failed cell; this is always so")
+    parser.add_argument("--on", default="here", metavar="ENGINE", help=f"where to run: {', '.join(ENGINES)}")
+    parser.add_argument("--address", help="of a running Ray, as `ray start --head` prints it; default: one of its own")
+    parser.add_argument("--doctor", action="store_true", help="only check locks, cache, GPUs, tracking and data")
     arguments = parser.parse_args()
     try:
-        sys.exit(run(arguments.targets, arguments.slots, arguments.dry_run))
+        if arguments.on not in ENGINES:
+            raise ParamsError(f"--on: {unknown(arguments.on, ENGINES)}")
+        if arguments.address and arguments.on != "ray":
+            raise ParamsError(f"--address: got {arguments.address!r}, which belongs to --on ray")
+        if arguments.doctor:
+            from pipeline.doctor import examine
+
+            sys.exit(examine(arguments.on, arguments.address))
+        if arguments.dry_run:
+            sys.exit(show_plan(arguments.targets))
+        sys.exit(run(arguments.targets, arguments.slots, arguments.on, arguments.address))
     except KeyboardInterrupt:  # while planning: nothing runs yet
         sys.exit(128 + signal.SIGINT)
 

@@ -16,6 +16,8 @@ GRACE = 60.0  # seconds to save what there is
 
 
 def main() -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # a cluster signals all processes of a job; this one ends with the runner
     groups: set[int] = set()
     for line in sys.stdin:
         groups ^= {int(line)}

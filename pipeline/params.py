@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from deeplab.config import STRICT, Cell, Positive, Protocol
 from pipeline.errors import ParamsError
 from pipeline.folder_options import FolderOptions
+from pipeline.slurm_options import SlurmOptions
 
 PARAMS = Path("params.yaml")
 NAME = re.compile(r"[a-z0-9_]+")  # names become file names and words of a command, so nothing else may stand in them
@@ -97,6 +98,7 @@ class RuntimeConfig:
     validate_every: Annotated[int, Field(ge=0)]  # epochs
     tracking_every: Annotated[float, Field(gt=0)]  # seconds
     log_weights: bool  # copy the weights of shown results to MLflow
+    slurm: SlurmOptions
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -1,29 +1,30 @@
 """Stages as child processes of this machine, at most one per slot.
 
-Another engine has to offer what Workers does: `free`, `running`, `start`, `ended`, `ask_to_stop` and `kill`.
+Another engine has to offer what Workers does: `free`, `running`, `start`, `ended`, `ask_to_stop`, `kill` and `log`.
 """
 
 import contextlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from pipeline.fork import Fork, fork_stage
 from pipeline.guard import GRACE, ask_to_stop, kill, members
-
-Slot = dict[str, str]  # what a slot adds to the environment of its stages
+from pipeline.lockparts import LockParts
+from pipeline.slots import Slot
 
 
 @dataclass(kw_only=True)
 class Job:
     """A stage that runs."""
 
-    process: subprocess.Popen[bytes]  # `dvc`, the leader of its process group
+    process: "subprocess.Popen[bytes] | Fork"  # `dvc`, the leader of its process group
     slot: Slot
     began: float
     left: float | None = None  # when `dvc` ended and others of its group had not
@@ -33,8 +34,11 @@ class Job:
 class Workers:
     """Runs each stage as `dvc repro --single-item`, so that skipping, run cache and dvc.lock stay DVC's own."""
 
-    def __init__(self, slots: list[Slot], logs: Path) -> None:
-        self.free, self.logs = list(slots), logs
+    def __init__(self, slots: list[Slot], logs: Path, folder: Path | None = None) -> None:
+        """`folder` is the workspace in which the stages run; None is the current one."""
+        self.free, self.logs, self.folder = list(slots), logs, folder
+        self.place = f"here, {len(slots)} at a time"
+        self.parts = LockParts() if folder is None else None  # a snapshot's dvc.lock is short
         self.running: dict[str, Job] = {}
         logs.mkdir(parents=True, exist_ok=True)
 
@@ -46,21 +50,31 @@ class Workers:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Leave nothing behind: the guard stops what an exception has left running."""
         self.guard.communicate()
+        if self.parts:
+            self.parts.flush()
 
-    def start(self, name: str) -> None:
-        """Run stage `name` in a free slot; what it prints goes to its log."""
+    def start(self, name: str, settings: Mapping[str, str] | None = None) -> None:
+        """Run stage `name` in a free slot; what it prints goes to its log.
+
+        `settings` are added to its environment, and its log is then gone on with.
+        """
         slot = self.free.pop(0)
-        # --wait-for-lock: without it half of twelve calls at once fail. It has to stand before the verb.
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
-        with self.log(name).open("wb") as log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment(slot),
-                process_group=0,  # so that Ctrl-C reaches the runner alone, which passes it on with care
-            )
+        variables = environment({**slot, **(settings or {})})
+        process: subprocess.Popen[bytes] | Fork
+        with self.log(name).open("ab" if settings else "wb") as log:
+            if self.parts:
+                process = fork_stage(self.parts.begin(name), name, log.fileno(), variables)
+            else:
+                process = subprocess.Popen(
+                    # --wait-for-lock: without it half of twelve calls at once fail. It has to stand before the verb.
+                    [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name],
+                    cwd=self.folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=variables,
+                    process_group=0,  # so that Ctrl-C reaches the runner alone, which passes it on with care
+                )
         self.tell_guard(process.pid)
         self.running[name] = Job(process=process, slot=slot, began=time.monotonic())
 
@@ -74,6 +88,8 @@ class Workers:
             del self.running[name]
             self.free.append(job.slot)
             self.tell_guard(job.process.pid)
+            if self.parts:
+                self.parts.end(name, well=code == 0)
             result.append((name, code, time.monotonic() - job.began))
         return result
 
@@ -110,35 +126,9 @@ class Workers:
             self.guard.stdin.flush()
 
 
-def find_slots(count: int | None, device: str, threads: int) -> list[Slot]:
-    """`count` slots; without a count one per visible GPU, or else as many as the cores hold `threads`.
-
-    device: as `runtime.device` in params.yaml; one that names a single GPU gets a single slot.
-    """
-    if device not in ("auto", "cuda") or not (gpus := visible_gpus()):
-        fitting = cores() // threads if device in ("auto", "cpu") else 1
-        return [{} for _ in range(count or max(1, fitting))]
-    return [{"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} for index in range(count or len(gpus))]
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. Torch would know, after six seconds."""
-    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
-    found: list[str] = []
-    for name in re.findall(r"UUID: ((?:GPU|MIG)-[^)\s]+)", listed):
-        if name.startswith("MIG") and found and found[-1].startswith("GPU"):
-            found.pop()  # a GPU that is cut into slices is used by its slices
-        found.append(name)
-    return found
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def misses_cache(log: Path) -> bool:
+    """Whether DVC could not put an output into its cache. On a full disk it can say so and still exit with 0."""
+    return re.search(r"^ERROR: .*(failed to transfer|not in cache)", log.read_text(errors="replace"), re.M) is not None
 
 
 def environment(slot: Slot) -> dict[str, str]:

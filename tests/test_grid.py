@@ -9,10 +9,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.board import plan_board
 from pipeline.errors import ParamsError
-from pipeline.grid import conclude, misses_cache, walk
-from pipeline.plan import Stage, choose, deepest_first, outdated, verdict
-from pipeline.workers import Workers, find_slots
+from pipeline.grid import conclude, walk
+from pipeline.screen import Screen
+from pipeline.slots import find_slots
+from pipeline.stages import Stage, choose, deepest_first, outdated, verdict
+from pipeline.workers import Workers, misses_cache
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -117,7 +120,7 @@ def test_a_single_gpu_named_in_params_is_left_to_the_stage(monkeypatch):
 @pytest.mark.parametrize(("threads", "slots"), [(1, 4), (2, 2), (3, 1), (8, 1)])
 def test_without_a_gpu_the_cores_hold_as_many_stages_as_their_threads_allow(monkeypatch, threads, slots):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr("pipeline.workers.cores", lambda: 4)
+    monkeypatch.setattr("pipeline.slots.cores", lambda: 4)
     assert find_slots(None, "auto", threads) == [{}] * slots
 
 
@@ -138,8 +141,22 @@ def test_gpus_are_found_without_torch(monkeypatch, tmp_path, listed, names):
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    found = find_slots(None, "cuda", 1)
-    assert found == ([{"CUDA_VISIBLE_DEVICES": name} for name in names] or [{}])
+    monkeypatch.setattr("pipeline.slots.cores", lambda: 1)
+    assert find_slots(None, "auto", 1) == ([{"CUDA_VISIBLE_DEVICES": name} for name in names] or [{}])
+
+
+def test_gpus_that_share_a_cell_share_its_slot_and_the_rest_is_left_alone(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4")
+    assert find_slots(None, "auto", 1, 2) == [{"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "2,3"}]
+    with pytest.raises(ParamsError, match="runtime.gpus_per_cell: got 8, but 5 GPUs are visible"):
+        find_slots(None, "cuda", 1, 8)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_gpu_that_is_asked_for_and_not_there_is_missed_before_anything_runs(monkeypatch, device):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ParamsError, match=f"runtime.device: got '{device}', but no GPU is visible here"):
+        find_slots(None, device, 1)
 
 
 # --- the walk, with an engine whose stages end at once
@@ -152,6 +169,7 @@ class InstantWorkers(Workers):
 
     def start(self, name):
         self.order.append(name)
+        self.free.pop()
         text, _ = self.says.get(name, ("", 0))
         self.log(name).write_text(text)
         self.running[name] = None
@@ -159,7 +177,21 @@ class InstantWorkers(Workers):
     def ended(self):
         names = list(self.running)
         self.running.clear()
+        self.free = [{}, {}]
         return [(name, self.says.get(name, ("", 0))[1], 0.0) for name in names]
+
+
+def walked(folder, stages, workers):
+    board = plan_board("here", stages, dict.fromkeys(stages, ""))
+    folder.joinpath("runs").mkdir(exist_ok=True)
+    with Screen(board, folder / "grid.log", every=60) as screen:
+        return walk(stages, workers, [], screen)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Boards and logs of a test stay in its folder."""
+    monkeypatch.chdir(tmp_path)
 
 
 def test_a_failed_cell_takes_only_its_own_evaluation_with_it(tmp_path, capsys):
@@ -167,7 +199,7 @@ def test_a_failed_cell_takes_only_its_own_evaluation_with_it(tmp_path, capsys):
     workers = InstantWorkers(
         tmp_path / "logs", {"train@shapes_a": ("one\nerror: shapes_a: no data\nERROR: rc 65", 255)}
     )
-    states = walk(stages_of("readme@shapes", inputs=[tmp_path]), workers, [])
+    states = walked(tmp_path, stages_of("readme@shapes", inputs=[tmp_path]), workers)
     assert {name for name, state in states.items() if state == "failed"} == {"train@shapes_a"}
     assert {name for name, state in states.items() if state == "skipped"} == {"evaluate@shapes_a"}
     assert states["readme@shapes"] == "done"
@@ -181,10 +213,30 @@ def test_a_failed_cell_takes_only_its_own_evaluation_with_it(tmp_path, capsys):
 def test_a_result_that_the_cache_did_not_take_is_a_failure_whatever_dvc_says(tmp_path, capsys):
     log = "ERROR: failed to transfer 'd1dd' - [Errno 28] No space left on device: 'a' -> 'b'\n"
     workers = InstantWorkers(tmp_path / "logs", {"train@shapes_a": (log, 0)})
-    states = walk(stages_of("evaluate@shapes_a"), workers, [])
+    states = walked(tmp_path, stages_of("evaluate@shapes_a"), workers)
     assert states == {"prepare@shapes": "done", "train@shapes_a": "failed", "evaluate@shapes_a": "skipped"}
     assert conclude(states, workers, []) == 1
     assert "Free some space, then keep it with: dvc commit -f train@shapes_a" in capsys.readouterr().out
+
+
+def test_cells_that_all_fail_at_once_and_alike_end_the_run_early(tmp_path, capsys):
+    needs = {f"train@c{number}": () for number in range(12)}
+    stages = {name: Stage(needs=(), inputs=(), changes="new") for name in needs}
+    says = {name: (f"error: {name[6:]}: no weights\nERROR: failed to reproduce '{name}'", 255) for name in needs}
+    workers = InstantWorkers(tmp_path / "logs", says)
+    states = walked(tmp_path, stages, workers)
+    assert len(workers.order) == 2  # one try per slot
+    assert sorted(states.values()) == ["failed"] * 2 + ["skipped"] * 10
+    said = capsys.readouterr().out
+    assert "not tried, for 2 others failed at once alike: error: *: no weights" in said
+
+
+def test_cells_that_fail_for_reasons_of_their_own_are_all_tried(tmp_path):
+    names = [f"train@c{number}" for number in range(6)]
+    stages = {name: Stage(needs=(), inputs=(), changes="new") for name in names}
+    workers = InstantWorkers(tmp_path / "logs", {name: (f"error: reason {name[7:]}", 255) for name in names[1:]})
+    states = walked(tmp_path, stages, workers)
+    assert sorted(states.values()) == ["done"] + ["failed"] * 5
 
 
 def test_a_command_may_speak_of_transfers(tmp_path):
@@ -299,7 +351,7 @@ def test_two_slots_run_a_grid_in_order_and_past_a_failure(project):
     (project / "repaired").touch()
     second = call(project, "tables", "--slots", "2")
     assert second.returncode == 0, second.stdout + second.stderr
-    assert "3 of 7 stages to run, 2 at a time" in second.stdout
+    assert "3 of 7 stages to run here, 2 at a time" in second.stdout
     assert (project / "table").read_text() == "a b c"
 
     third = call(project, "tables")

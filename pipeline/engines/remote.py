@@ -1,0 +1,257 @@
+"""Cells on other machines, and their results brought home.
+
+A cell runs there as `python -m pipeline.worker`, in a snapshot of the commit. When it has ended, `dvc repro` runs its
+stages in this workspace as well and finds them in the cache. All other stages run here.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from pipeline.engines import Order
+from pipeline.errors import BusyError, ParamsError
+from pipeline.slots import cores
+from pipeline.snapshot import LOCK, committed
+from pipeline.worker import STOP, note
+from pipeline.workers import Workers
+
+CALLS = Path("runs/.cells")  # a folder per call of the runner, on the file system that all machines share
+TRIES = 4  # of a cell whose worker was lost
+POLL = 1.0  # seconds between two looks at the results
+CALL = "call.json"  # in such a folder: what was submitted
+LATE = 10.0  # seconds that a file may need to appear on another machine
+STOPPED, LOST = 75, 70
+
+# Put in front of PATH while results are collected, so that nothing is ever trained twice.
+GUARD = """#!/bin/sh
+echo "error: DVC's cache does not have what the cell's worker made, so that it would run here once more. Do all \
+machines have the same cache (dvc cache dir), and was nothing edited meanwhile? See docs/cluster.md." >&2
+exit 74
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What an engine runs: a command, in the current folder."""
+
+    cell: str
+    command: tuple[str, ...]
+
+
+class Cells(Protocol):
+    """What Ray and Slurm have to offer."""
+
+    place: str
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Queue `tasks`."""
+
+    def over(self) -> set[str]:
+        """The submitted cells of which the engine says that they no longer wait or run."""
+
+    def token(self, cell: str) -> str:
+        """What names the submitted `cell` to a later runner."""
+
+    def recall(self, tokens: Mapping[str, str]) -> set[str]:
+        """The cells of `tokens`, submitted by an earlier runner, that still wait or run; they are this one's now."""
+
+    def ask_to_stop(self) -> None:
+        """Withdraw what waits; what runs has been asked already. May be called again."""
+
+    def kill(self) -> None:
+        """Withdraw what waits and end what runs."""
+
+    def close(self) -> None:
+        """Let the engine go."""
+
+
+@dataclass(kw_only=True)
+class Unit:
+    """A cell that was submitted."""
+
+    kinds: tuple[str, ...]
+    call: Path
+    began: float = field(default_factory=time.monotonic)
+    tries: int = 1
+    over: float | None = None  # since when the engine has said so, without a result
+    codes: dict[str, int] | None = None  # how its stages ended
+
+
+class Remote:
+    """Trains and evaluates through `cells`, runs all else here, and looks like Workers to the runner."""
+
+    def __init__(self, order: Order, cells: Cells) -> None:
+        self.commit = committed(Path.cwd())
+        self.order, self.cells = order, cells
+        self.place = cells.place
+        self.local = Workers([{} for _ in range(max(2, cores()))], order.logs)
+        self.call = CALLS / time.strftime("%Y%m%d-%H%M%S")
+        self.units: dict[str, Unit] = {}
+        self.away: dict[str, Unit] = {}  # stages whose cell is not home yet
+        self.fresh: list[str] = []  # cells to submit together
+        self.looked = 0.0
+        self.stopping = False
+
+    def __enter__(self) -> "Remote":
+        for call in sorted(CALLS.glob("*")):
+            self.take_over(call)
+        (self.call / "guard").mkdir(parents=True)
+        (self.call / "guard/python").write_text(GUARD)
+        (self.call / "guard/python").chmod(0o755)
+        if Path(LOCK).exists():
+            shutil.copyfile(LOCK, self.call / LOCK)  # while nothing writes it
+        self.local.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is not None:
+            (self.call / STOP).touch()
+            self.cells.kill()
+        self.local.__exit__(kind, error, at)
+        self.cells.close()
+
+    def take_over(self, call: Path) -> None:
+        """Go on with what an earlier runner has left at work, or tidy up after it."""
+        try:
+            told = json.loads((call / CALL).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            told = {"commit": self.commit, "cells": {}}
+        alive = self.cells.recall({cell: token for cell, (token, _) in told["cells"].items()})
+        if not alive:
+            shutil.rmtree(call, ignore_errors=True)
+            return
+        if told["commit"] != self.commit or (call / STOP).exists():
+            jobs = ", ".join(f"{cell} ({told['cells'][cell][0]})" for cell in sorted(alive))
+            raise BusyError(f"still at work for another commit or about to stop: {jobs}. Wait for them, or end them.")
+        for cell in alive:
+            self.units[cell] = Unit(kinds=tuple(told["cells"][cell][1]), call=call)
+
+    def remember(self) -> None:
+        """Write down what was submitted, for a runner that comes after this one."""
+        own = {cell: unit for cell, unit in self.units.items() if unit.call == self.call}
+        cells = {cell: (self.cells.token(cell), unit.kinds) for cell, unit in own.items()}
+        (self.call / CALL).write_text(json.dumps({"commit": self.commit, "cells": cells}), encoding="utf-8")
+
+    @property
+    def free(self) -> list[dict[str, str]]:
+        """Slots for what runs here; a cell needs none, but waits for the next look."""
+        return self.local.free
+
+    @property
+    def running(self) -> Collection[str]:
+        """The stages that run, here or elsewhere."""
+        return {*self.away, *self.local.running}
+
+    def log(self, name: str) -> Path:
+        """Where stage `name` writes what it prints, wherever it runs."""
+        return self.local.log(name)
+
+    def start(self, name: str) -> None:
+        """Run stage `name`: a cell's first stage takes the other along."""
+        kind, _, cell = name.partition("@")
+        if kind not in ("train", "evaluate"):
+            self.local.start(name)
+            return
+        if cell not in self.units:
+            kinds = tuple(each for each in ("train", "evaluate") if f"{each}@{cell}" in self.order.stages)
+            self.units[cell] = Unit(kinds=kinds, call=self.call)
+            self.fresh.append(cell)
+            for each in kinds:
+                self.log(f"{each}@{cell}").unlink(missing_ok=True)
+        self.away[name] = self.units[cell]
+
+    def ended(self) -> list[tuple[str, int, float]]:
+        """Name, exit code and seconds of each stage that has ended since the last call."""
+        if self.fresh and not self.stopping:
+            self.cells.submit([self.task(cell) for cell in self.fresh])
+            self.remember()
+        self.fresh.clear()
+        if time.monotonic() - self.looked > POLL:
+            self.looked = time.monotonic()
+            self.look()
+        ends = []
+        for name, unit in list(self.away.items()):
+            if unit.codes is None:
+                continue
+            code = unit.codes.get(name.partition("@")[0], STOPPED)
+            if code:
+                del self.away[name]
+                ends.append((name, code, time.monotonic() - unit.began))
+            elif self.local.free:
+                del self.away[name]
+                self.collect(name)
+        for name, code, seconds in self.local.ended():
+            cell = name.partition("@")[2]
+            since = self.units[cell].began if cell in self.units else time.monotonic() - seconds
+            ends.append((name, code, time.monotonic() - since))
+        return ends
+
+    def look(self) -> None:
+        """See which cells have left a result, and submit those again whose worker was lost."""
+        waiting = {cell: unit for cell, unit in self.units.items() if unit.codes is None}
+        over = self.cells.over() if waiting else set()
+        lost = []
+        for cell, unit in waiting.items():
+            result = unit.call / f"{cell}.json"
+            if result.exists():
+                unit.codes = json.loads(result.read_text(encoding="utf-8"))["codes"]
+            elif cell in over:
+                unit.over = unit.over or time.monotonic()
+                if self.stopping:
+                    unit.codes = dict.fromkeys(unit.kinds, STOPPED)
+                elif time.monotonic() - unit.over > LATE:
+                    lost.append(cell)
+            else:
+                unit.over = None
+        for cell in lost:
+            unit = self.units[cell]
+            log = self.log(f"{unit.kinds[0]}@{cell}")
+            unit.over = None
+            if unit.tries == TRIES:
+                note(log, f"error: {cell}: its worker was lost {TRIES} times without leaving a result")
+                unit.codes = dict.fromkeys(unit.kinds, LOST)
+                continue
+            unit.tries, unit.call = unit.tries + 1, self.call
+            note(
+                log, f"--- the worker of {cell} was lost; try {unit.tries} of {TRIES} goes on from the last checkpoint"
+            )
+            self.fresh.append(cell)
+
+    def task(self, cell: str) -> Task:
+        """The command of a cell."""
+        places = ("--commit", self.commit, "--call", str(self.units[cell].call), "--logs", str(self.order.logs))
+        return Task(cell=cell, command=("-m", "pipeline.worker", cell, *self.units[cell].kinds, *places))
+
+    def collect(self, name: str) -> None:
+        """Let `dvc repro` find in the cache what was made elsewhere, and do nothing else."""
+        path = os.pathsep.join([str((self.call / "guard").resolve()), os.environ.get("PATH", os.defpath)])
+        note(self.log(name), "--- collected from DVC's cache")
+        self.local.start(name, {"PATH": path})
+
+    def ask_to_stop(self) -> None:
+        """Ask what runs to save and stop."""
+        if not self.stopping:
+            self.stopping = True
+            for call in {self.call, *(unit.call for unit in self.units.values())}:
+                (call / STOP).touch()
+        self.cells.ask_to_stop()
+
+    def kill(self) -> None:
+        """End what runs at once."""
+        self.ask_to_stop()
+        self.cells.kill()
+        self.local.kill()
+
+
+def install_line(engine: str) -> ParamsError:
+    """The mistake of asking for an engine that is not installed; the versions stand in pyproject.toml as well."""
+    return ParamsError(f"--on {engine}: not installed. Install it with: uv pip install {PACKAGES[engine]}")
+
+
+PACKAGES = {"ray": "ray==2.60.0", "slurm": "submitit==1.5.4"}

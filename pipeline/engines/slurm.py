@@ -1,0 +1,130 @@
+"""Cells as jobs of Slurm, submitted by submitit; those that are ready together are one array."""
+
+import getpass
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.engines import Order
+from pipeline.engines.remote import STOPPED, Task, install_line
+from pipeline.errors import ParamsError
+
+FOLDER = Path("runs/.slurm")  # where submitit keeps its scripts and logs
+ASK = 5.0  # seconds between two calls of squeue
+TAKEN_AWAY = 300.0  # seconds; a preempted job has that long until Slurm takes it away
+TIMEOUTS = 1000  # how often a job that runs out of time may be queued again: it goes on from its checkpoint
+
+
+class SlurmCells:
+    """Queues cells in Slurm. How they end stands in files, for not every cluster keeps accounts (`sacct`)."""
+
+    def __init__(self, order: Order) -> None:
+        try:
+            from submitit import SlurmExecutor
+        except ImportError:
+            raise install_line("slurm") from None
+        if not shutil.which("sbatch"):
+            raise ParamsError("--on slurm: there is no sbatch here. Run the command on a login node of the cluster.")
+        settings = order.params.slurm
+        parameters: dict[str, Any] = {
+            "job_name": "deeplab",
+            "time": settings.time,
+            "cpus_per_task": settings.cpus,
+            "array_parallelism": order.count or 256,
+            "additional_parameters": {"requeue": True, "open-mode": "append", **settings.options},
+        }
+        if settings.partition:
+            parameters["partition"] = settings.partition
+        if order.params.device != "cpu":
+            parameters["gpus_per_node"] = order.params.gpus_per_cell
+        self.executor = SlurmExecutor(FOLDER, max_num_timeout=TIMEOUTS, python=sys.executable)
+        self.executor.update_parameters(**parameters)
+        self.jobs: dict[str, str] = {}  # cell -> id of its last job
+        self.listed: dict[str, str] = {}  # id -> state, of all jobs of this user
+        self.asked = float("-inf")
+        self.place = "on Slurm, a job per cell"
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Queue `tasks`, as one array if they are several."""
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        try:
+            with self.executor.batch():
+                jobs = [self.executor.submit(Job(), str(Path.cwd()), task.command) for task in tasks]
+        except (FailedJobError, FailedSubmissionError) as error:
+            raise ParamsError(f"params.yaml: runtime.slurm: Slurm refuses the job: {message(error)}") from None
+        self.jobs.update({task.cell: str(job.job_id) for task, job in zip(tasks, jobs, strict=True)})
+        self.asked = float("-inf")
+
+    def over(self) -> set[str]:
+        """The cells whose job Slurm no longer lists."""
+        if time.monotonic() - self.asked > ASK:
+            command = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i %T"]
+            asked = subprocess.run(command, capture_output=True, text=True, check=False)
+            if asked.returncode:  # the controller is away: nothing is known
+                return set()
+            self.listed = dict(line.split() for line in asked.stdout.splitlines())
+            self.asked = time.monotonic()
+        return {cell for cell, job in self.jobs.items() if job not in self.listed}
+
+    def token(self, cell: str) -> str:
+        """The id of its job."""
+        return self.jobs[cell]
+
+    def recall(self, tokens: Mapping[str, str]) -> set[str]:
+        """Those of an earlier runner's jobs that still wait or run; they are watched from now on."""
+        before = self.jobs
+        self.jobs, self.asked = dict(tokens), float("-inf")
+        alive = set(tokens) - self.over()
+        self.jobs = {**before, **{cell: tokens[cell] for cell in alive}}
+        return alive
+
+    def ask_to_stop(self) -> None:
+        """Withdraw the jobs that have not begun."""
+        self.over()
+        if waiting := [job for job in self.jobs.values() if self.listed.get(job) == "PENDING"]:
+            subprocess.run(["scancel", "--state=PENDING", *waiting], capture_output=True, check=False)
+
+    def kill(self) -> None:
+        """End all jobs."""
+        if self.jobs:
+            subprocess.run(["scancel", *self.jobs.values()], capture_output=True, check=False)
+
+    def close(self) -> None:
+        """Nothing to let go."""
+
+
+class Job:
+    """What submitit runs, and runs again when the job is queued again."""
+
+    def __call__(self, folder: str, command: tuple[str, ...]) -> int:
+        """Run `command` of this python in `folder`."""
+        code = subprocess.run([sys.executable, *command], cwd=folder, check=False).returncode
+        if code == STOPPED and not (Path(folder) / self.stop_file(command)).exists():
+            # Slurm has signalled all processes of the job and is about to queue it again. To return now would be to
+            # report an end.
+            time.sleep(TAKEN_AWAY)
+        return code
+
+    def stop_file(self, command: tuple[str, ...]) -> str:
+        """The file by which the runner asks its cells to stop."""
+        from pipeline.worker import STOP
+
+        return os.path.join(command[command.index("--call") + 1], STOP)  # noqa: PTH118
+
+    def checkpoint(self, *arguments: Any) -> Any:
+        """Called by submitit when the time is up: what to queue again."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, *arguments)
+
+
+def message(error: Exception) -> str:
+    """What sbatch said, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip().startswith("sbatch: ")]
+    return " ".join(lines).replace("sbatch: ", "") or str(error).strip().partition("\n")[0]

@@ -1,0 +1,134 @@
+"""Train and evaluate one cell in a snapshot of a commit: the one command that every engine runs, wherever it runs it.
+
+It leaves the results in DVC's cache, for the workspace to collect, and a file that says how each stage ended. A signal
+lets the trainer save; there is no such file then, and whoever started the cell may start it again.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import StoppedError, run_command
+from pipeline.process import die_with_parent, signals_noted
+from pipeline.snapshot import keep, snapshot
+from pipeline.tracking import tracking_uri
+from pipeline.workers import Workers, misses_cache
+
+UNEXPECTED, BUSY, FULL = 70, 73, 74  # exit codes of pipeline.errors
+PATIENCE = 600.0  # seconds to wait for the lock of a cell whose node was lost: a file system needs time to free it
+STOP = "stop"  # a file in the folder of a call that asks all its cells to stop
+
+
+def run(cell: str, kinds: Sequence[str], commit: str, call: Path, logs: Path) -> None:
+    """Run the stages `kinds` (train, evaluate) of `cell` as they are in `commit` of the repository in this folder.
+
+    Writes `call`/<cell>.json. Raises StoppedError after a signal; then there is no such file.
+    """
+    die_with_parent()
+    root = Path.cwd()
+    codes: dict[str, int] = {}
+    logs = logs.resolve()
+    with signals_noted() as signalled:
+
+        def stop() -> bool:
+            return signalled() or (call / STOP).exists()
+
+        try:
+            with snapshot(root, commit, call / f"{cell}-{socket.gethostname()}-{os.getpid()}", cell) as folder:
+                if "train" not in kinds and not stop():
+                    restore(cell, folder, logs)
+                for kind in kinds:
+                    codes[kind] = run_stage(f"{kind}@{cell}", folder, logs, stop)
+                    if codes[kind]:
+                        break
+                    keep(folder, f"{kind}@{cell}")
+        except Exception as error:  # noqa: BLE001  whatever it is, the runner has to hear of it
+            stage = list(codes)[-1] if codes else kinds[0]
+            codes[stage] = UNEXPECTED
+            note(logs / f"{stage}@{cell}.log", f"error: {cell}: its worker failed: {type(error).__name__}: {error}")
+    if signalled() and any(codes.values()):
+        raise StoppedError(f"{cell}: stopped by a signal, state saved")
+    report(call / f"{cell}.json", codes)
+
+
+def run_stage(name: str, folder: Path, logs: Path, stop: Callable[[], bool]) -> int:
+    """Run one stage in the snapshot `folder`, again while another process holds its cell; the exit code."""
+    settings = {"MLFLOW_TRACKING_URI": tracking_uri()}
+    began = time.monotonic()
+    while True:
+        with Workers([{}], logs, folder) as workers:
+            note(workers.log(name), f"--- {name} on {socket.gethostname()}, process {os.getpid()}")
+            start = workers.log(name).stat().st_size
+            with deaf():
+                workers.start(name, settings)
+            while not (ends := workers.ended()):
+                if stop():
+                    workers.ask_to_stop()
+                time.sleep(0.2)
+            text = workers.log(name).read_bytes()[start:].decode(errors="replace")
+            code = ends[0][1]
+            if code == 0 and misses_cache(workers.log(name)):
+                return FULL
+        if code and (said := re.findall(r"exited with (\d+)", text)):
+            code = int(said[-1])
+        if code != BUSY or stop() or time.monotonic() - began > PATIENCE:
+            return code
+        time.sleep(5)
+
+
+@contextmanager
+def deaf() -> Iterator[None]:
+    """Let what is started in the block ignore SIGTERM and SIGUSR2, until it chooses otherwise as the trainer does.
+
+    A cluster signals all processes of a job. DVC would die of that at once, and the trainer with it, nothing saved.
+    """
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def restore(cell: str, folder: Path, logs: Path) -> None:
+    """Put the weights of a cell that need not be trained where its evaluation expects them."""
+    command = [sys.executable, "-m", "dvc", "checkout", "--quiet", f"train@{cell}"]
+    with (logs / f"evaluate@{cell}.log").open("ab") as log:
+        subprocess.run(command, cwd=folder, stdout=log, stderr=log, check=False)
+
+
+def note(log: Path, text: str) -> None:
+    """Add a line to a log: several attempts at a stage share one."""
+    with log.open("a", encoding="utf-8") as file:
+        print(text, file=file)
+
+
+def report(path: Path, codes: dict[str, int]) -> None:
+    """Say how the stages ended, whole or not at all."""
+    part = path.with_suffix(f".{socket.gethostname()}.{os.getpid()}")
+    part.write_text(json.dumps({"codes": codes, "host": socket.gethostname()}), encoding="utf-8")
+    part.replace(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cell", help="a key of `grid` in params.yaml")
+    parser.add_argument("kinds", nargs="+", choices=("train", "evaluate"), help="its stages that are to run")
+    parser.add_argument("--commit", required=True, help="what to run")
+    parser.add_argument("--call", type=Path, required=True, help="the folder of this call of the runner")
+    parser.add_argument("--logs", type=Path, required=True, help="where the stages write what they print")
+    arguments = parser.parse_args()
+    run(arguments.cell, arguments.kinds, arguments.commit, arguments.call, arguments.logs)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,300 @@
+"""Cells elsewhere: real workers in real snapshots, started by an engine that is only a list of processes."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.board import plan_board
+from pipeline.engines import ENGINES, Order
+from pipeline.engines.remote import PACKAGES, Remote
+from pipeline.errors import BusyError, ParamsError
+from pipeline.grid import walk
+from pipeline.params import RuntimeConfig
+from pipeline.screen import Screen
+from pipeline.slurm_options import SlurmOptions
+from pipeline.snapshot import committed, snapshot
+from pipeline.stages import outdated, read_stages
+
+REPOSITORY = Path(__file__).parents[1]
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # in DVC
+STAGE = """
+import pathlib, signal, sys, time
+
+kind, cell = sys.argv[1:]
+with open("/dev/stdout" if kind == "none" else pathlib.Path("runs/.resume").resolve() / "ran", "a") as file:
+    print(kind, cell, file=file)
+
+
+def save(number, frame):
+    pathlib.Path(f"runs/.resume/saved_{cell}").touch()
+    sys.exit(75)
+
+
+signal.signal(signal.SIGTERM, save)
+signal.signal(signal.SIGINT, save)
+if kind == "train":
+    if cell == "slow" and not pathlib.Path("runs/.resume/saved_slow").exists():
+        pathlib.Path("runs/.resume/slow_began").touch()
+        time.sleep(60)
+    if cell == "bad":
+        sys.exit("error: bad: no data")
+    pathlib.Path("runs", cell).write_text(pathlib.Path("data/store").read_text())
+else:
+    pathlib.Path("metrics", cell).write_text(pathlib.Path("runs", cell).read_text() + kind)
+"""
+STAGES = """
+stages:
+  train:
+    foreach: [a, b, slow, bad]
+    do:
+      cmd: python stage.py train ${item}
+      deps: [stage.py, data/store]
+      outs: ["runs/${item}"]
+  evaluate:
+    foreach: [a, b, slow, bad]
+    do:
+      cmd: python stage.py evaluate ${item}
+      deps: ["runs/${item}"]
+      outs:
+        - metrics/${item}: {cache: false}
+"""
+
+
+class Processes:
+    """An engine of child processes; as Slurm and Ray do, it only says which have ended."""
+
+    place = "in processes"
+
+    def __init__(self):
+        self.children, self.submitted = {}, []
+
+    def submit(self, tasks):
+        for task in tasks:
+            self.submitted.append(task.cell)
+            self.children[task.cell] = subprocess.Popen([sys.executable, *task.command])
+
+    def over(self):
+        return {cell for cell, child in self.children.items() if child.poll() is not None}
+
+    def token(self, cell):
+        return str(self.children[cell].pid)
+
+    def recall(self, tokens):
+        return {cell for cell, token in tokens.items() if psutil.pid_exists(int(token))}
+
+    def ask_to_stop(self):
+        pass
+
+    def kill(self):
+        for child in self.children.values():
+            child.kill()
+
+    def close(self):
+        for child in self.children.values():
+            child.wait()
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setattr("pipeline.engines.remote.LATE", 0.5)
+    files = {"stage.py": STAGE, "dvc.yaml": STAGES, "params.yaml": "{}", "data/store": "data ", "metrics/.keep": ""}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / ".gitignore").write_text("/data/\n/runs/\n")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
+    (tmp_path / ".dvcignore").write_bytes((REPOSITORY / ".dvcignore").read_bytes())
+    commit("start")
+    return tmp_path
+
+
+def commit(message):
+    subprocess.run(["git", "init", "-q"], check=True)
+    subprocess.run(["git", "add", "-A"], check=True)
+    author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    subprocess.run(["git", *author, "commit", "-qm", message], check=True)
+
+
+def order_for(*targets):
+    slurm = SlurmOptions(partition=None, time=1, cpus=1, options={})
+    settings = {"workers": 0, "log_every": 1, "checkpoint_every": 1.0, "validate_every": 0, "tracking_every": 1.0}
+    runtime = RuntimeConfig(device="cpu", gpus_per_cell=1, slurm=slurm, **settings)
+    stages = tuple(outdated(read_stages(targets)))
+    return Order(params=runtime, stages=stages, count=None, address=None, threads=1, logs=Path("runs/.logs"))
+
+
+def run(engine, *targets, meanwhile=None, stops=()):
+    stages = read_stages(targets)
+    reasons = outdated(stages)
+    Path("runs").mkdir(exist_ok=True)
+    board = plan_board("there", stages, reasons)
+    with engine, Screen(board, Path("runs/grid.log"), 60) as screen:
+        if meanwhile:
+            screen.show = meanwhile
+        return walk({name: stages[name] for name in reasons}, engine, stops, screen)
+
+
+def ran():
+    return sorted(Path("runs/.resume/ran").read_text().splitlines())
+
+
+def test_cells_run_in_snapshots_and_their_results_come_home_without_being_made_twice(project):
+    cells = Processes()
+    states = run(Remote(order_for("evaluate@[ab]"), cells), "evaluate@[ab]")
+    assert set(states.values()) == {"done"}
+    assert sorted(cells.submitted) == ["a", "b"]  # a cell's two stages travel together
+    assert ran() == ["evaluate a", "evaluate b", "train a", "train b"]
+    assert Path("metrics/a").read_text() == "data evaluate"
+    assert "Stage 'evaluate@a' is cached - skipping run" in Path("runs/.logs/evaluate@a.log").read_text()
+    assert outdated(read_stages(["evaluate@[ab]"])) == {}
+    left = {path.name for path in Path("runs/.cells").glob("*/*")}
+    assert left == {"a.json", "b.json", "call.json", "guard"}  # no snapshot
+
+
+def test_a_failed_cell_is_told_with_its_own_words_and_not_tried_again(project):
+    cells = Processes()
+    states = run(Remote(order_for("evaluate@bad"), cells), "evaluate@bad")
+    assert states == {"train@bad": "failed", "evaluate@bad": "skipped"}
+    assert cells.submitted == ["bad"]
+    assert "error: bad: no data" in Path("runs/.logs/train@bad.log").read_text()
+
+
+def test_a_worker_that_is_killed_is_started_again_and_its_cell_has_saved(project):
+    cells = Processes()
+    killed = []
+
+    def kill_once():
+        if not killed and Path("runs/.resume/slow_began").exists():
+            killed.append(cells.children["slow"])
+            killed[0].kill()
+
+    assert run(Remote(order_for("evaluate@slow"), cells), "evaluate@slow", meanwhile=kill_once)["train@slow"] == "done"
+    assert cells.submitted == ["slow", "slow"]
+    assert "the worker of slow was lost; try 2 of 4" in Path("runs/.logs/train@slow.log").read_text()
+    assert ran() == ["evaluate slow", "train slow", "train slow"]
+
+
+def test_a_signal_to_the_worker_is_no_failure(project):
+    """A cluster preempts so; the trainer has saved, and there is no result that could be taken for an end."""
+    cells = Processes()
+    signalled = []
+
+    def signal_once():
+        if not signalled and Path("runs/.resume/slow_began").exists():
+            signalled.append(cells.children["slow"])
+            signalled[0].terminate()
+
+    assert run(Remote(order_for("train@slow"), cells), "train@slow", meanwhile=signal_once) == {"train@slow": "done"}
+    assert signalled[0].returncode == 75
+    assert cells.submitted == ["slow", "slow"]
+
+
+def test_a_request_to_stop_reaches_the_cells_by_a_file(project):
+    stops = []
+
+    def stop():
+        if Path("runs/.resume/slow_began").exists() and not stops:
+            stops.append(15)
+
+    states = run(Remote(order_for("train@slow"), Processes()), "train@slow", meanwhile=stop, stops=stops)
+    assert states == {"train@slow": "stopped"}
+    assert Path("runs/.resume/saved_slow").exists()
+
+
+def test_a_later_runner_goes_on_with_the_cells_that_an_earlier_one_left_at_work(project):
+    first, second = Remote(order_for("train@slow"), Processes()), Processes()
+    first.__enter__()
+    first.start("train@slow")
+    first.ended()
+    while not Path("runs/.resume/slow_began").exists():
+        time.sleep(0.1)
+    worker = psutil.Process(first.cells.children["slow"].pid)
+    stage = next(child for child in worker.children(recursive=True) if "stage.py" in str(child.cmdline()))
+    Path("runs/.resume/saved_slow").touch()
+    told = json.loads(next(Path("runs/.cells").glob("*/call.json")).read_text())
+    assert told["cells"]["slow"] == [str(worker.pid), ["train"]]
+    later = Remote(order_for("train@slow"), second)
+    with later:
+        later.start("train@slow")
+        stage.kill()
+        while not (ends := later.ended()):
+            time.sleep(0.1)
+    assert second.submitted == []
+    assert ends[0][0] == "train@slow"
+    first.cells.close()
+    first.local.__exit__(None, None, None)
+
+
+def test_the_cells_of_another_commit_are_waited_for(project):
+    first = Remote(order_for("train@slow"), Processes())
+    first.__enter__()
+    first.start("train@slow")
+    first.ended()
+    Path("params.yaml").write_text("{x: 1}")
+    commit("another")
+    with pytest.raises(BusyError, match="still at work for another commit or about to stop: slow"):
+        Remote(order_for("train@slow"), Processes()).__enter__()
+    first.kill()
+    first.cells.close()
+    first.local.__exit__(None, None, None)
+
+
+def test_uncommitted_code_is_refused_with_the_reason(project):
+    Path("params.yaml").write_text("{x: 1}")
+    with pytest.raises(ParamsError, match="params.yaml: changed and not committed. A cell that runs elsewhere"):
+        Remote(order_for("train@a"), Processes())
+
+
+def test_a_snapshot_shares_data_checkpoints_and_cache_and_is_gone_afterwards(project):
+    (project / "runs/.cells/x").mkdir(parents=True)
+    entries = {name: {"cmd": name} for name in ("train@a", "evaluate@a", "train@b")}
+    (project / "runs/.cells/x/dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": entries}))
+    with snapshot(project, committed(project), project / "runs/.cells/x/a", "a") as folder:
+        assert (folder / "data").resolve() == project / "data"
+        assert (folder / "runs/.resume").resolve() == project / "runs/.resume"
+        assert "train@a" in (folder / "dvc.lock").read_text()
+        assert "train@b" not in (folder / "dvc.lock").read_text()
+        said = subprocess.run(
+            [sys.executable, "-m", "dvc", "cache", "dir"], cwd=folder, capture_output=True, text=True, check=True
+        )
+        assert said.stdout.strip() == str(project / ".dvc/cache")
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("engine", ["ray", "slurm"])
+def test_an_engine_that_is_not_installed_is_named_with_its_install_line(engine, project, monkeypatch):
+    monkeypatch.setitem(sys.modules, {"ray": "ray", "slurm": "submitit"}[engine], None)
+    with pytest.raises(
+        ParamsError, match=f"--on {engine}: not installed. Install it with: uv pip install {PACKAGES[engine]}"
+    ):
+        ENGINES[engine](order_for("train@a"))
+
+
+def test_the_install_lines_are_those_of_pyproject():
+    text = (REPOSITORY / "pyproject.toml").read_text()
+    for engine, package in PACKAGES.items():
+        assert f'{engine} = ["{package}"]' in text
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--on", "slrum"], "error: --on: unknown name 'slrum'; did you mean 'slurm'?\n"),
+        (["--address", "x:1"], "error: --address: got 'x:1', which belongs to --on ray\n"),
+    ],
+)
+def test_a_wrong_word_on_the_command_line_is_answered_in_one_line(words, answer, project):
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.grid", *words], capture_output=True, text=True, check=False, env=os.environ
+    )
+    assert (done.returncode, done.stderr) == (78, answer)
