@@ -111,6 +111,7 @@ def open_experiment(dataset: str, *, timeout: int) -> Iterator[Experiment]:
     uri = tracking_uri()
     try:
         with locked(uri):  # two processes that create the database at once break it for good
+            create_database(uri)
             experiment = find_experiment(MlflowClient(uri), uri, f"{PREFIX}{dataset}")
         yield experiment
     except (MlflowException, SQLAlchemyError, OSError) as error:
@@ -134,6 +135,22 @@ def locked(uri: str) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def create_database(uri: str) -> None:
+    """Make the SQLite database of `uri` if there is none, whole or not at all.
+
+    MLflow does it in many steps, and cannot open any more what a kill between two of them has left.
+    """
+    from mlflow import MlflowClient
+
+    path = Path(uri.removeprefix(SQLITE))
+    if not uri.startswith(SQLITE) or path.exists():
+        return
+    partial = path.with_name(f"{path.name}.part")
+    partial.unlink(missing_ok=True)
+    MlflowClient(f"{SQLITE}{partial}").search_experiments(max_results=1)
+    partial.rename(path)
 
 
 def find_experiment(client: Any, uri: str, name: str) -> Experiment:

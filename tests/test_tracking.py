@@ -288,3 +288,21 @@ def children(process: int) -> list[int]:
 def asks_for_death(process: int) -> bool:
     """Whether the mirror is past its start: it is nice from then on."""
     return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[16] == "10"
+
+
+def test_a_kill_while_the_database_is_made_leaves_none_and_the_next_call_makes_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    code = "from pipeline.tracking import open_experiment\nwith open_experiment('shapes', timeout=5): pass"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    maker = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    partial = tmp_path / "mlflow.db.part"
+    while not (partial.exists() and partial.stat().st_size) and maker.poll() is None:
+        time.sleep(0.001)
+    maker.kill()
+    maker.wait()
+    assert partial.exists()  # the kill came in the middle
+    assert not (tmp_path / "mlflow.db").exists()
+    with open_experiment("shapes", timeout=5) as experiment:
+        assert experiment.runs() == []
+    assert not partial.exists()
