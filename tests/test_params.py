@@ -103,7 +103,7 @@ def test_runtime_settings_are_no_part_of_a_cells_fingerprint(edited):
     ("  shapes_resnet18_os8:", "  'a; touch b':", "the name 'a; touch b': expected lower-case letters, digits and _ only"),
     ("size: 1999639040", "size: '2 GB'", "params.yaml: datasets.voc.archives.0.size: got '2 GB', expected a valid integer"),
     ("max_unpacked: 2000000000", "max_unpackd: 1", "datasets.voc.archives.0: unknown name 'max_unpackd'; did you mean 'max_unpacked'?"),
-    ("- http://host", "- ftp://host", "archives.0.urls: got 'ftp://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar', expected an address"),
+    ('- "http://host', '- "ftp://host', "archives.0.urls: got 'ftp://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar', expected an address"),
     ("md5: 82b4d8", "md5: 82B4D8", "datasets.voc.archives.1.md5: got '82B4D87ceb2ed10f6038a1cba92111cb', expected 32 digits 0-9 a-f"),
     ("md5: 82b4d87ceb2ed10f6038a1cba92111cb", "", "archives.1.name: got 'benchmark.tgz' without a checksum, expected md5, sha1 or"),
     ("name: benchmark.tgz", "name: ../benchmark.tgz", "archives.1.name: got '../benchmark.tgz', expected a file name that ends in .tar"),

@@ -128,7 +128,7 @@ def commit(message):
 def order_for(*targets):
     slurm = SlurmOptions(partition=None, time=1, cpus=1, options={})
     settings = {"workers": 0, "log_every": 1, "checkpoint_every": 1.0, "validate_every": 0, "tracking_every": 1.0}
-    runtime = RuntimeConfig(device="cpu", gpus_per_cell=1, slurm=slurm, **settings)
+    runtime = RuntimeConfig(device="cpu", gpus_per_cell=1, log_weights=False, slurm=slurm, **settings)
     stages = tuple(outdated(read_stages(targets)))
     return Order(params=runtime, stages=stages, count=None, address=None, threads=1, logs=Path("runs/.logs"))
 
