@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 NOTE = (
     "95 % over validation images, bootstrap of {resamples} resamples: what another set of as many images would change. "
-    "Where a cell has several seeds, `low_seeds` and `high_seeds` also hold what another seed would change; with one "
+    "Where a cell has several seeds, low_seeds and high_seeds also hold what another seed would change; with one "
     "seed that is not known."
 )
 

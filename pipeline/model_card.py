@@ -5,15 +5,12 @@ Written from the record alone, so that the same results give the same card.
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deeplab.config import Protocol
-
-if TYPE_CHECKING:
-    from pipeline.tables import Row
+from pipeline.row import Row
 
 
-def write_cards(rows: "list[Row]", folder: Path, title: str, protocol: Protocol) -> None:
+def write_cards(rows: list[Row], folder: Path, title: str, protocol: Protocol) -> None:
     """Write `folder`/<cell>.md for each of `rows` that has a card, and README.md, which lists them; drop all others.
 
     `title` is the data set's, `protocol` the one that the rows were measured under.
@@ -30,19 +27,19 @@ def write_cards(rows: "list[Row]", folder: Path, title: str, protocol: Protocol)
     (folder / "README.md").write_text(f"# Model cards: {title}\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
-def value(row: "Row") -> str:
+def value(row: Row) -> str:
     """The mIoU in percent with its interval."""
     low, high = row.mean_end("mIoU_low"), row.mean_end("mIoU_high")
     between = f" [{100 * low:.2f}, {100 * high:.2f}]" if low is not None and high is not None else ""
     return f"{100 * row.mean('mIoU'):.2f} %{between}"
 
 
-def card(row: "Row", protocol: Protocol) -> str:
+def card(row: Row, protocol: Protocol) -> str:
     """The whole card of a measured cell."""
     return f"---\n{front_matter(row)}---\n\n{text(row, protocol)}"
 
 
-def front_matter(row: "Row") -> str:
+def front_matter(row: Row) -> str:
     """What the hub reads, as YAML."""
     cell, images = row.cell, row.results[0].images
     metrics = {"mean_iou": "mIoU", "accuracy": "pixel_accuracy"}
@@ -70,7 +67,7 @@ def front_matter(row: "Row") -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def text(row: "Row", protocol: Protocol) -> str:
+def text(row: Row, protocol: Protocol) -> str:
     """What a person reads."""
     cell, first = row.cell, row.results[0]
     recipe, model, train = cell.recipe, cell.model, cell.train

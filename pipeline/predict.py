@@ -10,13 +10,13 @@ needs little memory however large the image is.
 """
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deeplab.errors import DataError
 from pipeline.errors import ParamsError, naming, run_command
+from pipeline.labels import Table, Tiling, labels_of
 from pipeline.params import NAME, PARAMS, load_params
 from pipeline.progress import shown
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
 
-Tiling = tuple[tuple[int, int], tuple[int, int]]  # window and stride, each height and width
 Batch = list[tuple[str, "Bytes"]]  # names, and images of one size
 
 
@@ -63,7 +62,7 @@ def run(model: "Segmenter", source: Path, out: Path, batch: int, tiling: Tiling 
     return 1 if broken else 0
 
 
-def segment(model: "Segmenter", images: Batch, out: Path, table: "Table", tiling: Tiling | None) -> None:
+def segment(model: "Segmenter", images: Batch, out: Path, table: Table, tiling: Tiling | None) -> None:
     """Segment images of one size and write what comes of each."""
     from PIL import Image
 
@@ -79,40 +78,6 @@ def segment(model: "Segmenter", images: Batch, out: Path, table: "Table", tiling
             with naming(path):
                 content.save(path)
         table.add((name,), mask)
-
-
-def labels_of(model: "Segmenter", images: "list[Bytes]", tiling: Tiling | None) -> "list[Bytes]":
-    """The class indices of images of one size."""
-    import numpy as np
-
-    if tiling:
-        return [model.predict_tiles(image, *tiling) for image in images]
-    return list(model.predict_batch(np.stack(images)))
-
-
-class Table:
-    """A csv file of how many pixels each class has, a row per class that occurs."""
-
-    def __init__(self, path: Path, keys: tuple[str, ...], classes: tuple[str, ...]) -> None:
-        self.path, self.keys, self.classes = path, keys, classes
-
-    def __enter__(self) -> "Table":
-        self.file = self.path.open("w", encoding="utf-8", newline="")
-        self.writer = csv.writer(self.file, lineterminator="\n")
-        self.writer.writerow((*self.keys, "class", "index", "pixels", "share"))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    def add(self, key: tuple[object, ...], mask: "Bytes") -> None:
-        """Add the classes of one image; `key` are the values of its first columns."""
-        import numpy as np
-
-        counts = np.bincount(mask.reshape(-1), minlength=len(self.classes))
-        for index in np.flatnonzero(counts):
-            share = counts[index] / mask.size
-            self.writer.writerow((*key, self.classes[index], index, counts[index], f"{share:.6f}"))
 
 
 def find_images(source: Path, out: Path) -> list[Path]:

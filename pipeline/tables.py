@@ -8,19 +8,19 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from deeplab.config import Cell
 from pipeline.departures import departs
 from pipeline.errors import run_command
 from pipeline.model_card import write_cards
-from pipeline.params import PARAMS, DatasetConfig, load_params
+from pipeline.params import PARAMS, load_params
 from pipeline.record import end_leftovers, mark_current, read_back, record
 from pipeline.registry import register, write_notes
 from pipeline.results import INTERVAL, SCORES, Place, Result, manifest_fingerprint, read_results, todays_fingerprint
+from pipeline.row import Row
 from pipeline.tracking import (
     SQLITE,
     TrackingError,
@@ -39,31 +39,6 @@ TITLES = {
     "resnet50c": "ResNet50",
     "resnet101c": "ResNet101",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A cell and what is known about it."""
-
-    name: str
-    cell: Cell
-    dataset: DatasetConfig
-    results: tuple[Result, ...]  # one per seed; none when the cell is not measured
-    folder: Path | None  # its weights and history; None when they are a colleague's
-    card: Path | None  # where its model card goes; None when it has no weights here
-
-    def mean(self, score: str) -> float:
-        return fmean(result.scores[score] for result in self.results)
-
-    def mean_end(self, end: str) -> float | None:
-        """The mean over the seeds of an end of their intervals: at least as wide as the interval of their mean."""
-        held = [result.scores[end] for result in self.results if end in result.scores]
-        return fmean(held) if held and len(held) == len(self.results) else None
-
-    def spread(self, score: str) -> float | None:
-        """Standard deviation over the seeds."""
-        values = [result.scores[score] for result in self.results]
-        return stdev(values) if len(values) > 1 else None
 
 
 def run(

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deeplab.errors import DataError
+from pipeline.labels import Table, Tiling, labels_of
 
 if TYPE_CHECKING:
     from deeplab.pretrained import Segmenter
     from deeplab.store import Bytes
-    from pipeline.predict import Tiling
 
 CODEC = "mp4v"
 
 
-def segment_video(model: "Segmenter", source: Path, out: Path, batch: int, tiling: "Tiling | None") -> None:
+def segment_video(model: "Segmenter", source: Path, out: Path, batch: int, tiling: Tiling | None) -> None:
     """Write `out`/overlay.mp4 and `out`/classes.csv, a row per frame and class; frames are held a batch at a time.
 
     Raises DataError for a video that OpenCV cannot read, or where it cannot write one.
@@ -22,7 +22,6 @@ def segment_video(model: "Segmenter", source: Path, out: Path, batch: int, tilin
     import cv2
 
     from pipeline.figures import tint
-    from pipeline.predict import Table, labels_of
 
     reader = cv2.VideoCapture(str(source))
     frame = read_frame(reader)

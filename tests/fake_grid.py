@@ -14,7 +14,7 @@ from pipeline import tables
 from pipeline.panels import write_parts
 from pipeline.params import load_params
 from pipeline.results import Result
-from pipeline.tables import Row
+from pipeline.row import Row
 
 ROOT = Path(__file__).parents[1]
 CLASSES = {"voc": 21, "ade20k": 150, "cityscapes": 19, "shapes": 6}

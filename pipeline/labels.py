@@ -1,0 +1,45 @@
+"""The classes that a network sees in images, and the table of how many pixels each has."""
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deeplab.pretrained import Segmenter
+    from deeplab.store import Bytes
+
+Tiling = tuple[tuple[int, int], tuple[int, int]]  # window and stride, each height and width
+
+
+def labels_of(model: "Segmenter", images: "list[Bytes]", tiling: Tiling | None) -> "list[Bytes]":
+    """The class indices of images of one size."""
+    import numpy as np
+
+    if tiling:
+        return [model.predict_tiles(image, *tiling) for image in images]
+    return list(model.predict_batch(np.stack(images)))
+
+
+class Table:
+    """A csv file of how many pixels each class has, a row per class that occurs."""
+
+    def __init__(self, path: Path, keys: tuple[str, ...], classes: tuple[str, ...]) -> None:
+        self.path, self.keys, self.classes = path, keys, classes
+
+    def __enter__(self) -> "Table":
+        self.file = self.path.open("w", encoding="utf-8", newline="")
+        self.writer = csv.writer(self.file, lineterminator="\n")
+        self.writer.writerow((*self.keys, "class", "index", "pixels", "share"))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def add(self, key: tuple[object, ...], mask: "Bytes") -> None:
+        """Add the classes of one image; `key` are the values of its first columns."""
+        import numpy as np
+
+        counts = np.bincount(mask.reshape(-1), minlength=len(self.classes))
+        for index in np.flatnonzero(counts):
+            share = counts[index] / mask.size
+            self.writer.writerow((*key, self.classes[index], index, counts[index], f"{share:.6f}"))
