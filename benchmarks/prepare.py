@@ -82,7 +82,7 @@ def decode_only(samples: list[tuple[str, RawSample]], processes: int) -> None:
 
 def pixels(samples: list[RawSample]) -> int:
     """Load some samples, and say how many pixels they have."""
-    return sum(voc.load_image(sample).size // 3 + voc.load_mask(sample).size for sample in samples)
+    return sum(voc.load_image(sample).size // 3 + voc.load_mask(sample).ids.size for sample in samples)
 
 
 def profile(raw: Path, folder: Path) -> dict[str, float]:
@@ -96,7 +96,7 @@ def profile(raw: Path, folder: Path) -> dict[str, float]:
             with timed(costs["decode the image"]):
                 image = voc.load_image(sample)
             with timed(costs["decode and check the mask"]):
-                mask = voc.load_mask(sample)
+                mask = voc.load_mask(sample).ids
             with timed(costs["write, of that"]):
                 store.add("train", sample.id, image, mask)
             with timed(costs["  checksum"]):

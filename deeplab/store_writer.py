@@ -39,34 +39,49 @@ class PixelFiles:
             with suppress(OSError):  # on a full disk closing fails too, and would hide what was raised first
                 file.close()
 
-    def write(
-        self, split: str, name: str, offset: int, image: Bytes, mask: Bytes, packed: bool = True
-    ) -> tuple[Record, int]:
-        """Write a sample at `offset` pixels; return its record, and the CRC-32 of the image alone.
-
-        `image` is (H, W, 3) RGB and is not written unless `packed`; `mask` is (H, W) of train ids and 255.
-        """
-        assert image.dtype == mask.dtype == np.uint8
+    def write(self, split: str, name: str, offset: int, image: Bytes, mask: Bytes, packed: bool = True) -> Record:
+        """Write a sample at `offset` pixels, its image (H, W, 3) only if `packed`; return its record."""
         assert image.shape == (*mask.shape, 3)
-        image, mask = np.ascontiguousarray(image), np.ascontiguousarray(mask)
-        # Before they are written, which drives them out of the processor's cache.
-        of_image = zlib.crc32(image.data)
-        of_both = zlib.crc32(mask.data, of_image)
-        counts = histogram(mask)
-        with naming(self.folder):
-            if packed:
+        return self.write_mask(split, name, offset, mask, self.write_image(offset, image, packed))
+
+    def write_image(self, offset: int, image: Bytes, packed: bool = True) -> int:
+        """Write (H, W, 3) RGB at `offset` pixels, unless not `packed`; return its CRC-32."""
+        assert image.dtype == np.uint8
+        image = np.ascontiguousarray(image)
+        checksum = zlib.crc32(image.data)  # before it is written, which drives it out of the processor's cache
+        if packed:
+            with naming(self.folder):
                 write_at(self.images.fileno(), image.data.cast("B"), 3 * offset)
+        return checksum
+
+    def write_mask(
+        self,
+        split: str,
+        name: str,
+        offset: int,
+        mask: Bytes,
+        image_checksum: int,
+        pixels: NDArray[np.int64] | None = None,
+    ) -> Record:
+        """Write (H, W) of train ids and 255 at `offset` pixels; return the record of the sample.
+
+        `pixels` (256,) is how many have each id, if that has been counted already.
+        """
+        assert mask.dtype == np.uint8
+        mask = np.ascontiguousarray(mask)
+        counts = histogram(mask) if pixels is None else pixels
+        checksum = zlib.crc32(mask.data, image_checksum)
+        with naming(self.folder):
             write_at(self.masks.fileno(), mask.data.cast("B"), offset)
-        record = Record(
+        return Record(
             id=name,
             split=split,
             height=mask.shape[0],
             width=mask.shape[1],
             offset=offset,
-            checksum=of_both,
+            checksum=checksum,
             pixels={int(label): int(counts[label]) for label in np.flatnonzero(counts)},
         )
-        return record, of_image
 
     def flush(self) -> None:
         """Have the kernel bring all to the disk from now on, and do not wait: `sync` then has less to do (Linux)."""
@@ -135,7 +150,7 @@ class StoreWriter:
         With `file`, which `read_image` decodes to `image`, only its path is kept. All samples of a store have one, or
         none has.
         """
-        self.keep(self.pixels.write(split, name, self.offset, image, mask, packed=file is None)[0], file)
+        self.keep(self.pixels.write(split, name, self.offset, image, mask, packed=file is None), file)
 
     def keep(self, record: Record, file: Path | None = None) -> None:
         """Append one sample whose pixels stand in their place already."""

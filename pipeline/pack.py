@@ -6,8 +6,10 @@ process that writes, they would take longer than decoding. The places follow fro
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,19 +19,23 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from deeplab.errors import DataError, MaskError, SizeError
 from pipeline.process import die_with_parent
 
 if TYPE_CHECKING:
     from deeplab.store import Bytes, Record
-    from pipeline.datasets.layout import Format, RawSample
+    from deeplab.store_writer import PixelFiles
+    from pipeline.datasets.layout import Format, Mask, RawSample
 
+Loaded = TypeVar("Loaded", "Bytes", "Mask")
 Size = tuple[int, int]  # height, width
 
 CHUNK = 16  # samples that a worker is given at once; fewer when there are not many
 HEADERS = 128  # the same for headers, which are read much faster
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+KEPT = 64 << 20  # bytes
 UNKNOWN: Size = (0, 0)  # of a file that cannot be read
 
 
@@ -89,7 +95,15 @@ def start_worker(work: Work) -> None:
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
+    keep_memory()
     _work = work
+
+
+def keep_memory() -> None:
+    """Have the C library use the memory of one image for the next: given back to the system, it comes page by page."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT)
+        libc.mallopt(M_MMAP_THRESHOLD, KEPT // 2)
 
 
 def sizes(pool: Executor, work: Work, workers: int) -> Iterator[Size]:
@@ -131,11 +145,7 @@ def pack_part(part: range, where: list[tuple[int, Size]]) -> list[Packed | list[
     with PixelFiles(_work.store) as files:
         for index, (offset, size) in zip(part, where, strict=True):
             with noted(index) as (split, sample):
-                loaded = load(format_of(_work), sample, size)
-                if isinstance(loaded, list):
-                    results.append(loaded)
-                else:
-                    results.append(Packed(*files.write(split, sample.id, offset, *loaded, packed=_work.packed)))
+                results.append(pack_one(files, split, sample, offset, size))
         files.flush()
     return results
 
@@ -154,9 +164,14 @@ def format_of(work: Work) -> Format:
     return FORMATS[work.format]
 
 
-def load(kind: Format, sample: RawSample, expected: Size) -> tuple[Bytes, Bytes] | list[Problem]:
-    """Image and mask of a sample, or all that is wrong with it."""
+def pack_one(files: PixelFiles, split: str, sample: RawSample, offset: int, expected: Size) -> Packed | list[Problem]:
+    """Pack a sample at `offset`, or tell all that is wrong with it."""
+    kind = format_of(_work)
     image, size, unreadable = attempt(kind.load_image, sample)
+    of_image = 0
+    if image is not None and size == expected:
+        # At once, while it is in the processor's cache. When the mask is of no use there will be no store anyway.
+        of_image = files.write_image(offset, image, _work.packed)
     mask, shape, unusable = attempt(kind.load_mask, sample)
     problems = [problem for problem in (unreadable, unusable) if problem]
     if size and shape and size != shape:
@@ -167,20 +182,19 @@ def load(kind: Format, sample: RawSample, expected: Size) -> tuple[Bytes, Bytes]
         problems.append(Problem(SizeError, f"{sample.image}: {told}"))
     if problems:
         return problems
-    assert image is not None
     assert mask is not None
-    return image, mask
+    return Packed(files.write_mask(split, sample.id, offset, mask.ids, of_image, mask.pixels), of_image)
 
 
 def attempt(
-    load_one: Callable[[RawSample], Bytes], sample: RawSample
-) -> tuple[Bytes | None, Size | None, Problem | None]:
-    """The array, its height and width, and what is wrong with it; the size may be known of one that is of no use."""
+    load_one: Callable[[RawSample], Loaded], sample: RawSample
+) -> tuple[Loaded | None, Size | None, Problem | None]:
+    """The image or mask, its height and width, and what is wrong; the size may be known of one that is of no use."""
     try:
-        array = load_one(sample)
+        loaded = load_one(sample)
     except DataError as error:
         return None, error.shape if isinstance(error, MaskError) else None, Problem(type(error), str(error))
-    return array, (array.shape[0], array.shape[1]), None
+    return loaded, (loaded.shape[0], loaded.shape[1]), None
 
 
 def cores() -> int:

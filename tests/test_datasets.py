@@ -48,7 +48,9 @@ def test_trainaug_is_voc_train_and_sbd_without_voc_val(tmp_path):
 
 def test_what_is_in_voc_train_keeps_its_mask_with_the_ignored_border(tmp_path):
     write_voc(tmp_path, train=["a1"], sbd_train=["a1", "c1"])
-    masks = {sample.id: voc.load_mask(sample) for sample in voc.scan(tmp_path, ANY, ("trainaug",)).samples["trainaug"]}
+    masks = {
+        sample.id: voc.load_mask(sample).ids for sample in voc.scan(tmp_path, ANY, ("trainaug",)).samples["trainaug"]
+    }
     np.testing.assert_array_equal(masks["a1"], labels((0, 1, 2, 255)))
     np.testing.assert_array_equal(masks["c1"], labels((0, 3)))
 
@@ -106,7 +108,7 @@ def test_ade20k_ignores_other_and_numbers_its_classes_from_zero(tmp_path):
     write_ade20k(tmp_path)
     layout = ade20k.scan(tmp_path, ANY, ("train", "val"))
     assert ids(layout, "train") == ["ADE_train_00000000", "ADE_train_00000001"]
-    np.testing.assert_array_equal(ade20k.load_mask(layout.samples["val"][0]), labels((255, 0, 149)))
+    np.testing.assert_array_equal(ade20k.load_mask(layout.samples["val"][0]).ids, labels((255, 0, 149)))
 
 
 def test_ade20k_classes_have_the_first_of_their_names(tmp_path):
@@ -136,7 +138,7 @@ def test_cityscapes_label_ids_become_train_ids(tmp_path):
     write_cityscapes(tmp_path)
     layout = cityscapes.scan(tmp_path, ANY, ("train", "val"))
     assert ids(layout, "train") == ["aachen_0", "bonn_0"]
-    np.testing.assert_array_equal(cityscapes.load_mask(layout.samples["val"][0]), labels((255, 0, 18)))
+    np.testing.assert_array_equal(cityscapes.load_mask(layout.samples["val"][0]).ids, labels((255, 0, 18)))
 
 
 def test_the_cityscapes_table_is_the_published_one():
@@ -158,7 +160,7 @@ def test_cityscapes_train_ids_are_not_taken_for_label_ids(tmp_path):
 
 def shape_samples(split="train", count=40):
     layout = shapes.scan(Path("nowhere"), dataset_config("shapes", {split: count}), (split,))
-    return [(shapes.load_image(sample), shapes.load_mask(sample)) for sample in layout.samples[split]]
+    return [(shapes.load_image(sample), shapes.load_mask(sample).ids) for sample in layout.samples[split]]
 
 
 def test_shapes_are_the_same_bits_everywhere():

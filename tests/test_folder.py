@@ -39,7 +39,7 @@ def scan(raw, **changes):
 
 
 def mask_of(layout):
-    return folder.load_mask(layout.samples["train"][0])
+    return folder.load_mask(layout.samples["train"][0]).ids
 
 
 def refused(raw, error=DataError, **changes):

@@ -82,7 +82,7 @@ def test_samples_may_be_written_in_any_order_by_several_writers(tmp_path):
         records = {}
         for index in (2, 0, 1):
             with PixelFiles(tmp_path / "b") as files:
-                records[index], _ = files.write("train", f"id {index}", offsets[index], *pairs[index])
+                records[index] = files.write("train", f"id {index}", offsets[index], *pairs[index])
         for index in range(3):
             writer.keep(records[index])
     assert Store(tmp_path / "b").fingerprint == in_order.fingerprint

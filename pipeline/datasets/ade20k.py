@@ -7,7 +7,7 @@ from deeplab.decode import read_image, read_size
 from deeplab.errors import DataError
 from deeplab.store import IGNORE, Bytes, Color
 from pipeline.datasets.decode import label_table, read_labels, to_train_ids
-from pipeline.datasets.layout import Layout, RawSample, pair_by_name, require
+from pipeline.datasets.layout import Layout, Mask, RawSample, pair_by_name, require
 from pipeline.params import DatasetConfig, pick
 
 HOLDS: Final = "ADEChallengeData2016"
@@ -39,7 +39,7 @@ def load_image(sample: RawSample) -> Bytes:
     return read_image(sample.image)
 
 
-def load_mask(sample: RawSample) -> Bytes:
+def load_mask(sample: RawSample) -> Mask:
     """The mask (H, W)."""
     return to_train_ids(read_labels(sample.mask), TABLE, sample.mask)
 

@@ -6,7 +6,7 @@ from typing import Final
 from deeplab.decode import read_image, read_size
 from deeplab.store import IGNORE, Bytes, Color
 from pipeline.datasets.decode import label_table, read_labels, to_train_ids
-from pipeline.datasets.layout import Layout, RawSample, pair_by_name, require
+from pipeline.datasets.layout import Layout, Mask, RawSample, pair_by_name, require
 from pipeline.params import DatasetConfig, pick
 
 # name, label id in the archive, colour; in the order of the train ids
@@ -62,6 +62,6 @@ def load_image(sample: RawSample) -> Bytes:
     return read_image(sample.image)
 
 
-def load_mask(sample: RawSample) -> Bytes:
+def load_mask(sample: RawSample) -> Mask:
     """The mask (H, W)."""
     return to_train_ids(read_labels(sample.mask), TABLE, sample.mask)

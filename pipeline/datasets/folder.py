@@ -9,7 +9,7 @@ from deeplab.decode import read_image, read_size
 from deeplab.errors import DataError
 from deeplab.store import IGNORE, Bytes, Color
 from pipeline.datasets.decode import LabelTable, label_table, read_colors, read_labels, to_train_ids
-from pipeline.datasets.layout import Layout, RawSample, read_lines
+from pipeline.datasets.layout import Layout, Mask, RawSample, read_lines
 from pipeline.errors import ParamsError
 from pipeline.folder_options import FolderOptions
 from pipeline.params import DatasetConfig
@@ -76,7 +76,7 @@ def load_image(sample: RawSample) -> Bytes:
     return read_image(sample.image)
 
 
-def load_mask(sample: RawSample) -> Bytes:
+def load_mask(sample: RawSample) -> Mask:
     """The mask (H, W)."""
     assert isinstance(sample, FolderSample)
     labels = read_labels(sample.mask) if sample.colors is None else read_colors(sample.mask, sample.colors)

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from deeplab.errors import DataError
 from deeplab.store import Bytes, Color
@@ -27,6 +30,17 @@ class Layout:
     samples: dict[str, list[RawSample]]
 
 
+class Mask(NamedTuple):
+    """A mask that was checked, and counted on the way."""
+
+    ids: Bytes  # (H, W) train ids, 255 ignored
+    pixels: NDArray[np.int64]  # (256,) how many have each id
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.ids.shape
+
+
 class Format(Protocol):
     """What the module of a format has: a new one is a file with these functions and a line in FORMATS."""
 
@@ -45,7 +59,7 @@ class Format(Protocol):
         """
         ...
 
-    def load_mask(self, sample: RawSample, /) -> Bytes:
+    def load_mask(self, sample: RawSample, /) -> Mask:
         """The mask (H, W) of train ids, 255 ignored. DataError names the file and what is wrong."""
         ...
 

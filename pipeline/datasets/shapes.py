@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeplab.store import IGNORE, Bytes, Color
-from pipeline.datasets.layout import Layout, RawSample
+from deeplab.store_writer import histogram
+from pipeline.datasets.layout import Layout, Mask, RawSample
 from pipeline.errors import ParamsError
 from pipeline.params import DatasetConfig, pick
 
@@ -54,9 +55,10 @@ def load_image(sample: RawSample) -> Bytes:
     return draw(sample.id)[0]
 
 
-def load_mask(sample: RawSample) -> Bytes:
+def load_mask(sample: RawSample) -> Mask:
     """The mask (H, W)."""
-    return draw(sample.id)[1]
+    mask = draw(sample.id)[1]
+    return Mask(mask, histogram(mask))
 
 
 def random_size(random: Random) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from deeplab.decode import read_content, read_image, read_size
 from deeplab.errors import DataError
 from deeplab.store import IGNORE, Bytes, Color
 from pipeline.datasets.decode import label_table, read_labels, to_train_ids
-from pipeline.datasets.layout import Layout, RawSample, read_ids, require
+from pipeline.datasets.layout import Layout, Mask, RawSample, read_ids, require
 from pipeline.params import DatasetConfig, pick
 
 CLASSES: Final = (
@@ -49,7 +49,7 @@ def load_image(sample: RawSample) -> Bytes:
     return read_image(sample.image)
 
 
-def load_mask(sample: RawSample) -> Bytes:
+def load_mask(sample: RawSample) -> Mask:
     """The mask (H, W): VOC's PNG or SBD's .mat."""
     labels = read_sbd(sample.mask) if sample.mask.suffix == ".mat" else read_labels(sample.mask)
     return to_train_ids(labels, TABLE, sample.mask)
