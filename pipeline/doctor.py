@@ -114,8 +114,8 @@ def check_tracking(on: str) -> str:
             raise OSError(f"{shown}: {answer} here, but {said} for another process")
     if uri.startswith(SQLITE) and on != "here":
         raise DoubtError(
-            f"{shown}: {answer}, but a SQLite file is for one machine. Start a server (make ui) and set "
-            f"MLFLOW_TRACKING_URI to its address."
+            f"{shown}: {answer}, but a SQLite file is for one machine. Start a server that the others reach "
+            f"(docs/cluster.md says how) and set MLFLOW_TRACKING_URI to its address."
         )
     return f"{shown}: {answer}"
 

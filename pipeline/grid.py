@@ -32,8 +32,6 @@ AT_ONCE = 60.0  # seconds; what fails sooner has hardly begun
 
 def run(targets: Sequence[str], count: int | None = None, on: str = "here", address: str | None = None) -> int:
     """Bring `targets` (all when empty) up to date in `count` slots of the engine `on`; the exit code."""
-    if count is not None and count < 1:
-        raise ParamsError(f"--slots: got {count}, expected 1 or more")
     params = load_params()  # its mistakes are clearer than DVC's, and a name in it may be no path
     prepare_engine = ENGINES[on]
     with only_runner(LOCK):
@@ -211,6 +209,8 @@ def main() -> None:
     try:
         if arguments.on not in ENGINES:
             raise ParamsError(f"--on: {unknown(arguments.on, ENGINES)}")
+        if arguments.slots is not None and arguments.slots < 1:
+            raise ParamsError(f"--slots: got {arguments.slots}, expected 1 or more")
         if arguments.address and arguments.on != "ray":
             raise ParamsError(f"--address: got {arguments.address!r}, which belongs to --on ray")
         if arguments.doctor:

@@ -10,6 +10,7 @@ needs little memory however large the image is.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from pipeline.errors import ParamsError, naming, run_command
 from pipeline.labels import Table, Tiling, labels_of
 from pipeline.params import NAME, PARAMS, load_params
 from pipeline.progress import shown
+from pipeline.provenance import file_sha256
 
 if TYPE_CHECKING:
     from deeplab.pretrained import Segmenter
@@ -139,6 +141,17 @@ def find_weights(name: str, runs: Path, seed: int) -> Path:
     return file
 
 
+def require_evaluated(cell: str, file: Path, records: Path) -> None:
+    """Refuse weights of a cell that are not those its record tells of: then its number and its card are of others."""
+    for record in records.glob(f"*/{cell}.json"):
+        known = {weights["file"]: weights["sha256"] for weights in json.loads(record.read_text())["weights"].values()}
+        if file.name in known and known[file.name] != file_sha256(file):
+            raise DataError(
+                f"{file}: not the weights that {record} tells of (other SHA-256): damaged, or trained anew. Run: "
+                f"dvc repro evaluate@{cell}, or name the file to use it as it is."
+            )
+
+
 def tiling_of(window: list[int] | None, stride: list[int] | None) -> Tiling | None:
     """The tiles asked for; without a stride half of each tile is shared with the next."""
     if window is None:
@@ -177,6 +190,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder for what comes of it")
     parser.add_argument("--seed", type=int, default=0, help="which of a cell's trainings (0)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where train writes weights (runs)")
+    parser.add_argument("--records", type=Path, default=Path("reports/records"), help="where evaluate writes")
     parser.add_argument("--cards", type=Path, default=Path("reports/cards"), help="where tables writes model cards")
     parser.add_argument("--batch", type=int, default=8, help="images or frames at a time (8)")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, ... (as in params.yaml)")
@@ -194,6 +208,8 @@ def main() -> None:
 
         check_format(arguments.export)
     file = find_weights(arguments.model, arguments.runs, arguments.seed)
+    if NAME.fullmatch(arguments.model) and not Path(arguments.model).exists():
+        require_evaluated(arguments.model, file, arguments.records)
     from deeplab.pretrained import load_model
 
     if arguments.export is not None:

@@ -7,7 +7,7 @@ from deeplab.errors import DataError
 from pipeline.params import Params
 from pipeline.progress import shown
 from pipeline.results import Result
-from pipeline.tracking import TrackingError, open_experiment
+from pipeline.tracking import SQLITE, TrackingError, open_experiment, tracking_uri
 
 TOLERANCE = 1e-4  # a hundredth of a percent: another GPU rounds differently
 
@@ -18,6 +18,9 @@ class MismatchError(Exception):
 
 def check_runs(dataset: str, name: str, results: list[Result]) -> None:
     """Each result must have a complete run in MLflow with the same number, weights and data, and its commit."""
+    uri = tracking_uri()
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():  # opening it would make an empty one
+        raise MismatchError(f"{name}: no MLflow to find its run in: {uri} is not there. Run: make mlflow.db")
     try:
         with open_experiment(dataset, timeout=20) as experiment:
             runs = {run.data.tags.get("key"): run for run in experiment.runs(cell=name, complete="1")}

@@ -226,14 +226,11 @@ def download(row: Row) -> str:
 
 
 def how_to_look(page: str) -> str:
-    """The command and the address that show the runs."""
+    """What shows the runs."""
     uri = tracking_uri()
     if not uri.startswith(SQLITE):
         return f"{without_password(uri)}/{page}"
-    store = Path(uri.removeprefix(SQLITE))
-    shown = store.relative_to(Path.cwd()) if store.is_relative_to(Path.cwd()) else store
-    command = f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri {SQLITE}{shown} --workers 1"
-    return f"{command}, then http://127.0.0.1:5000/{page}"
+    return f"make ui, then http://127.0.0.1:5000/{page}"
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from deeplab.errors import DataError
 from pipeline import predict
 from pipeline.errors import ParamsError
 from pipeline.params import PARAMS
+from pipeline.provenance import file_sha256
 from tests.tiny import write_weights
 
 ROOT = Path(__file__).parents[1]
@@ -199,6 +201,21 @@ def test_a_cell_stands_for_its_weights(tmp_path, monkeypatch):
         predict.find_weights("shapes_resnet18_os9", runs, 0)
     with pytest.raises(DataError, match=r"other/weights\.safetensors: no such weights file, and no name of a cell"):
         predict.find_weights("other/weights.safetensors", runs, 0)
+
+
+def test_weights_that_are_not_those_of_the_record_are_refused_under_the_cell_s_name(tmp_path):
+    file = write_weights(tmp_path / "seed0.safetensors")
+    records = tmp_path / "records"
+    (records / "tiny").mkdir(parents=True)
+    held = {"weights": {"0": {"file": file.name, "sha256": file_sha256(file)}}}
+    (records / "tiny/tiny_os8.json").write_text(json.dumps(held))
+    predict.require_evaluated("tiny_os8", file, records)
+    predict.require_evaluated("another_cell", file, records)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"not the weights that .*tiny_os8\.json tells of"):
+        predict.require_evaluated("tiny_os8", file, records)
 
 
 def test_the_command_ends_with_one_line_and_the_code_of_the_mistake(photos, tmp_path):
