@@ -28,9 +28,11 @@ def signals_noted() -> Iterator[Callable[[], bool]]:
         signal.signal(number, signal.SIG_DFL)
 
     before = {number: signal.signal(number, note) for number in SAVE_AND_STOP}
+    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, SAVE_AND_STOP)  # Ray blocks SIGINT in all that it starts
     try:
         yield lambda: bool(received)
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for number, handler in before.items():
             signal.signal(number, handler)
 

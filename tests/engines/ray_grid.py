@@ -40,7 +40,7 @@ def test_a_grid_on_ray_survives_a_lost_worker_and_a_lost_node_and_gives_the_tabl
     twelve.check_nothing_failed(printed)
     assert "on 3 nodes" in printed
     for cell in twelve.LONG:
-        assert twelve.steps_done_twice((project / f"runs/.logs/train@{cell}.log").read_text()) < 30  # of 120
+        twelve.check_went_on((project / f"runs/.logs/train@{cell}.log").read_text())
     assert (project / f"runs/.logs/train@{first}.log").read_text().count("--- train@") > 1
     twelve.check_same(project, reference)
     twelve.check_collected(project)

@@ -40,7 +40,7 @@ def test_a_grid_on_slurm_survives_what_clusters_do_and_gives_the_tables_of_dvc_r
     assert logs[0].partition("was lost")[0].count("Running stage") > 1  # Slurm queued it again
     assert "the worker of tiny_01 was lost; try 2 of 4" in logs[1]
     for log in logs:
-        assert twelve.steps_done_twice(log) < 30  # of 120: each went on from a checkpoint
+        twelve.check_went_on(log)
     twelve.check_same(project, reference)
     twelve.check_collected(project)
     wait_for(lambda: not said("squeue", "-h"), 60)
