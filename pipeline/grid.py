@@ -18,6 +18,7 @@ from pipeline.board import LOCK, only_runner, plan_board
 from pipeline.engines import ENGINES, Engine, Order
 from pipeline.errors import ParamsError, run_command
 from pipeline.lockparts import recover
+from pipeline.mend import mend
 from pipeline.params import Params, load_params, unknown
 from pipeline.screen import Screen
 from pipeline.stages import Stage, State, deepest_first, outdated, read_stages, shorten, verdict
@@ -35,6 +36,8 @@ def run(targets: Sequence[str], count: int | None = None, on: str = "here", addr
     params = load_params()  # its mistakes are clearer than DVC's, and a name in it may be no path
     prepare_engine = ENGINES[on]
     with only_runner(LOCK):
+        for line in mend():
+            print(line, flush=True)
         recover()
         stages = read_stages(targets)
         reasons = outdated(stages)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline.mend import replace
 from pipeline.quick_params import quick_params
 
 LOCK = Path("dvc.lock")
@@ -64,13 +65,15 @@ def put_together(parts: list[Path]) -> None:
     if not parts:
         return
     from dvc.repo import Repo
-    from dvc.utils.serialize import modify_yaml, parse_yaml_for_update
+    from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
 
-    with Repo(_wait_for_lock=True) as repo, repo.lock, modify_yaml(str(LOCK)) as lock:
+    with Repo(_wait_for_lock=True) as repo, repo.lock:
+        lock = parse_yaml_for_update(LOCK.read_text(), str(LOCK)) if LOCK.exists() else {}
         lock.setdefault("schema", "2.0")
         lock["stages"] = lock.get("stages", {})
         for part in parts:
             lock["stages"].update(parse_yaml_for_update(part.read_text(), str(part)).get("stages", {}))
+        replace(LOCK, dumps_yaml(lock))
     for part in parts:
         part.unlink()
 
