@@ -384,6 +384,32 @@ def test_a_killed_runner_leaves_no_stage_behind(project):
     assert call(project, "long", "--dry-run").stdout == "long  has not run yet\n1 of 1 stages to run\n"
 
 
+def test_a_runner_that_is_killed_right_after_a_fork_leaves_no_stage_behind(project):
+    """The new process has told the guard of itself; the runner had no time to."""
+    code = """if True:
+        import os, signal, sys
+        from pipeline import grid, workers
+        original = workers.fork_stage
+        def killed(*arguments):
+            print(original(*arguments).pid, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        workers.fork_stage = killed
+        sys.argv = ["grid", "long"]
+        grid.main()
+    """
+    (project / "saved").unlink(missing_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, env=surroundings(), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == -signal.SIGKILL
+    left = int(done.stdout.split()[-1])
+    deadline = time.monotonic() + 50
+    while psutil.pid_exists(left) and psutil.Process(left).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert (project / "saved").exists() or not (project / "runs/started").exists()
+
+
 def test_a_second_signal_ends_a_stage_that_does_not_listen(project):
     (project / "deaf").touch()
     with started(project) as runner:
