@@ -24,6 +24,12 @@ def test_a_folder_without_checkpoints_has_nothing_to_go_on_from(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut"])
+@pytest.mark.fault(
+    "disk",
+    "a checkpoint rots",
+    "one bit flipped, or its end cut off",
+    "it is found by its hash and set aside; the one before is used",
+)
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, damage):
     save_checkpoint(tmp_path, 1, state(1))
     save_checkpoint(tmp_path, 2, state(2))
@@ -35,6 +41,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, 
     assert newest.with_suffix(".damaged").exists()
 
 
+@pytest.mark.fault("disk", "all checkpoints rot", "emptied", "an error that says so, never a silent start from nothing")
 def test_when_every_checkpoint_is_damaged_the_run_does_not_start_over_silently(tmp_path):
     save_checkpoint(tmp_path, 1, state(1))
     checkpoints(tmp_path)[0].write_bytes(b"")

@@ -65,6 +65,12 @@ def test_the_parts_give_the_dvc_lock_that_dvc_writes_itself(project):
     assert "Stage 'train@a' didn't change, skipping" in call(LockParts(), "train@a")
 
 
+@pytest.mark.fault(
+    "kill",
+    "the runner is killed before it has written dvc.lock",
+    "finished stages not yet in it",
+    "the next runner puts them in; nothing is run twice",
+)
 def test_what_a_killed_runner_left_is_put_in_by_the_next_one_unless_dvc_lock_is_newer(project):
     parts = LockParts()
     call(parts, "train@a")

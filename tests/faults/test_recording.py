@@ -39,7 +39,7 @@ def recorded(folder, fault, which):
     "MLflow's client asks again for what has been done",
     "the next `tables` leaves one complete run, one model, one version",
 )
-@pytest.mark.parametrize("name", ["create_run", "create_logged_model", "create_model_version"])
+@pytest.mark.parametrize("name", ["create_run", "create_model_version"])
 def test_what_was_asked_for_twice_is_there_once(folder, name):
     shown, calls = recorded(folder, "asked twice", name)
     assert calls.count(name) == 1
