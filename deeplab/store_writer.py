@@ -105,7 +105,7 @@ def write_at(file: int, content: memoryview, offset: int) -> None:
 
 
 def take_room(file: int, size: int) -> None:
-    """Give the file `size` bytes on the disk, if its file system can; where it cannot, Python's function writes zeros."""
+    """Give the file `size` bytes on the disk, if its file system can (else Python's function writes zeros)."""
     if LIBC and LIBC.fallocate(file, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
         error = ctypes.get_errno()
         if error in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
