@@ -21,7 +21,7 @@ from deeplab.store import FILES, IGNORE, IMAGE_FILES, IMAGES, MANIFEST, MASKS, P
 PARTIAL = f"{MANIFEST}.part"
 LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
-DIRTY = 8 << 20  # pixels that may wait until the disk is told to begin
+DIRTY = 2 << 20  # pixels that may wait until the disk is told to begin
 
 
 class PixelFiles:
@@ -92,6 +92,7 @@ class PixelFiles:
 
     def sync(self) -> None:
         """Wait until all is on the disk, whichever process wrote it."""
+        self.flush()  # both at once
         with naming(self.folder):
             for file in (self.images, self.masks):
                 os.fsync(file.fileno())
@@ -204,7 +205,8 @@ class StoreWriter:
 
     def _write_manifest(self) -> None:
         head = {"version": VERSION, "classes": self.classes, "palette": self.palette}
-        samples = ",\n".join(json.dumps(vars(record), separators=(",", ":")) for record in self.records)
+        compact = json.JSONEncoder(separators=(",", ":"))
+        samples = ",\n".join(compact.encode(vars(record)) for record in self.records)
         text = json.dumps(head, ensure_ascii=False)[:-1] + f',\n"samples": [\n{samples}\n]}}\n'
         self._write(PARTIAL, text)
         (self.folder / PARTIAL).rename(self.folder / MANIFEST)
