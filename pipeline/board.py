@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pipeline.address import kind_and_name
 from pipeline.errors import BusyError
 
 LOCK = Path("runs/.grid.lock")
@@ -63,7 +64,7 @@ class Board:
         """Cell -> its stages `train` and `evaluate`, as far as they belong to this call."""
         found: dict[str, dict[str, Entry]] = {}
         for name, entry in self.stages.items():
-            kind, _, cell = name.partition("@")
+            kind, cell = kind_and_name(name)
             if kind in ("train", "evaluate"):
                 found.setdefault(cell, {})[kind] = entry
         return found

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.address import kind_and_name
 from pipeline.board import LOCK, only_runner, plan_board
 from pipeline.engines import ENGINES, Engine, Order
 from pipeline.errors import ParamsError, run_command
@@ -31,7 +32,7 @@ AT_ONCE = 60.0  # seconds; what fails sooner has hardly begun
 
 
 def run(targets: Sequence[str], count: int | None = None, on: str = "here", address: str | None = None) -> int:
-    """Bring `targets` (all when empty) up to date in `count` slots of the engine `on`; the exit code."""
+    """Bring `targets` (all of dvc.yaml when empty) up to date in `count` slots of the engine `on`; the exit code."""
     params = load_params()  # its mistakes are clearer than DVC's, and a name in it may be no path
     prepare_engine = ENGINES[on]
     with only_runner(LOCK):
@@ -126,7 +127,7 @@ class Failures:
 
     def note(self, name: str, message: str, seconds: float) -> None:
         """Note the failure of a stage."""
-        kind, _, cell = name.partition("@")
+        kind, cell = kind_and_name(name)
         if seconds < AT_ONCE:
             self.seen.setdefault(kind, []).append(message.replace(cell, "*") if cell else message)
         else:
@@ -134,11 +135,11 @@ class Failures:
 
     def forget(self, name: str) -> None:
         """Start over: a stage of this kind got somewhere."""
-        self.seen.pop(name.partition("@")[0], None)
+        self.seen.pop(kind_and_name(name)[0], None)
 
     def alike(self, name: str, slots: int) -> str:
         """Why stage `name` is not worth a try, or nothing; every slot has to have failed once, two cells at least."""
-        messages = self.seen.get(name.partition("@")[0], [])
+        messages = self.seen.get(kind_and_name(name)[0], [])
         if len(messages) < max(2, slots) or len(set(messages)) > 1:
             return ""
         return f"not tried, for {len(messages)} others failed at once alike: {messages[0]}"
@@ -179,7 +180,7 @@ def read_log(log: Path) -> str:
 
 def most_threads(params: Params, names: Mapping[str, object]) -> int:
     """The most threads that one of the stages `names` computes with."""
-    cells = [params.cells[cell] for cell in (name.partition("@")[2] for name in names) if cell in params.cells]
+    cells = [params.cells[cell] for _, cell in map(kind_and_name, names) if cell in params.cells]
     return max((cell.train.threads for cell in cells), default=1)
 
 
@@ -198,7 +199,7 @@ def noted_signals() -> Iterator[list[int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help="stage or glob, with all it needs; default: all")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="stage, glob or dvc.yaml, with all it needs")
     parser.add_argument("--slots", type=int, help="stages at a time; default: one per GPU, else what the cores hold")
     parser.add_argument("--dry-run", action="store_true", help="only say what would run and why")
     parser.add_argument("--keep-going", action="store_true", help="go on past a failed cell; this is always so")

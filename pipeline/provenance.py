@@ -25,9 +25,8 @@ def git_state() -> dict[str, Any]:
     try:
         commit = git("rev-parse", "HEAD")
         # Stages write reports and dvc.lock while they run: only changes to what was run make a result unclean.
-        changed = git(
-            "status", "--porcelain", "--untracked-files=no", "--", "deeplab", "pipeline", "params.yaml", "dvc.yaml"
-        )
+        code = ("deeplab", "pipeline", "params.yaml", "dvc.yaml", "examples/dvc.yaml")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         return {"commit": "unknown", "dirty": None, "why_unknown": reason.strip().partition("\n")[0]}

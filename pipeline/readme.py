@@ -34,7 +34,7 @@ def check(dataset: str, table: Path, readme: Path) -> bool:
 def read(table: Path, dataset: str) -> bytes:
     """The content of `table`."""
     if not table.exists():
-        raise DataError(f"{table}: not there. Run: dvc repro tables@{dataset}")
+        raise DataError(f"{table}: not there. Run: python -m pipeline.grid tables@{dataset}")
     return table.read_bytes()
 
 
@@ -90,7 +90,7 @@ def main() -> None:
     elif not check(arguments.dataset, arguments.table, arguments.readme):
         sys.exit(
             f"{arguments.readme}: the block results:{arguments.dataset} is stale or was edited by hand: it is not "
-            f"{arguments.table}. Run: dvc repro -s -f readme@{arguments.dataset}"
+            f"{arguments.table}. Run the same without --check"
         )
 
 
