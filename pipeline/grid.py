@@ -199,7 +199,9 @@ def noted_signals() -> Iterator[list[int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help="stage, glob or dvc.yaml, with all it needs")
+    parser.add_argument(
+        "targets", nargs="*", metavar="TARGET", help="stage, glob or examples/dvc.yaml, with all it needs; default: all"
+    )
     parser.add_argument("--slots", type=int, help="stages at a time; default: one per GPU, else what the cores hold")
     parser.add_argument("--dry-run", action="store_true", help="only say what would run and why")
     parser.add_argument("--keep-going", action="store_true", help="go on past a failed cell; this is always so")

@@ -27,8 +27,7 @@ class Stage:
 
 
 def read_stages(targets: Sequence[str]) -> dict[str, Stage]:
-    """The stages that `targets` name and all that these need, each after what it needs; no target names
-    all of dvc.yaml.
+    """The stages that `targets` name and all that these need, each after what it needs; no target: dvc.yaml.
 
     Raises ParamsError for a target that names nothing, and when DVC cannot read dvc.yaml; BusyError when another DVC
     works on one of the stages.
