@@ -177,7 +177,7 @@ def input_on_device(batch: Batch, model: ModelConfig, device: torch.device) -> t
 
 def input_on_cpu(batch: Batch, model: ModelConfig) -> tuple[Tensor, Tensor]:
     """One image after another; the masks are those of the batch."""
-    from deeplab.photometric import distort_and_normalise  # half a second, which training on a GPU need not wait for
+    from deeplab.photometric import distort_and_normalise  # slowly: a GPU does not wait for it
 
     images = np.empty(batch.images.shape, dtype=np.float32)  # by numpy: it asks for large pages, torch does not
     columns = (batch.images.numpy(), batch.sizes.tolist(), batch.distortions.numpy(), images)

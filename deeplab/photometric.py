@@ -6,7 +6,8 @@ network takes them. What the compiler needs to work on eight pixels at once shap
 instead of branches, flat rows, and unsigned indices, as a signed one could count from the end. Float operations are
 neither reordered nor fused, so a pixel gets the same bits wherever it lies, and from any processor.
 
-Imported where a CPU trains and nowhere else: it takes half a second, and four when the compiled code is not cached yet.
+Imported where a CPU trains and nowhere else: it takes over half a second, two when the compiled code is not cached
+yet.
 """
 
 from collections.abc import Callable
