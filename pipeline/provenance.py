@@ -8,8 +8,8 @@ from typing import Any
 
 # The library's files that training runs; dvc.yaml lists the same ones.
 TRAINING_CODE = (
-    "backbone", "checkpoint", "data", "decode", "loss", "model", "monitor", "precision", "ranks", "ring", "step",
-    "store", "training", "transforms",
+    "backbone", "checkpoint", "data", "decode", "loss", "model", "monitor", "photometric", "precision", "ranks", "ring",
+    "step", "store", "training", "transforms",
 )  # fmt: skip
 LIBRARY = Path(__file__).parents[1] / "deeplab"
 
