@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deeplab.errors import DataError
+from deeplab.errors import DataError, naming
 from deeplab.metrics import Matrix
 
 COLUMNS = ("image", "truth", "predicted", "pixels")
@@ -86,9 +86,13 @@ def write_counts(path: Path, runs: Mapping[Run, Counts]) -> None:
         arrays |= {f"{seed}/{protocol}/{name}": getattr(counts, name) for name in COLUMNS}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
-    with partial.open("wb") as file:  # numpy gives each member of the archive the same date
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-    partial.replace(path)
+    try:
+        with naming(path), partial.open("wb") as file:  # numpy gives each member of the archive the same date
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def read_counts(path: Path) -> dict[Run, Counts]:
