@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from deeplab.errors import DataError
+from deeplab.errors import DataError, naming
 from pipeline.errors import run_command
 
 
@@ -64,7 +64,7 @@ def locked(path: Path) -> Iterator[None]:
 
 def replace(path: Path, content: bytes) -> None:
     """Replace the content of `path`, keeping its mode; whatever goes wrong, the old content stays."""
-    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    with naming(path), NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
             file.write(content)
             file.flush()
