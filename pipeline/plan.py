@@ -19,6 +19,7 @@ from typing import Any
 from deeplab.config import Cell, ModelConfig
 from pipeline.errors import ParamsError, run_command
 from pipeline.files import readable
+from pipeline.names import check_names
 from pipeline.params import Params, load_params, unknown
 from pipeline.results import read_results
 
@@ -244,6 +245,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     params = load_params()
+    check_names(params)
     names: list[str] = [] if arguments.cells else list(params.cells)
     for word in arguments.cells:
         found = [name for name in params.cells if fnmatchcase(name, word)]

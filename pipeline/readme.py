@@ -13,6 +13,11 @@ from tempfile import NamedTemporaryFile
 from deeplab.errors import DataError, naming
 from pipeline.errors import run_command
 
+STALE = (
+    "{readme}: the block results:{dataset} is stale or was edited by hand: it is not {table}. "
+    "Run: dvc repro -s -f readme@{dataset}"
+)
+
 
 def run(dataset: str, table: Path, readme: Path) -> None:
     """Fill the block of `dataset` in `readme` with `table`, at once or not at all; DataError without its markers."""
@@ -88,10 +93,7 @@ def main() -> None:
     if not arguments.check:
         run(arguments.dataset, arguments.table, arguments.readme)
     elif not check(arguments.dataset, arguments.table, arguments.readme):
-        sys.exit(
-            f"{arguments.readme}: the block results:{arguments.dataset} is stale or was edited by hand: it is not "
-            f"{arguments.table}. Run: dvc repro -s -f readme@{arguments.dataset}"
-        )
+        sys.exit(STALE.format(readme=arguments.readme, dataset=arguments.dataset, table=arguments.table))
 
 
 if __name__ == "__main__":
