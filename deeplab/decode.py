@@ -3,6 +3,7 @@
 Whatever is wrong with a file is a DataError that names it.
 """
 
+import io
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +15,7 @@ from deeplab.errors import DataError
 
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 JPEG_FRAMES = {0xC0 + kind for kind in range(16)} - {0xC4, 0xC8, 0xCC}  # the segments that tell the size
+MAX_PIXELS = 178_956_970  # where Pillow, which reads masks, takes a picture for a decompression bomb
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
@@ -22,6 +24,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     import cv2
 
     content = read_content(path)
+    check_pixels(path, content)
     # A file whose end was lost but filled with zeros still decodes, to a picture that is grey from there on.
     whole = not content.startswith(JPEG_START) or content.rfind(JPEG_END) > content.rfind(JPEG_SCAN)
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -32,6 +35,21 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     if image is None:
         raise DataError(f"{path}: not a readable image, or cut short")
     return np.asarray(image, dtype=np.uint8)
+
+
+def check_pixels(path: Path, content: bytes) -> None:
+    """DataError for a JPEG or PNG that says to be larger than any picture: a few kilobytes may unpack to gigabytes."""
+    try:
+        if content.startswith(PNG_START):
+            width, height = struct.unpack(">II", content[16:24])
+        elif content.startswith(JPEG_START):
+            height, width = jpeg_size(io.BytesIO(content))
+        else:
+            return  # OpenCV has a limit of its own
+    except (ValueError, struct.error):
+        return  # decoding tells what is wrong
+    if height * width > MAX_PIXELS:
+        raise DataError(f"{path}: {width}x{height} pixels, expected at most {MAX_PIXELS:,}")
 
 
 def read_size(path: Path) -> tuple[int, int]:

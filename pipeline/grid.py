@@ -10,16 +10,19 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from deeplab.errors import DataError
 from pipeline.address import kind_and_name
 from pipeline.board import LOCK, only_runner, plan_board
 from pipeline.engines import ENGINES, Engine, Order
 from pipeline.errors import ParamsError, run_command
 from pipeline.lockparts import recover
+from pipeline.names import check_names
 from pipeline.params import Params, load_params, unknown
+from pipeline.readme import STALE, check
 from pipeline.screen import Screen
 from pipeline.stages import Stage, State, deepest_first, outdated, read_stages, shorten, verdict
 from pipeline.workers import misses_cache
@@ -34,6 +37,7 @@ AT_ONCE = 60.0  # seconds; what fails sooner has hardly begun
 def run(targets: Sequence[str], count: int | None = None, on: str = "here", address: str | None = None) -> int:
     """Bring `targets` (all of dvc.yaml when empty) up to date in `count` slots of the engine `on`; the exit code."""
     params = load_params()  # its mistakes are clearer than DVC's, and a name in it may be no path
+    check_names(params)
     prepare_engine = ENGINES[on]
     with only_runner(LOCK):
         recover()
@@ -41,6 +45,7 @@ def run(targets: Sequence[str], count: int | None = None, on: str = "here", addr
         reasons = outdated(stages)
         if not reasons:
             print(f"up to date: {len(stages)} stages")
+            check_page(stages)
             return 0
         order = Order(
             params=params.runtime,
@@ -56,12 +61,24 @@ def run(targets: Sequence[str], count: int | None = None, on: str = "here", addr
         board = plan_board(engine.place, stages, reasons)
         with noted_signals() as stops, engine, Screen(board, LOGS / "grid.log", LISTED) as screen:
             states = walk(wanted, engine, stops, screen)
-        return conclude(states, engine, stops)
+        code = conclude(states, engine, stops)
+        if code == 0:
+            check_page(stages)
+        return code
+
+
+def check_page(names: Iterable[str]) -> None:
+    """DataError when the README shows something else than its tables, edited by hand say: DVC does not watch it."""
+    page = Path("README.md")
+    for kind, _, dataset in (name.partition("@") for name in names):
+        table = Path("reports/tables") / f"{dataset}.md"
+        if kind == "readme" and table.exists() and page.exists() and not check(dataset, table, page):
+            raise DataError(STALE.format(readme=page, dataset=dataset, table=table))
 
 
 def show_plan(targets: Sequence[str]) -> int:
     """Print what would run and why."""
-    load_params()
+    check_names(load_params())
     stages = read_stages(targets)
     reasons = outdated(stages)
     width = max(map(len, reasons), default=0)

@@ -10,6 +10,7 @@ from typing import Any
 
 from deeplab.config import Cell, digest
 from deeplab.errors import DataError
+from pipeline.files import BROKEN
 from pipeline.params import Params
 from pipeline.provenance import code_fingerprint
 
@@ -60,7 +61,7 @@ def read_results(
                 reasons[name] = f"{path} is of other {changed}. Run: dvc repro {params.stage('evaluate', name)}"
             else:
                 results |= {(name, result.seed): result for result in results_in(found, params)}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except BROKEN as error:
             remedy = f"Run: dvc repro -f {params.stage('evaluate', name)}"
             raise DataError(f"{path}: not as evaluate writes it ({error!r}). {remedy}") from None
     return results, reasons

@@ -26,6 +26,7 @@ from typing import Any
 from deeplab.errors import DataError
 from pipeline.address import short
 from pipeline.errors import run_command
+from pipeline.files import readable
 from pipeline.params import EXAMPLES, PARAMS, Params, load_params
 from pipeline.provenance import file_sha256
 from pipeline.readme import check as shows_table
@@ -131,15 +132,16 @@ def check_files(dataset: str, params: Params, place: Place) -> dict[str, list[Re
 
 def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a Markdown table by their head."""
-    head, _, *rows = [line.strip("| \n").split(" | ") for line in path.read_text(encoding="utf-8").splitlines()]
-    return [dict(zip(head, row, strict=False)) for row in rows]
+    with readable(path, "Run: dvc repro -f tables"):
+        head, _, *rows = [line.strip("| \n").split(" | ") for line in path.read_text(encoding="utf-8").splitlines()]
+        return [dict(zip(head, row, strict=False)) for row in rows]
 
 
 def read_sheet(path: Path) -> dict[str, dict[str, str]]:
     """The rows of the csv by cell."""
     if not path.exists():
         raise MismatchError(f"{path}: not there")
-    with path.open(encoding="utf-8", newline="") as file:
+    with readable(path, "Run: dvc repro -f tables"), path.open(encoding="utf-8", newline="") as file:
         return {row["cell"]: row for row in csv.DictReader(file)}
 
 
@@ -202,10 +204,12 @@ def check_extras(name: str, results: list[Result], params: Params, place: Place)
             raise MismatchError(f"{name}: {error}") from None
     statistics = place.reports / "statistics" / f"{dataset}.json"
     if statistics.exists():
-        cell = json.loads(statistics.read_text(encoding="utf-8"))["cells"].get(name)
         mean = fmean(result.scores["mIoU"] for result in results)
         stage = params.stage("compare", dataset)
-        if cell and abs(cell["mIoU"] - mean) > 2e-6:
+        with readable(statistics, f"Run: dvc repro -f {stage}"):
+            cell = json.loads(statistics.read_bytes())["cells"].get(name)
+            differs = cell and abs(cell["mIoU"] - mean) > 2e-6
+        if differs:
             raise MismatchError(
                 f"{name}: {statistics} says mIoU {cell['mIoU']}, the record {mean}. Run: dvc repro {stage}"
             )
