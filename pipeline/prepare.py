@@ -15,7 +15,6 @@ from pipeline.errors import run_command
 from pipeline.files import write_whole
 from pipeline.pack import Packed, Problem, cores, pack, plan, sizes, started
 from pipeline.params import PARAMS, DatasetConfig, load_params, pick
-from pipeline.process import die_with_parent
 
 if TYPE_CHECKING:
     from deeplab.store import Record
@@ -182,7 +181,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder for the store")
     parser.add_argument("--card", type=Path, required=True, help="the folder for the data card")
     args = parser.parse_args()
-    die_with_parent()
     params = load_params()
     config, splits = params.dataset(args.dataset), pick(params.splits, args.dataset, "recipes")
     run(args.dataset, config, splits, args.raw, args.out, card=args.card)
