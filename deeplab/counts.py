@@ -14,6 +14,7 @@ The four columns are ordered by image, truth and prediction. Equal counts give e
 """
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from deeplab.errors import DataError
 from deeplab.metrics import Matrix
 
 COLUMNS = ("image", "truth", "predicted", "pixels")
+MAX_BYTES = 1 << 31  # of a file when unpacked; a hundred times what 2000 images with 150 classes take
 
 Run = tuple[int, str]  # seed, name of the protocol
 
@@ -97,6 +99,10 @@ def read_counts(path: Path) -> dict[Run, Counts]:
     Raises DataError for a file that is missing, damaged, or of another form.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > MAX_BYTES:
+            raise ValueError(f"unpacks to {size:,} bytes")
         with np.load(path, allow_pickle=False) as file:
             names = dict.fromkeys(tuple(name.split("/")[:2]) for name in file.files if "/" in name)
             return {
@@ -109,5 +115,5 @@ def read_counts(path: Path) -> dict[Run, Counts]:
             }
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, ValueError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not counts as evaluate writes them ({type(error).__name__})") from None
