@@ -55,7 +55,7 @@ def check_pixels(path: Path, height: int, width: int) -> None:
     """Refuse a picture that would fill the memory, before anything is decoded."""
     if height * width > MAX_PIXELS:
         raise DataError(
-            f"{path}: {width} x {height} pixels, expected at most {MAX_PIXELS:,} in one picture. Cut it into pieces."
+            f"{path}: {width}x{height} pixels, expected at most {MAX_PIXELS:,} in one picture. Cut it into pieces."
         )
 
 

@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from deeplab.errors import DataError
-from pipeline.errors import naming, run_command
+from deeplab.errors import DataError, naming
+from pipeline.errors import run_command
 from pipeline.fetch import Patience, WrongFileError, fetch, meter, verify
 from pipeline.params import Archive, DatasetConfig, load_params
 from pipeline.process import die_with_parent, locked

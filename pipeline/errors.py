@@ -3,9 +3,7 @@
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import NoReturn
 
 from deeplab.errors import DataError, NonFiniteError, SettingsError, WorkerError
@@ -64,14 +62,3 @@ def describe(mistake: BaseException) -> str:
     if isinstance(mistake, PermissionError) and mistake.filename:
         return f"{mistake.filename}: no permission. Give yourself access to it, or link another folder there."
     return str(mistake)
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Name `path` in an OSError: writing to an open file raises one that does not say which disk is full."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:  # a library's own error, say of gzip
-            raise
-        raise OSError(error.errno, error.strerror, error.filename or str(path)) from None

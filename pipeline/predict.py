@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deeplab.errors import DataError
-from pipeline.errors import ParamsError, naming, run_command
+from deeplab.errors import DataError, naming
+from pipeline.errors import ParamsError, run_command
 from pipeline.labels import Table, Tiling, labels_of
 from pipeline.params import NAME, PARAMS, load_params
 from pipeline.progress import shown
