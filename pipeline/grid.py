@@ -21,7 +21,7 @@ from pipeline.engines import ENGINES, Engine, Order
 from pipeline.errors import ParamsError, run_command
 from pipeline.lockparts import recover
 from pipeline.names import check_names
-from pipeline.params import Params, load_params, unknown
+from pipeline.params import EXAMPLES, Params, load_params, unknown
 from pipeline.readme import STALE, check
 from pipeline.screen import Screen
 from pipeline.stages import Stage, State, deepest_first, outdated, read_stages, shorten, verdict
@@ -45,7 +45,7 @@ def run(targets: Sequence[str], count: int | None = None, on: str = "here", addr
         reasons = outdated(stages)
         if not reasons:
             print(f"up to date: {len(stages)} stages")
-            check_page(stages)
+            check_page(stages, params)
             return 0
         order = Order(
             params=params.runtime,
@@ -63,17 +63,19 @@ def run(targets: Sequence[str], count: int | None = None, on: str = "here", addr
             states = walk(wanted, engine, stops, screen)
         code = conclude(states, engine, stops)
         if code == 0:
-            check_page(stages)
+            check_page(stages, params)
         return code
 
 
-def check_page(names: Iterable[str]) -> None:
+def check_page(stages: Iterable[str], params: Params) -> None:
     """DataError when the README shows something else than its tables, edited by hand say: DVC does not watch it."""
     page = Path("README.md")
-    for kind, _, dataset in (name.partition("@") for name in names):
-        table = Path("reports/tables") / f"{dataset}.md"
+    for stage in stages:
+        kind, dataset = kind_and_name(stage)
+        table = (EXAMPLES if dataset in params.examples else Path()) / f"reports/tables/{dataset}.md"
         if kind == "readme" and table.exists() and page.exists() and not check(dataset, table, page):
-            raise DataError(STALE.format(readme=page, dataset=dataset, table=table))
+            remedy = f"Run: dvc repro -s -f {stage}"
+            raise DataError(STALE.format(readme=page, dataset=dataset, table=table, remedy=remedy))
 
 
 def show_plan(targets: Sequence[str]) -> int:

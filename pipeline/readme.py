@@ -13,10 +13,7 @@ from tempfile import NamedTemporaryFile
 from deeplab.errors import DataError, naming
 from pipeline.errors import run_command
 
-STALE = (
-    "{readme}: the block results:{dataset} is stale or was edited by hand: it is not {table}. "
-    "Run the same without --check"
-)
+STALE = "{readme}: the block results:{dataset} is stale or was edited by hand: it is not {table}. {remedy}"
 
 
 def run(dataset: str, table: Path, readme: Path) -> None:
@@ -93,7 +90,8 @@ def main() -> None:
     if not arguments.check:
         run(arguments.dataset, arguments.table, arguments.readme)
     elif not check(arguments.dataset, arguments.table, arguments.readme):
-        sys.exit(STALE.format(readme=arguments.readme, dataset=arguments.dataset, table=arguments.table))
+        remedy = "Run the same without --check"
+        sys.exit(STALE.format(readme=arguments.readme, dataset=arguments.dataset, table=arguments.table, remedy=remedy))
 
 
 if __name__ == "__main__":
