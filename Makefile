@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE  # without compiled files each of the stages st
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test test-ray test-slurm check ui pins clean
+.PHONY: demo test test-faults test-ray test-slurm check ui pins clean
 
 demo: .venv/ready  ## the synthetic grid, from nothing to a filled table
 	python -m pipeline.grid readme@shapes compare@shapes
@@ -23,6 +23,10 @@ test: .venv/ready  ## what CI runs
 	pytest -n 2 --dist loadfile --cov --cov-report=term
 
 check: test
+
+# Everything that docs/reliability.md promises is tried, and its tables are filled with the result.
+test-faults: .venv/ready
+	pytest -n 2 --dist loadfile -m fault --reliability docs/reliability.md tests tests/faults/long_*.py
 
 # A grid of twelve cells on a real cluster, all of it on this machine, with workers killed and nodes lost: about ten minutes each.
 test-ray: .venv/ready  ## installs Ray into .venv
@@ -45,7 +49,7 @@ mlflow.db: | .venv/ready  # a fresh clone, say: complete the record from what is
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv/bin/uv pip sync --quiet --require-hashes --python .venv/bin/python requirements.txt
-	.venv/bin/python -c 'import timm, mlflow, dvc.repo, matplotlib.pyplot'  # compiles them once
+	.venv/bin/python -c 'import timm, mlflow, dvc.repo, matplotlib.pyplot, deeplab.photometric'  # compiles them once
 	touch $@
 
 pins:  ## after a change of requirements.in

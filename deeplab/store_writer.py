@@ -6,8 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,6 +15,7 @@ import numpy as np
 from isal.isal_zlib import crc32  # the value of zlib's, in a tenth of the time
 from numpy.typing import NDArray
 
+from deeplab.errors import naming
 from deeplab.store import FILES, IGNORE, IMAGE_FILES, IMAGES, MANIFEST, MASKS, PACKED, VERSION, Bytes, Color, Record
 
 PARTIAL = f"{MANIFEST}.part"
@@ -118,15 +118,6 @@ def histogram(labels: Bytes) -> NDArray[np.int64]:
     flat = labels.reshape(-1)
     last = np.append(np.flatnonzero(flat[1:] != flat[:-1]), flat.size - 1)  # of each run
     return np.bincount(flat[last], weights=np.diff(last, prepend=-1), minlength=256).astype(np.int64)
-
-
-@contextmanager
-def naming(folder: Path) -> Iterator[None]:
-    """Name `folder` in an OSError: writing to an open file raises one that does not say which disk is full."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
 class StoreWriter:

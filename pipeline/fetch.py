@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deeplab.errors import DataError
-from pipeline.errors import naming
+from deeplab.errors import DataError, naming
 from pipeline.params import Archive
 
 if TYPE_CHECKING:

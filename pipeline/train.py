@@ -24,10 +24,10 @@ from pipeline.errors import ParamsError, StoppedError, run_command
 from pipeline.launch import grouped, launch, local_rank, under_torchrun
 from pipeline.mirror import mirror
 from pipeline.params import PARAMS, Params, load_params
-from pipeline.process import die_with_parent, locked, signals_noted
+from pipeline.process import locked, signals_noted
 from pipeline.progress import median_speed, planner, reporter
 from pipeline.provenance import code_fingerprint, file_sha256, git_state, machine
-from pipeline.publish import publish, require_space, save_weights, write_json
+from pipeline.publish import publish, read_facts, require_space, save_weights, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,6 @@ def run(name: str, data: Path, pretrained: Path, resume: Path, out: Path, params
     torchrun this is one of the processes that do so together. Raises StoppedError after a signal (the state is saved),
     BusyError when another process trains this cell.
     """
-    die_with_parent()
     params = load_params(params_file)
     params.cell(name)  # an unknown name ends here
     resume.mkdir(parents=True, exist_ok=True)
@@ -82,8 +81,24 @@ def run(name: str, data: Path, pretrained: Path, resume: Path, out: Path, params
                     raise ParamsError(f"{params_file}: cell {name}: {error}") from None
         if ranks.first:
             require_unchanged(name, inputs, read_inputs(load_params(params_file), name, Store(data).fingerprint))
+            require_no_signal(name, stop)
             publish(name, inputs.cell.dataset, work, out)
-            shutil.rmtree(resume)
+            require_no_signal(name, stop)
+            forget(resume)
+
+
+def require_no_signal(name: str, stop: Callable[[], bool]) -> None:
+    """Raise StoppedError after a signal: the `dvc` that would record the result may have got it too, and be gone."""
+    if stop():
+        raise StoppedError(f"{name}: trained, then stopped by a signal. Run the same command again to publish it.")
+
+
+def forget(resume: Path) -> None:
+    """Remove finished work. Under another name first: half of it would look unfinished, and stop the next run."""
+    gone = resume.with_name(f".{resume.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)  # of a run that was killed here
+    resume.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)  # on NFS the lock that is still open keeps the folder
 
 
 def require_unchanged(name: str, before: Inputs, now: Inputs) -> None:
@@ -186,7 +201,7 @@ def train_seed(
 
 def group_sizes(facts: Path, now: int) -> list[int]:
     """In how many processes a training ran, in each of its stretches so far another number may have been."""
-    before = json.loads(facts.read_text(encoding="utf-8")).get("gpus_per_cell", []) if facts.exists() else []
+    before = read_facts(facts).get("gpus_per_cell", [])
     return sorted({*before, now})
 
 
@@ -239,7 +254,7 @@ def explain_restart(folder: Path, seed: int, inputs: Inputs) -> None:
     if folder.exists():
         return
     for other in sorted(folder.parent.glob(f"seed{seed}-*/inputs.json"), key=lambda path: path.stat().st_mtime)[-1:]:
-        before = json.loads(other.read_text(encoding="utf-8"))
+        before = read_facts(other)
         changed = differences(before, json.loads(json.dumps(asdict(inputs))))
         print(f"starting over: {', '.join(changed)} changed since {other.parent} was begun", flush=True)
 

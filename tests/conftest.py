@@ -1,0 +1,73 @@
+"""The tables of docs/reliability.md, written by the tests that try each fault: `make test-faults`."""
+
+import re
+from collections import defaultdict
+from pathlib import Path
+
+AREAS = ("kill", "disk", "server", "input", "security", "load", "safeguards")
+HEADER = "| Fault | How it is injected | What is promised | Tries | Result |\n|---|---|---|---:|---|\n"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--reliability", type=Path, metavar="FILE", help="fill the tables of FILE with what was tried")
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        "fault(area, fault, injected, promised): a row of docs/reliability.md. One parameter set is one try, unless the "
+        "test says record_property('tries', n); record_property('measured', text) stands beside the result",
+    )
+    if (path := config.getoption("--reliability")) and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Reliability(path))
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for marker in item.iter_markers("fault"):
+            row = fault_row(*marker.args, **marker.kwargs)
+            item.user_properties.append(("fault", row))  # a property reaches the process that writes the table
+
+
+def fault_row(area, fault, injected, promised):
+    assert area in AREAS, f"{area}: no area of faults, expected one of {AREAS}"
+    return [area, fault, injected, promised]
+
+
+class Reliability:
+    """Collects what each test found and fills the tables of `path` when all of them are through."""
+
+    def __init__(self, path):
+        self.path = path
+        self.tries = defaultdict(list)  # row -> (outcome, how many tries, what was measured, why it was left out)
+
+    def pytest_runtest_logreport(self, report):
+        if report.when != "call" and report.passed:
+            return
+        said = dict(report.user_properties)
+        if row := said.get("fault"):
+            why = report.longrepr[2].removeprefix("Skipped: ") if report.skipped else ""
+            self.tries[tuple(row)].append((report.outcome, said.get("tries", 1), said.get("measured", ""), why))
+
+    def pytest_sessionfinish(self):
+        text = self.path.read_text()
+        for area in AREAS:
+            lines = [table_line(row, tries) for row, tries in sorted(self.tries.items()) if row[0] == area]
+            block = f"<!-- faults:{area} -->\n{HEADER}{''.join(lines)}<!-- /faults:{area} -->"
+            pattern = re.compile(f"<!-- faults:{area} -->.*<!-- /faults:{area} -->", re.DOTALL)
+            text, found = pattern.subn(lambda _, block=block: block, text)
+            assert found == 1, f"{self.path}: expected the two lines faults:{area} once"
+        self.path.write_text(text)
+
+
+def table_line(row, tries):
+    """A line of the table: `tries` are those of all tests that share `row`."""
+    _, fault, injected, promised = row
+    tried = sum(count for outcome, count, _, _ in tries if outcome != "skipped")
+    if failed := sum(outcome == "failed" for outcome, *_ in tries):
+        result = f"**{failed} failed**"
+    elif tried:
+        result = "; ".join(dict.fromkeys(["held", *(measured for _, _, measured, _ in tries if measured)]))
+    else:
+        result = f"not tried: {tries[0][3]}"
+    return f"| {fault} | {injected} | {promised} | {tried} | {result} |\n"
