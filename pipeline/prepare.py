@@ -62,7 +62,7 @@ def run(
     checksums: list[int] = []
     with StoreWriter(out, layout.classes, layout.palette) as store, started(work, workers) as pool:
         found = list(with_progress(sizes(pool, work, workers), total, f"{title}: sizes"))
-        store.need(sum(height * width for height, width in found) * (4 if work.packed else 1))
+        store.reserve(sum(height * width for height, width in found), work.packed)
         results = with_progress(pack(pool, work, workers, found), total, title)
         for (_, sample), result in zip(samples, results, strict=True):
             if not isinstance(result, Packed):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab import store_writer
 from deeplab.decode import read_image
 from deeplab.errors import DataError
 from deeplab.store import Store
@@ -296,7 +297,10 @@ def test_a_worker_that_dies_is_reported_with_its_sample(tmp_path, monkeypatch):
     assert list((tmp_path / "store").iterdir()) == []
 
 
-def test_a_disk_that_fills_up_is_one_line_and_leaves_no_store(tmp_path):
+@pytest.mark.parametrize("known", [True, False])  # before the first image, and only when a worker writes
+def test_a_disk_that_fills_up_is_one_line_and_leaves_no_store(tmp_path, monkeypatch, known):
+    if not known:
+        monkeypatch.setattr(store_writer, "LIBC", None)
     config = dataset_config("shapes", {"train": 30, "val": 1})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
