@@ -76,11 +76,20 @@ def version_of(experiment: Experiment, name: str, result: Result, runs: Path, lo
         client.create_registered_model(name, description=f"DeepLabv3 on {name.removeprefix(PREFIX)}")
     found = client.search_model_versions(f"name = '{name}' and tags.key = '{result.key}'")
     if found:
-        return str(found[0].version)
+        version = str(found[0].version)
+        show_version(experiment, model, name, version)
+        return version
     tags = {"key": result.key, "cell": result.cell, "seed": str(result.seed), "mIoU": f"{result.scores['mIoU']:.6f}"}
     version = str(client.create_model_version(name, f"models:/{model}", result.run, tags=tags, model_id=model).version)
-    client.set_logged_model_tags(model, {VERSIONS: json.dumps([{"name": name, "version": version}])})
+    show_version(experiment, model, name, version)
     return version
+
+
+def show_version(experiment: Experiment, model: str, name: str, version: str) -> None:
+    """Say on the model under which version it is registered."""
+    said = json.dumps([{"name": name, "version": version}])
+    if experiment.client.get_logged_model(model).tags.get(VERSIONS) != said:
+        experiment.client.set_logged_model_tags(model, {VERSIONS: said})
 
 
 def model_of(experiment: Experiment, name: str, result: Result) -> str:

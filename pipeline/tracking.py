@@ -71,12 +71,15 @@ class Experiment:
         """Send the points beyond the last that has arrived. `moment`: step -> milliseconds since 1970."""
         from mlflow.entities import Metric
 
-        points = [
-            Metric(key, value, moment(step), step)
-            for step, values in curves
-            for key, value in values.items()
-            if step > self._last_step(run, key)
-        ]
+        last: dict[str, int] = {}
+        points = []
+        for step, values in curves:
+            for key, value in values.items():
+                if step > last.setdefault(
+                    key, self._last_step(run, key)
+                ):  # speeds of steps made twice stand there twice
+                    points.append(Metric(key, value, moment(step), step))
+                    last[key] = step
         for start in range(0, len(points), 1000):  # one by one would take thirty times as long
             part = points[start : start + 1000]
             self.client.log_batch(run, metrics=part)
