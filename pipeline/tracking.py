@@ -7,6 +7,7 @@ it raises comes out as TrackingError. It is imported late, because that takes se
 import csv
 import fcntl
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -113,6 +114,7 @@ def open_experiment(dataset: str, *, timeout: int) -> Iterator[Experiment]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its tracebacks: the error comes out below
     uri = tracking_uri()
     try:
         with locked(uri):  # two processes that create the database at once break it for good
@@ -120,7 +122,13 @@ def open_experiment(dataset: str, *, timeout: int) -> Iterator[Experiment]:
             experiment = find_experiment(MlflowClient(uri), uri, f"{PREFIX}{dataset}")
         yield experiment
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise TrackingError(without_password(f"{uri}: {error}").splitlines()[0]) from error
+        raise TrackingError(without_password(f"{uri}: {cause(error)}")) from error
+
+
+def cause(error: Exception) -> str:
+    """The line of `error` that says what is wrong: the database's own stands below what SQLAlchemy did then."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return next((line for line in lines if not line.startswith("(raised as a result of")), lines[0])
 
 
 def without_password(text: str) -> str:
