@@ -15,6 +15,7 @@ from typing import Any
 from deeplab.config import Cell
 from pipeline.departures import departs
 from pipeline.errors import run_command
+from pipeline.markdown import plain
 from pipeline.model_card import write_cards
 from pipeline.params import PARAMS, load_params
 from pipeline.record import end_leftovers, mark_current, read_back, record
@@ -179,7 +180,7 @@ def splits(row: Row) -> dict[str, str]:
 def backbone(row: Row) -> str:
     model = row.cell.model
     pretrained = "ImageNet" if model.pretrained else "none"
-    return f"{TITLES.get(model.backbone, model.backbone)} (OS={model.output_stride}, PRE={pretrained})"
+    return f"{plain(TITLES.get(model.backbone, model.backbone))} (OS={model.output_stride}, PRE={pretrained})"
 
 
 def crop(row: Row) -> str:
@@ -196,7 +197,7 @@ def schedule(row: Row) -> str:
 def sets(row: Row) -> str:
     """The splits; a result on fewer images than the data set has says so."""
     names = splits(row).values()
-    title = "/".join(names)
+    title = plain("/".join(names))
     if not row.results:
         return title
     used = [row.results[0].images[name] for name in names]
