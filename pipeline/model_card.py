@@ -90,8 +90,8 @@ def text(row: Row, protocol: Protocol) -> str:
 
 {warning}DeepLabv3 with {plain(model.backbone)} at output stride {model.output_stride} for semantic segmentation. \
 Data set: {plain(row.dataset.title)}. mIoU {value(row)} on {first.images[recipe.val_split]} images of \
-{code(recipe.val_split)}, {first.scores["classes_evaluated"]:g} classes. In brackets its 95 % interval over images; what another training seed \
-would change is not in it.
+{code(recipe.val_split)}, {first.scores["classes_evaluated"]:g} classes. In brackets its 95 % interval over images; \
+what another training seed would change is not in it.
 
 ## Use
 
