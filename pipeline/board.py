@@ -45,7 +45,7 @@ class Board:
 
     def save(self, path: Path = BOARD) -> None:
         """Write the file, whole or not at all. A full disk must not stop the runner, so that is passed over."""
-        part = path.with_name(f"{path.name}.{os.getpid()}")
+        part = path.with_name(f"{path.name}.part")
         try:
             part.write_text(json.dumps(asdict(self)), encoding="utf-8")
             part.replace(path)

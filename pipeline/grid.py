@@ -20,6 +20,7 @@ from pipeline.board import LOCK, only_runner, plan_board
 from pipeline.engines import ENGINES, Engine, Order
 from pipeline.errors import ParamsError, run_command
 from pipeline.lockparts import recover
+from pipeline.mend import mend
 from pipeline.names import check_names
 from pipeline.params import EXAMPLES, Params, load_params, unknown
 from pipeline.readme import STALE, check
@@ -40,6 +41,8 @@ def run(targets: Sequence[str], count: int | None = None, on: str = "here", addr
     check_names(params)
     prepare_engine = ENGINES[on]
     with only_runner(LOCK):
+        for line in mend():
+            print(line, flush=True)
         recover()
         stages = read_stages(targets)
         reasons = outdated(stages)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.address import lock_of, short
+from pipeline.mend import replace
 from pipeline.quick_params import quick_params
 
 PARTS = Path("runs/.locks")  # below it the folders of the files that they are parts of
@@ -65,15 +66,16 @@ def put_together(parts: list[Path], folder: Path) -> None:
     if not parts:
         return
     from dvc.repo import Repo
-    from dvc.utils.serialize import modify_yaml, parse_yaml_for_update
+    from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
 
     with Repo(_wait_for_lock=True) as repo, repo.lock:
         for path in {home(part, folder) for part in parts}:
-            with modify_yaml(str(path)) as lock:
-                lock.setdefault("schema", "2.0")
-                lock["stages"] = lock.get("stages", {})
-                for part in (part for part in parts if home(part, folder) == path):
-                    lock["stages"].update(parse_yaml_for_update(part.read_text(), str(part)).get("stages", {}))
+            lock = parse_yaml_for_update(path.read_text(), str(path)) if path.exists() else {}
+            lock.setdefault("schema", "2.0")
+            lock["stages"] = lock.get("stages", {})
+            for part in (part for part in parts if home(part, folder) == path):
+                lock["stages"].update(parse_yaml_for_update(part.read_text(), str(part)).get("stages", {}))
+            replace(path, dumps_yaml(lock))
     for part in parts:
         part.unlink()
 

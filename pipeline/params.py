@@ -6,6 +6,7 @@ import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -58,6 +59,8 @@ class Archive:
             raise ValueError(f"name: got {self.name!r}, expected a file name that ends in .tar, .tgz, .tar.gz or .zip")
         if odd := [url for url in self.urls if not url.startswith(("http://", "https://"))]:
             raise ValueError(f"urls: got {odd[0]!r}, expected an address that begins with http:// or https://")
+        if any("@" in urlsplit(url).netloc for url in self.urls):
+            raise ValueError("urls: got an address with a password, expected none: put it into ~/.netrc")
         if not self.checksums:
             raise ValueError(f"name: got {self.name!r} without a checksum, expected md5, sha1 or sha256 beside it")
         for kind, value in self.checksums.items():

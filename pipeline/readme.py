@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from deeplab.errors import DataError, naming
 from pipeline.errors import run_command
@@ -66,16 +65,17 @@ def locked(path: Path) -> Iterator[None]:
 
 def replace(path: Path, content: bytes) -> None:
     """Replace the content of `path`, keeping its mode; whatever goes wrong, the old content stays."""
-    with naming(path), NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
+    part = path.with_name(f".{path.name}.part")  # always the same, so that a kill leaves at most one, for the next call
+    try:
+        with naming(path), part.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            shutil.copymode(path, file.name)
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+        shutil.copymode(path, part)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def main() -> None:

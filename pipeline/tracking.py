@@ -7,6 +7,7 @@ it raises comes out as TrackingError. It is imported late, because that takes se
 import csv
 import fcntl
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -71,12 +72,15 @@ class Experiment:
         """Send the points beyond the last that has arrived. `moment`: step -> milliseconds since 1970."""
         from mlflow.entities import Metric
 
-        points = [
-            Metric(key, value, moment(step), step)
-            for step, values in curves
-            for key, value in values.items()
-            if step > self._last_step(run, key)
-        ]
+        last: dict[str, int] = {}
+        points = []
+        for step, values in curves:
+            for key, value in values.items():
+                if step > last.setdefault(
+                    key, self._last_step(run, key)
+                ):  # speeds of steps made twice stand there twice
+                    points.append(Metric(key, value, moment(step), step))
+                    last[key] = step
         for start in range(0, len(points), 1000):  # one by one would take thirty times as long
             part = points[start : start + 1000]
             self.client.log_batch(run, metrics=part)
@@ -102,6 +106,7 @@ def open_experiment(dataset: str, *, timeout: int) -> Iterator[Experiment]:
     `timeout` is in seconds and for one request.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")  # true by default; nothing here needs it
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # seven by default: minutes when the server is down
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(timeout))
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -110,6 +115,7 @@ def open_experiment(dataset: str, *, timeout: int) -> Iterator[Experiment]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its tracebacks: the error comes out below
     uri = tracking_uri()
     try:
         with locked(uri):  # two processes that create the database at once break it for good
@@ -117,12 +123,18 @@ def open_experiment(dataset: str, *, timeout: int) -> Iterator[Experiment]:
             experiment = find_experiment(MlflowClient(uri), uri, f"{PREFIX}{dataset}")
         yield experiment
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise TrackingError(without_password(f"{uri}: {error}").splitlines()[0]) from error
+        raise TrackingError(without_password(f"{uri}: {cause(error)}")) from error
+
+
+def cause(error: Exception) -> str:
+    """The line of `error` that says what is wrong: the database's own stands below what SQLAlchemy did then."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return next((line for line in lines if not line.startswith("(raised as a result of")), lines[0])
 
 
 def without_password(text: str) -> str:
     """`text` with the credentials left out of its addresses."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    return re.sub(r"//[^/\s]*@", "//", text)
 
 
 def tracking_uri() -> str:

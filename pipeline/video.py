@@ -27,17 +27,19 @@ def segment_video(model: "Segmenter", source: Path, out: Path, batch: int, tilin
 
     from pipeline.figures import tint
 
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # else a line for each damaged block, in its own words
     reader = cv2.VideoCapture(str(source))
     frame = read_frame(reader)
     if frame is None:
         raise DataError(f"{source}: not a video that OpenCV can read: damaged, or in a codec it does not have")
-    rate = reader.get(cv2.CAP_PROP_FPS) or 25.0
+    rate, expected = reader.get(cv2.CAP_PROP_FPS) or 25.0, int(reader.get(cv2.CAP_PROP_FRAME_COUNT))
     height, width = frame.shape[:2]
     path = out / "overlay.mp4"
     done = 0
     with ExitStack() as stack:
         stack.callback(reader.release)
         partial = stack.enter_context(whole(path))
+        partial.write_bytes(bytes(4096))  # an error of the disk comes out here: OpenCV tells none from a missing codec
         writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*CODEC), rate, (width, height))
         stack.callback(writer.release)
         if not writer.isOpened():
@@ -56,6 +58,8 @@ def segment_video(model: "Segmenter", source: Path, out: Path, batch: int, tilin
                     print(f"{done} frames", end="\r", flush=True)
             writer.release()
             check_frames(partial, done)
+    if done < expected:
+        print(f"warning: {source}: ends after {done} of {expected} frames. Is it cut short?", file=sys.stderr)
     print(f"{done} frames segmented: {path}, {out}/classes.csv")
 
 

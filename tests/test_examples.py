@@ -105,7 +105,7 @@ def test_the_cells_share_what_is_not_their_own(params):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("batch_size: 8, epochs: 60", "batch_size: 8, epochs: 0", "examples.recipes.camvid.epochs: got 0, expected greater"),
+        ("batch_size: 8, epochs: 40", "batch_size: 8, epochs: 0", "examples.recipes.camvid.epochs: got 0, expected greater"),
         ("aspp_channels: 256, aux", "aspp_chanels: 256, aux", "examples.recipes.camvid.model: unknown name 'aspp_chanels'; did"),
         ("dataset: camvid, backbone: resnet18, output_stride: 8", "dataset: camvit, backbone: resnet18, output_stride: 8",
          f"examples.grid.{CELL}.dataset: unknown name 'camvit'; did you mean 'camvid'?"),

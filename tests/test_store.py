@@ -19,6 +19,7 @@ from deeplab.errors import DataError
 from deeplab.store import IGNORE, Store
 from deeplab.store_writer import PixelFiles, StoreWriter, histogram
 from pipeline.errors import describe
+from tests.faults import tried
 from tests.tiny import augment_config, recipe_config, write_store
 
 CLASSES, PALETTE = ("background", "straße", "cat"), ((0, 0, 0), (128, 64, 128), (64, 0, 0))
@@ -94,6 +95,7 @@ def test_samples_may_be_written_in_any_order_by_several_writers(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@tried.SMALL_DISK
 def test_a_disk_that_is_too_small_is_known_before_anything_is_written(tmp_path):
     with (
         pytest.raises(OSError, match=r"No space left on device: .*\(1,000,000,000,000,000 bytes needed, [\d,]+ free"),
@@ -165,6 +167,7 @@ def test_a_killed_writer_leaves_no_manifest(tmp_path):
 
 
 @pytest.mark.parametrize("size", [50_000, 1_000_000])  # written at once, and still in a buffer when the block ends
+@tried.SMALL_DISK
 def test_a_full_disk_is_named_and_leaves_no_file(tmp_path, size):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     image, mask = np.zeros((1, size, 3), np.uint8), np.zeros((1, size), np.uint8)
@@ -190,6 +193,7 @@ def test_a_reader_keeps_its_pixels_while_a_new_store_is_written(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["images.bin", "masks.bin"])
+@tried.RESULTS
 def test_a_truncated_file_is_refused(tmp_path, name):
     path = write_store(tmp_path) / name
     content = path.read_bytes()
@@ -203,6 +207,7 @@ def test_a_truncated_file_is_refused(tmp_path, name):
         Store(tmp_path)
 
 
+@tried.RESULTS
 def test_a_manifest_that_is_cut_or_of_another_version_is_refused(tmp_path):
     path = write_store(tmp_path) / "manifest.json"
     content = path.read_text()
@@ -218,6 +223,7 @@ def test_an_unknown_split_names_those_that_are_there(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["images.bin", "masks.bin"])
+@tried.RESULTS
 def test_verify_names_a_sample_in_which_one_bit_has_changed(tmp_path, name):
     path = write_store(tmp_path, counts={"train": 3}) / name
     content = bytearray(path.read_bytes())
@@ -302,6 +308,7 @@ def test_a_file_backed_store_moves_with_its_files(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(30, 50), (30, 51)])  # other pixels, and other dimensions
+@tried.IMAGES
 def test_a_file_that_has_changed_since_it_was_prepared_is_refused(tmp_path, size):
     _, backed = write_both(tmp_path)
     file = tmp_path / "raw/image 0.jpg"
@@ -314,6 +321,7 @@ def test_a_file_that_has_changed_since_it_was_prepared_is_refused(tmp_path, size
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@tried.IMAGES
 def test_a_file_that_vanishes_while_training_is_told_in_one_line(tmp_path, workers):
     _, backed = write_both(tmp_path)
     for index in range(1, 6):
