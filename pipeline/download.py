@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from deeplab.errors import DataError, naming
+from pipeline.archive_options import Archive
 from pipeline.errors import run_command
 from pipeline.fetch import Patience, WrongFileError, fetch, meter, verify
 from pipeline.files import write_whole
-from pipeline.params import Archive, DatasetConfig, load_params
+from pipeline.params import DatasetConfig, load_params
 from pipeline.process import locked
 from pipeline.unpack import unpack
 

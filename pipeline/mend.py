@@ -5,6 +5,7 @@ DVC writes dvc.lock and its list of who works on what in place. The runner mends
 without running, as a training does.
 """
 
+import argparse
 import json
 import os
 import re
@@ -83,6 +84,7 @@ def replace(path: Path, text: str) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print("\n".join(mend()) or "nothing to mend")
 
 
