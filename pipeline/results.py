@@ -77,6 +77,8 @@ def check_record(found: dict[str, Any], name: str, metrics: Path) -> None:
     """Raise ValueError for what `evaluate` cannot have written: another cell, no share, not what `metrics` says."""
     if found["cell"] != name:
         raise ValueError(f"it is of the cell {found['cell']}")
+    if not found["protocols"]:
+        raise ValueError("no protocols")
     main_protocol = next(iter(found["protocols"]))
     for score in SCORES:
         values = [scores[main_protocol][score] for scores in found["seeds"].values()]
