@@ -49,7 +49,7 @@ mlflow.db: | .venv/ready  # a fresh clone, say: complete the record from what is
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv/bin/uv pip sync --quiet --require-hashes --python .venv/bin/python requirements.txt
-	.venv/bin/python -c 'import timm, mlflow, dvc.repo, matplotlib.pyplot'  # compiles them once
+	.venv/bin/python -c 'import timm, mlflow, dvc.repo, matplotlib.pyplot, deeplab.photometric'  # compiles them once
 	touch $@
 
 pins:  ## after a change of requirements.in

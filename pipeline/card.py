@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from deeplab.store import IGNORE, Bytes, Color, Record, Store
 from deeplab.trivial import majority_miou, prior_miou
+from pipeline.files import whole, write_whole
 from pipeline.markdown import code, plain
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ def write_card(
     """
     card = describe(store, dataset, published, duplicates)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (out / "card.md").write_text(markdown(card), encoding="utf-8")
+    write_whole(out / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    write_whole(out / "card.md", markdown(card))
 
 
 def describe(
@@ -176,7 +177,8 @@ def write_sheet(store: Store, split: str, path: Path) -> None:
     samples = store.split(split)
     chosen = sorted(Random(SEED).sample(range(len(samples)), min(SAMPLES, len(samples))))  # noqa: S311  not a secret
     pictures = [(samples.records[index].id, shrink(samples.image(index), samples.mask(index))) for index in chosen]
-    sheet(pictures, store.classes, store.palette).save(path)
+    with whole(path) as partial:
+        sheet(pictures, store.classes, store.palette).save(partial)
 
 
 def shrink(image: Bytes, mask: Bytes) -> tuple[Bytes, Bytes]:

@@ -140,7 +140,7 @@ def ask_tracking(uri: str) -> str:
 
 def check_data(params: Params) -> str:
     """The stores have to be there, and the same for another process; what is not there will be prepared first."""
-    names = sorted({cell.dataset for cell in params.cells.values()})
+    names = sorted({cell.dataset for cell in params.cells.values()} - params.examples)
     missing = []
     for name in names:
         manifest = Path("data") / name / "manifest.json"

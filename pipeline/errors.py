@@ -37,8 +37,12 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     """Run `main` and exit: 0, or the code of the mistake after one line on stderr.
 
     Anything that is not in EXIT_CODES is a bug and keeps its traceback; DEEPLAB_TRACEBACK=1 shows it for the others
-    too.
+    too. A command that DVC has started ends with DVC.
     """
+    from pipeline.process import die_with_dvc
+
+    if "DVC_STAGE" in os.environ:
+        die_with_dvc()
     try:
         main()
     except tuple(EXIT_CODES) as mistake:
@@ -61,4 +65,11 @@ def describe(mistake: BaseException) -> str:
         return f"{mistake.filename}: no such file or folder"
     if isinstance(mistake, PermissionError) and mistake.filename:
         return f"{mistake.filename}: no permission. Give yourself access to it, or link another folder there."
+    if isinstance(mistake, FileExistsError | NotADirectoryError) and mistake.filename:
+        return f"{mistake.filename}: a file is in the way of a folder. Move it away, or name another place."
+    if isinstance(mistake, OSError) and mistake.errno == errno.EROFS:
+        place = f"{mistake.filename}: " if mistake.filename else ""
+        return f"{place}the disk can only be read. Name another place, or mount it to be written."
+    if isinstance(mistake, OSError) and mistake.errno is not None and mistake.filename:
+        return f"{mistake.filename}: {mistake.strerror}"
     return str(mistake)

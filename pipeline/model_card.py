@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from deeplab.config import Protocol
+from pipeline.files import write_whole
 from pipeline.markdown import code, plain
 from pipeline.row import Row
 
@@ -17,15 +18,15 @@ def write_cards(rows: list[Row], folder: Path, title: str, protocol: Protocol) -
     `title` is the data set's, `protocol` the one that the rows were measured under.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.md"):
-        old.unlink()
     listed = [row for row in rows if row.card]
     for row in listed:
-        (folder / f"{row.name}.md").write_text(card(row, protocol), encoding="utf-8")
+        write_whole(folder / f"{row.name}.md", card(row, protocol))
     lines = [f"- [{row.name}]({row.name}.md): mIoU {value(row)}" for row in listed] or [
         "No cell has been measured yet."
     ]
-    (folder / "README.md").write_text(f"# Model cards: {plain(title)}\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(folder / "README.md", f"# Model cards: {plain(title)}\n\n" + "\n".join(lines) + "\n")
+    for old in {*folder.glob("*.md")} - {folder / f"{name}.md" for name in ("README", *(row.name for row in listed))}:
+        old.unlink()
 
 
 def value(row: Row) -> str:

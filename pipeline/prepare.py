@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from deeplab.errors import DataError, LabelError, MaskModeError, SizeError
 from pipeline.errors import run_command
+from pipeline.files import write_whole
 from pipeline.pack import Packed, Problem, cores, pack, plan, sizes, started
 from pipeline.params import PARAMS, DatasetConfig, load_params, pick
-from pipeline.process import die_with_parent
 
 if TYPE_CHECKING:
     from deeplab.store import Record
@@ -143,7 +143,7 @@ def report_problems(raw: Path, total: int, samples: Sequence[list[Problem]], fil
     """
     problems = sorted((one for each in samples for one in each), key=lambda problem: RANK.get(problem.kind, 0))
     lines = [problem.message for problem in problems]
-    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_whole(file, "".join(f"{line}\n" for line in lines))
     head = f"{raw}: {len(samples)} of {total} samples cannot be used. Mend or replace these files, nothing was written:"
     more = f"and {len(lines) - SHOWN} more. All: {file}" if len(lines) > SHOWN else f"This list: {file}"
     return "\n  ".join([head, *lines[:SHOWN], more])
@@ -181,7 +181,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder for the store")
     parser.add_argument("--card", type=Path, required=True, help="the folder for the data card")
     args = parser.parse_args()
-    die_with_parent()
     params = load_params()
     config, splits = params.dataset(args.dataset), pick(params.splits, args.dataset, "recipes")
     run(args.dataset, config, splits, args.raw, args.out, card=args.card)

@@ -15,6 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.files import readable
+
 Facts = dict[str, Any]  # what the trainer wrote down about one seed of a cell
 Curves = list[tuple[int, dict[str, float]]]  # step, and what was measured there
 
@@ -213,12 +215,16 @@ def read_curves(path: Path, seed: int | None = None, columns: tuple[str, ...] | 
     `columns` names the columns of a file without a head.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
     rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines(), columns)
-    return [
-        (int(row["step"]), {key: float(row[key]) for key in row if key not in ("seed", "step", "epoch") and row[key]})
-        for row in rows
-        if seed is None or row["seed"] == str(seed)
-    ]
+    with readable(path, "Bring it back (dvc checkout --force), or remove it to do without curves."):
+        return [
+            (
+                int(row["step"]),
+                {key: float(row[key]) for key in row if key not in ("seed", "step", "epoch") and row[key]},
+            )
+            for row in rows
+            if seed is None or row["seed"] == str(seed)
+        ]

@@ -169,7 +169,7 @@ def test_a_folder_without_images_and_a_source_that_is_not_there_are_told(model, 
 
 def test_an_out_folder_that_cannot_be_written_is_named_before_anything_is_segmented(model, photos):
     (photos.parent / "out").write_text("a file")
-    with pytest.raises(OSError, match="out"):
+    with pytest.raises(ParamsError, match=r"--out: .*/out: a file is in the way, expected a folder or a new name"):
         segmented(model, photos)
 
 
