@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE  # without compiled files each of the stages st
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test test-faults test-ray test-slurm check ui pins clean
+.PHONY: demo test test-faults test-ray test-slurm check audit ui pins clean
 
 demo: .venv/ready  ## the synthetic grid, from nothing to a filled table
 	python -m pipeline.grid readme@shapes compare@shapes
@@ -37,6 +37,9 @@ test-slurm: .venv/ready  ## as root, after: apt-get install slurm-wlm munge
 	.venv/bin/uv pip install --quiet --python .venv/bin/python submitit==1.5.4
 	pytest -n 0 tests/engines/slurm_grid.py
 
+
+audit: .venv/ready  ## what is known about the pinned packages; writes docs/dependency-audit.md
+	python -m benchmarks.audit
 
 ui: .venv/ready mlflow.db  ## look at the runs; loopback only
 	python -m pipeline.ui --port $(PORT)

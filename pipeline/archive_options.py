@@ -1,4 +1,4 @@
-"""An archive in the settings of a data set."""
+"""What params.yaml says about a published archive of a data set."""
 
 import re
 from typing import Annotated

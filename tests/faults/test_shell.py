@@ -30,7 +30,7 @@ HOSTILE = [
     "A",
     "",
 ]
-PASTED = {"key", "item.dataset", "item.format", "grid", "datasets"}
+PASTED = {"key", "item.dataset", "item.format", "grid", "datasets", "examples.grid", "examples.datasets"}
 
 NAMES = pytest.mark.fault(
     "security",
