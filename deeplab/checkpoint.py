@@ -8,13 +8,14 @@ and a checkpoint knows how long it was: going on from one cuts off the rows that
 import hashlib
 import io
 import os
+import pickle
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from deeplab.errors import DataError
+from deeplab.errors import DataError, naming
 
 State = dict[str, Any]
 
@@ -36,19 +37,22 @@ def save_checkpoint(folder: Path, step: int, state: State) -> None:
 def load_checkpoint(folder: Path) -> State | None:
     """The newest checkpoint that is whole, or None when the folder has none; what a kill left half-written is removed.
 
-    Raises DataError when there are checkpoints and all of them are damaged.
+    Raises DataError when there are checkpoints and all of them are damaged, also when they were set aside before.
     """
     for partial in folder.glob("step-*.pt.part"):
         partial.unlink(missing_ok=True)
-    found = checkpoints(folder)
-    for path in found:
+    for path in checkpoints(folder):
         content = path.read_bytes()
         match = NAME.fullmatch(path.name)
         if match and hashlib.sha256(content).hexdigest().startswith(match[2]):
-            state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            return state
+            try:
+                state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            except (pickle.UnpicklingError, RuntimeError, EOFError):  # not of ours, whatever its name says
+                pass
+            else:
+                return state
         path.rename(path.with_suffix(".damaged"))
-    if found:
+    if any(folder.glob("step-*.damaged")):
         raise DataError(f"{folder}: every checkpoint is damaged. Remove the folder to train from the start.")
     return None
 
@@ -62,11 +66,12 @@ def write_durably(path: Path, content: bytes | memoryview) -> None:
     """Put `content` at `path` so that after a crash there is the old file or the new one, never a part."""
     partial = path.with_name(path.name + ".part")
     try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
+        with naming(path):
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -101,7 +106,7 @@ class History:
     def append(self, values: tuple[object, ...]) -> None:
         """Add one row; None is an empty field."""
         assert len(values) == len(self.columns)
-        with self.path.open("a", encoding="utf-8", newline="") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8", newline="") as file:
             file.write(",".join("" if value is None else str(value) for value in values) + "\n")
 
     def sync(self) -> int:

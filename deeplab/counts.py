@@ -13,7 +13,9 @@ file holds every seed and protocol of a cell, as plain arrays of an `.npz` archi
 The four columns are ordered by image, truth and prediction. Equal counts give equal bytes.
 """
 
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +23,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deeplab.errors import DataError
+from deeplab.errors import DataError, naming
 from deeplab.metrics import Matrix
 
 COLUMNS = ("image", "truth", "predicted", "pixels")
+MAX_BYTES = 1 << 31  # of a file when unpacked; a hundred times what 2000 images with 150 classes take
+
+# What reading a file that is no counts, or damaged, raises.
+BROKEN = (
+    OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError, MemoryError,
+    OverflowError, SyntaxError, struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
 
 Run = tuple[int, str]  # seed, name of the protocol
 
@@ -86,9 +95,13 @@ def write_counts(path: Path, runs: Mapping[Run, Counts]) -> None:
         arrays |= {f"{seed}/{protocol}/{name}": getattr(counts, name) for name in COLUMNS}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
-    with partial.open("wb") as file:  # numpy gives each member of the archive the same date
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-    partial.replace(path)
+    try:
+        with naming(path), partial.open("wb") as file:  # numpy gives each member of the archive the same date
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def read_counts(path: Path) -> dict[Run, Counts]:
@@ -97,17 +110,37 @@ def read_counts(path: Path) -> dict[Run, Counts]:
     Raises DataError for a file that is missing, damaged, or of another form.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > MAX_BYTES:
+            raise ValueError(f"unpacks to {size:,} bytes")
         with np.load(path, allow_pickle=False) as file:
             names = dict.fromkeys(tuple(name.split("/")[:2]) for name in file.files if "/" in name)
             return {
-                (int(seed), protocol): Counts(
-                    images=file["images"],
-                    classes=file["classes"],
-                    **{name: file[f"{seed}/{protocol}/{name}"] for name in COLUMNS},
+                (int(seed), protocol): checked(
+                    Counts(
+                        images=file["images"],
+                        classes=file["classes"],
+                        **{name: file[f"{seed}/{protocol}/{name}"] for name in COLUMNS},
+                    )
                 )
                 for seed, protocol in names
             }
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except BROKEN as error:
         raise DataError(f"{path}: not counts as evaluate writes them ({type(error).__name__})") from None
+
+
+def checked(counts: Counts) -> Counts:
+    """The same; ValueError when a column is of another type or length, or points at an image or class that is not."""
+    if any(names.dtype.kind != "U" or names.ndim != 1 for names in (counts.images, counts.classes)):
+        raise ValueError("names")
+    limits = (("image", np.int32, len(counts.images)), ("truth", np.uint8, len(counts.classes)))
+    for name, kind, limit in (*limits, ("predicted", np.uint8, len(counts.classes)), ("pixels", np.int64, None)):
+        column = getattr(counts, name)
+        if column.dtype != kind or column.shape != counts.pixels.shape or column.ndim != 1:
+            raise ValueError(name)
+        if column.size and (column.min() < 0 or (limit is not None and column.max() >= limit)):
+            raise ValueError(name)
+    return counts

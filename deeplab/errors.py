@@ -1,5 +1,9 @@
 """The ways in which a run can fail without a bug."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class SettingsError(ValueError):
     """A setting does not fit the others, or the machine."""
@@ -35,3 +39,14 @@ class NonFiniteError(ArithmeticError):
 
 class WorkerError(RuntimeError):
     """A process that makes training samples died or hangs."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name `path` in an OSError: writing to an open file raises one that does not say which disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # a library's own error, say of gzip
+            raise
+        raise OSError(error.errno, error.strerror, error.filename or str(path)) from None

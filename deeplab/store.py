@@ -19,6 +19,7 @@ import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +66,7 @@ class Store:
             raise DataError(f"{path}: {error.strerror}. Prepare the data set.") from None
         try:
             manifest = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             manifest = None
         if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
             raise DataError(f"{path}: not a manifest of version {VERSION}. Prepare the data set again.")
@@ -73,14 +74,15 @@ class Store:
         try:
             self.classes: tuple[str, ...] = tuple(manifest["classes"])
             self.palette: tuple[Color, ...] = tuple((r, g, b) for r, g, b in manifest["palette"])
-            self.records = [
-                Record(**{**sample, "pixels": {int(label): count for label, count in sample["pixels"].items()}})
-                for sample in manifest["samples"]
-            ]
+            if not texts(*self.classes) or not numbers(*(channel for color in self.palette for channel in color)):
+                raise TypeError("classes or palette")
+            self.records = [read_record(sample) for sample in manifest["samples"]]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path}: damaged ({error!r}). Prepare the data set again.") from None
         self.files = read_files(folder, len(self.records))
         total = sum(record.height * record.width for record in self.records)
+        if outside := [each.id for each in self.records if each.offset + each.height * each.width > total]:
+            raise DataError(f"{path}: damaged (the place of {outside[0]!a}). Prepare the data set again.")
         for name, expected in ((IMAGES, 0 if self.files else 3 * total), (MASKS, total)):
             file = folder / name
             found = f"{file.stat().st_size:,} bytes" if file.exists() else "missing"
@@ -111,6 +113,26 @@ class Store:
             )
 
 
+def read_record(sample: Any) -> Record:
+    """A sample of the manifest; TypeError, ValueError or the like when it is not as it was written."""
+    record = Record(**{**sample, "pixels": {int(label): count for label, count in sample["pixels"].items()}})
+    if not texts(record.id, record.split):
+        raise TypeError("id or split")
+    if not numbers(record.height, record.width, record.offset, record.checksum, *record.pixels.values()):
+        raise TypeError(f"a number of {record.id!a}")
+    return record
+
+
+def texts(*values: object) -> bool:
+    """Whether all are text."""
+    return all(isinstance(value, str) for value in values)
+
+
+def numbers(*values: object) -> bool:
+    """Whether all are whole numbers from 0 on."""
+    return all(type(value) is int and value >= 0 for value in values)
+
+
 def read_files(folder: Path, samples: int) -> list[Path]:
     """The images of the `samples` samples of the store in `folder`; of a packed one none."""
     path = folder / IMAGE_FILES
@@ -118,6 +140,8 @@ def read_files(folder: Path, samples: int) -> list[Path]:
         kind, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}. Prepare the data set again.") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: no list of files. Prepare the data set again.") from None
     if (kind, len(lines)) not in ((PACKED, 0), (FILES, samples)):
         raise DataError(f"{path}: expected {PACKED!r}, or {FILES!r} and {samples} lines. Prepare the data set again.")
     # Taken by their words: were the store's folder a link, its `..` would lead elsewhere.

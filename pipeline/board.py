@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from deeplab.errors import naming
+from pipeline.address import kind_and_name
 from pipeline.errors import BusyError
+from pipeline.files import readable
 
 LOCK = Path("runs/.grid.lock")
 BOARD = Path("runs/.grid.json")
@@ -53,17 +56,19 @@ class Board:
     def read(cls, path: Path = BOARD) -> "Board | None":
         """What stands in the file; None when no runner has written one."""
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return None
-        stages = {name: Entry(**entry) for name, entry in found.pop("stages").items()}
-        return cls(stages=stages, **found)
+        with readable(path, "Remove it: the next run of the grid writes it anew."):
+            found = json.loads(text)
+            stages = {name: Entry(**entry) for name, entry in found.pop("stages").items()}
+            return cls(stages=stages, **found)
 
     def cells(self) -> dict[str, dict[str, Entry]]:
         """Cell -> its stages `train` and `evaluate`, as far as they belong to this call."""
         found: dict[str, dict[str, Entry]] = {}
         for name, entry in self.stages.items():
-            kind, _, cell = name.partition("@")
+            kind, cell = kind_and_name(name)
             if kind in ("train", "evaluate"):
                 found.setdefault(cell, {})[kind] = entry
         return found
@@ -91,9 +96,10 @@ def only_runner(path: Path = LOCK) -> Iterator[None]:
                 f"{path}: another runner (process {file.read().strip()}) is at work here. Wait for it, or end it. "
                 f"`python -m pipeline.status` shows what it does."
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with naming(path):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
         yield
 
 

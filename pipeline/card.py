@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from deeplab.store import IGNORE, Bytes, Color, Record, Store
 from deeplab.trivial import majority_miou, prior_miou
+from pipeline.files import whole, write_whole
+from pipeline.markdown import code, plain
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,8 +34,8 @@ def write_card(
     """
     card = describe(store, dataset, published, duplicates)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (out / "card.md").write_text(markdown(card), encoding="utf-8")
+    write_whole(out / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    write_whole(out / "card.md", markdown(card))
 
 
 def describe(
@@ -123,7 +125,7 @@ def markdown(card: dict[str, Any]) -> str:
     ]
     lines += [f"**Not the published set:** {', '.join(subsets)}.", ""] if subsets else []
     for name in splits:
-        unseen = [escaped(kind["name"]) for kind in card["classes"] if not kind["images"][name]]
+        unseen = [plain(kind["name"]) for kind in card["classes"] if not kind["images"][name]]
         lines += [f"**No image of {name} shows:** {', '.join(unseen)}.", ""] if unseen else []
     lines += repeated(card["duplicates"])
     if trivial := card["trivial_mIoU"]:
@@ -135,7 +137,7 @@ def markdown(card: dict[str, Any]) -> str:
     head = ["class", *(f"{name}: {what}" for name in splits for what in ("pixels", "images"))]
     rows = [
         [
-            escaped(kind["name"]),
+            plain(kind["name"]),
             *(cell for name in splits for cell in (percent(kind["pixel_share"][name]), str(kind["images"][name]))),
         ]
         for kind in card["classes"]
@@ -151,7 +153,7 @@ def repeated(duplicates: list[list[dict[str, str]]]) -> list[str]:
     lines: list[str] = []
     for kind, groups in (("several splits, so that results are too good", across), ("one split", within)):
         if groups:
-            shown = [" = ".join(f"{one['split']} `{one['id']}`" for one in group) for group in groups[:SHOWN]]
+            shown = [" = ".join(f"{one['split']} {code(one['id'])}" for one in group) for group in groups[:SHOWN]]
             more = f", and {len(groups) - SHOWN} more in card.json" if len(groups) > SHOWN else ""
             lines += [f"**The same image more than once in {kind}:** {', '.join(shown)}{more}.", ""]
     return lines
@@ -160,11 +162,6 @@ def repeated(duplicates: list[list[dict[str, str]]]) -> list[str]:
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
     marks = [":-", *["-:"] * (len(head) - 1)]
     return [f"| {' | '.join(cells)} |" for cells in (head, marks, *rows)]
-
-
-def escaped(name: str) -> str:
-    """A class's name as a cell of a table."""
-    return name.replace("|", r"\|")
 
 
 def extent(values: dict[str, float]) -> str:
@@ -180,7 +177,8 @@ def write_sheet(store: Store, split: str, path: Path) -> None:
     samples = store.split(split)
     chosen = sorted(Random(SEED).sample(range(len(samples)), min(SAMPLES, len(samples))))  # noqa: S311  not a secret
     pictures = [(samples.records[index].id, shrink(samples.image(index), samples.mask(index))) for index in chosen]
-    sheet(pictures, store.classes, store.palette).save(path)
+    with whole(path) as partial:
+        sheet(pictures, store.classes, store.palette).save(partial)
 
 
 def shrink(image: Bytes, mask: Bytes) -> tuple[Bytes, Bytes]:

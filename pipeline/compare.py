@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from deeplab.config import Cell
 from deeplab.errors import DataError
 from pipeline.errors import run_command
+from pipeline.files import write_whole
 from pipeline.params import PARAMS, Params, load_params
 from pipeline.results import Result, read_results
 
@@ -55,7 +56,7 @@ def run(
     note = NOTE.format(resamples=RESAMPLES)
     value = {"level": LEVEL, "samples": RESAMPLES, "cells": told, "pairs": pairs, "note": note}
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    write_whole(out, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     print(f"{title}\n")
     for name, each in told.items():
         print(f"{name}: {100 * each['mIoU']:.2f} [{100 * each['low']:.2f}, {100 * each['high']:.2f}]")
@@ -75,7 +76,7 @@ def read_runs(path: Path, results: list[Result], params: Params) -> "list[Counts
         if miou != result.scores["mIoU"]:
             raise DataError(
                 f"{path}: seed {result.seed} has mIoU {miou}, but the record {result.scores['mIoU']}. "
-                f"Run: dvc repro -f evaluate@{result.cell}"
+                f"Run: dvc repro -f {params.stage('evaluate', result.cell)}"
             )
     return [held[result.seed, protocol] for result in results]
 

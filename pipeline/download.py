@@ -9,10 +9,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from deeplab.errors import DataError
-from pipeline.errors import naming, run_command
+from deeplab.errors import DataError, naming
+from pipeline.archive_options import Archive
+from pipeline.errors import run_command
 from pipeline.fetch import Patience, WrongFileError, fetch, meter, verify
-from pipeline.params import Archive, DatasetConfig, load_params
+from pipeline.files import write_whole
+from pipeline.params import DatasetConfig, load_params
 from pipeline.process import locked
 from pipeline.unpack import unpack
 
@@ -41,8 +43,7 @@ def run(
     else:
         record = record_of(name, "nothing to download")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with naming(out):
-        out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_whole(out, json.dumps(record, indent=1) + "\n")
     print(f"{name}: {raw}: {record['raw']}")
 
 

@@ -3,9 +3,7 @@
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import NoReturn
 
 from deeplab.errors import DataError, NonFiniteError, SettingsError, WorkerError
@@ -67,15 +65,11 @@ def describe(mistake: BaseException) -> str:
         return f"{mistake.filename}: no such file or folder"
     if isinstance(mistake, PermissionError) and mistake.filename:
         return f"{mistake.filename}: no permission. Give yourself access to it, or link another folder there."
+    if isinstance(mistake, FileExistsError | NotADirectoryError) and mistake.filename:
+        return f"{mistake.filename}: a file is in the way of a folder. Move it away, or name another place."
+    if isinstance(mistake, OSError) and mistake.errno == errno.EROFS:
+        place = f"{mistake.filename}: " if mistake.filename else ""
+        return f"{place}the disk can only be read. Name another place, or mount it to be written."
+    if isinstance(mistake, OSError) and mistake.errno is not None and mistake.filename:
+        return f"{mistake.filename}: {mistake.strerror}"
     return str(mistake)
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Name `path` in an OSError: writing to an open file raises one that does not say which disk is full."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:  # a library's own error, say of gzip
-            raise
-        raise OSError(error.errno, error.strerror, error.filename or str(path)) from None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from deeplab.config import Cell
 from deeplab.errors import DataError
 from pipeline.errors import run_command
+from pipeline.files import write_whole
 from pipeline.params import PARAMS, load_params
 from pipeline.progress import shown
 from pipeline.provenance import file_sha256
@@ -161,9 +162,7 @@ def ends(counts: "Counts") -> dict[str, float]:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Strict JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_name(path.name + ".part")
-    partial_file.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    partial_file.replace(path)
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def print_scores(classes: tuple[str, ...], scores: dict[tuple[int, str], "Scores"]) -> None:

@@ -6,8 +6,8 @@ are resized into for the numbers of the tables. The format huggingface is a fold
 `deeplab.load_model` reads.
 """
 
+import io
 import json
-import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from deeplab.errors import DataError
 from pipeline.errors import ParamsError
+from pipeline.files import writable, write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -49,23 +50,23 @@ def run(model: "Segmenter", weights: Path, name: str, out: Path, card: Path | No
 
     `card` is the cell's model card, which becomes the README.md of a repository.
 
-    Raises DataError when the exported network gives other logits than the one it was made from, and removes it.
+    Raises DataError when the exported network gives other logits than the one it was made from; it is not written then.
     """
     check_format(name)
-    out.mkdir(parents=True, exist_ok=True)
+    writable(out)
     if name == "huggingface":
         return write_repository(model, weights, out, card)
     import torch
 
     from pipeline.deployable import Deployable
 
-    suffix, write = FORMATS[name]
+    suffix, make = FORMATS[name]
     path = out / f"model{suffix}"
     network = Deployable(model).eval()
     with warnings.catch_warnings():
         # Deprecated or not, this is what was asked for, and the check below says whether it works.
         warnings.simplefilter("ignore")
-        reloaded = write(network, path, about(model))
+        content, reloaded = make(network, about(model))
         torch.manual_seed(0)
         worst = 0.0
         for size in SIZES:
@@ -74,8 +75,10 @@ def run(model: "Segmenter", weights: Path, name: str, out: Path, card: Path | No
                 expected = network(images)
                 worst = max(worst, float((reloaded(images) - expected).abs().max()))
     if not worst <= TOLERANCE:
-        path.unlink()
-        raise DataError(f"{path}: its logits differ by {worst:.2g} from the network's, expected {TOLERANCE:g} at most")
+        raise DataError(
+            f"{path}: not written: its logits differ by {worst:.2g} from the network's, expected {TOLERANCE:g} at most"
+        )
+    write_whole(path, content)
     print(f"{path}: largest difference of a logit {worst:.1e} on {' and '.join('x'.join(map(str, s)) for s in SIZES)}")
     return path
 
@@ -98,17 +101,16 @@ def dynamic_axes() -> dict[int, Any]:
     return {0: Dim("batch"), 2: Dim("height", min=SMALLEST), 3: Dim("width", min=SMALLEST)}
 
 
-def write_onnx(network: "nn.Module", path: Path, said: dict[str, str]) -> Runner:
+def make_onnx(network: "nn.Module", said: dict[str, str]) -> tuple[bytes, Runner]:
     import numpy as np
     import onnx
     import onnxruntime
     import torch
 
     axes = dynamic_axes()
-    torch.onnx.export(
+    program = torch.onnx.export(
         network,
         (torch.zeros(TRACED),),
-        path,
         dynamo=True,
         external_data=False,
         input_names=["images"],
@@ -116,33 +118,36 @@ def write_onnx(network: "nn.Module", path: Path, said: dict[str, str]) -> Runner
         dynamic_shapes=(axes,),
         verbose=False,
     )
-    content = onnx.load(path)
-    onnx.helper.set_model_props(content, said)
-    onnx.save(content, path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(np.asarray(session.run(None, {"images": images.numpy()})[0]))
+    assert program is not None
+    model = program.model_proto
+    onnx.helper.set_model_props(model, said)
+    content = model.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return content, lambda images: torch.from_numpy(np.asarray(session.run(None, {"images": images.numpy()})[0]))
 
 
-def write_torchscript(network: "nn.Module", path: Path, said: dict[str, str]) -> Runner:
+def make_torchscript(network: "nn.Module", said: dict[str, str]) -> tuple[bytes, Runner]:
     import torch
 
     with torch.inference_mode():
         traced = torch.jit.trace(  # type: ignore[no-untyped-call]
             network, torch.zeros(TRACED), check_trace=False
         )
-    torch.jit.save(traced, path, _extra_files=said)
-    loaded: Runner = torch.jit.load(path)  # type: ignore[no-untyped-call]
-    return loaded
+    buffer = io.BytesIO()  # saving to a file hides a full disk behind an unrelated error
+    torch.jit.save(traced, buffer, _extra_files=said)
+    loaded: Runner = torch.jit.load(io.BytesIO(buffer.getvalue()))  # type: ignore[no-untyped-call]
+    return buffer.getvalue(), loaded
 
 
-def write_pt2(network: "nn.Module", path: Path, said: dict[str, str]) -> Runner:
+def make_pt2(network: "nn.Module", said: dict[str, str]) -> tuple[bytes, Runner]:
     import torch
 
     axes = dynamic_axes()
     exported = torch.export.export(network, (torch.zeros(TRACED),), dynamic_shapes=(axes,))
-    torch.export.save(exported, path, extra_files=said)
-    loaded: Runner = torch.export.load(path).module()
-    return loaded
+    buffer = io.BytesIO()
+    torch.export.save(exported, buffer, extra_files=said)
+    loaded: Runner = torch.export.load(io.BytesIO(buffer.getvalue())).module()
+    return buffer.getvalue(), loaded
 
 
 def write_repository(model: "Segmenter", weights: Path, out: Path, card: Path | None) -> Path:
@@ -151,19 +156,19 @@ def write_repository(model: "Segmenter", weights: Path, out: Path, card: Path | 
 
     source = weights / WEIGHTS if weights.is_dir() else weights
     if source.resolve() != (out / WEIGHTS).resolve():
-        shutil.copyfile(source, out / WEIGHTS)
-    (out / CONFIG).write_text(json.dumps(model.about, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_whole(out / WEIGHTS, source.read_bytes())
+    write_whole(out / CONFIG, json.dumps(model.about, indent=2, sort_keys=True) + "\n")
     if card:
-        shutil.copyfile(card, out / "README.md")
+        write_whole(out / "README.md", card.read_bytes())
     load_model(out)
     print(f"{out}: {WEIGHTS}, {CONFIG}" + (", README.md" if card else ", but no README.md: there is no card of a cell"))
     return out
 
 
-# Name -> ending of the file, and what writes it and loads it again.
+# Name -> ending of the file, and what makes its content and loads it again.
 FORMATS: dict[str, tuple[str, Any]] = {
-    "onnx": (".onnx", write_onnx),
-    "torchscript": (".pt", write_torchscript),
-    "pt2": (".pt2", write_pt2),
+    "onnx": (".onnx", make_onnx),
+    "torchscript": (".pt", make_torchscript),
+    "pt2": (".pt2", make_pt2),
     "huggingface": ("", write_repository),
 }

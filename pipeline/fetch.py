@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deeplab.errors import DataError
-from pipeline.errors import naming
-from pipeline.params import Archive
+from deeplab.errors import DataError, naming
+from pipeline.archive_options import Archive
 
 if TYPE_CHECKING:
     from requests import Response, Session

@@ -1,8 +1,11 @@
 """The classes that a network sees in images, and the table of how many pixels each has."""
 
 import csv
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pipeline.files import whole
 
 if TYPE_CHECKING:
     from deeplab.pretrained import Segmenter
@@ -21,19 +24,22 @@ def labels_of(model: "Segmenter", images: "list[Bytes]", tiling: Tiling | None) 
 
 
 class Table:
-    """A csv file of how many pixels each class has, a row per class that occurs."""
+    """A csv file of how many pixels each class has, a row per class that occurs; there when its block has ended."""
 
     def __init__(self, path: Path, keys: tuple[str, ...], classes: tuple[str, ...]) -> None:
         self.path, self.keys, self.classes = path, keys, classes
 
     def __enter__(self) -> "Table":
-        self.file = self.path.open("w", encoding="utf-8", newline="")
-        self.writer = csv.writer(self.file, lineterminator="\n")
-        self.writer.writerow((*self.keys, "class", "index", "pixels", "share"))
+        with ExitStack() as stack:
+            partial = stack.enter_context(whole(self.path))
+            file = stack.enter_context(partial.open("w", encoding="utf-8", newline=""))
+            self.writer = csv.writer(file, lineterminator="\n")
+            self.writer.writerow((*self.keys, "class", "index", "pixels", "share"))
+            self.stack = stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
+    def __exit__(self, *error: Any) -> None:
+        self.stack.__exit__(*error)
 
     def add(self, key: tuple[object, ...], mask: "Bytes") -> None:
         """Add the classes of one image; `key` are the values of its first columns."""

@@ -5,23 +5,27 @@ DVC writes dvc.lock and its list of who works on what in place. The runner mends
 without running, as a training does.
 """
 
+import argparse
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import run_command
 
-LOCK = Path("dvc.lock")
+LOCKS = (Path("dvc.lock"), Path("examples/dvc.lock"))
 NONE = "schema: '2.0'\n"  # a dvc.lock without stages
 TMP = Path(".dvc/tmp")  # where DVC keeps who reads and writes what
 
 
-def mend(lock: Path = LOCK, tmp: Path = TMP) -> list[str]:
-    """Mend both, and say what was done. What is whole, or broken in another way, is left alone."""
-    said = []
-    if lost := cut_torn(lock):
-        said.append(f"{lock}: torn by a kill, {lost} bytes cut off its end. What they told of runs again.")
+def mend(locks: Sequence[Path] = LOCKS, tmp: Path = TMP) -> list[str]:
+    """Mend them, and say what was done. What is whole, or broken in another way, is left alone."""
+    said = [
+        f"{lock}: torn by a kill, {lost} bytes cut off its end. What they told of runs again."
+        for lock in locks
+        if (lost := cut_torn(lock))
+    ]
     if remove_torn(tmp):
         said.append(f"{tmp / 'rwlock'}: torn by a kill, removed")
     return said
@@ -47,7 +51,7 @@ def is_whole(text: str) -> bool:
     from voluptuous import Invalid
 
     try:
-        COMPILED_LOCKFILE_SCHEMA(parse_yaml(text, str(LOCK)))
+        COMPILED_LOCKFILE_SCHEMA(parse_yaml(text, "dvc.lock"))
     except (YAMLFileCorruptedError, Invalid):
         return False
     return True
@@ -80,6 +84,7 @@ def replace(path: Path, text: str) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print("\n".join(mend()) or "nothing to mend")
 
 

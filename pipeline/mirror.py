@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from deeplab.errors import DataError
 from pipeline.process import die_with_parent
 from pipeline.tracking import (
     Experiment,
@@ -63,7 +64,7 @@ def follow(folder: Path, every: float, parent: int) -> None:
                 while os.getppid() == parent:
                     send(experiment, run, folder)
                     time.sleep(every)
-        except TrackingError as error:
+        except (TrackingError, DataError) as error:
             if not warned:
                 print(f"warning: no live curves in MLflow for now: {error}", file=sys.stderr)
             warned = True

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 from deeplab.config import Protocol
+from pipeline.files import write_whole
+from pipeline.markdown import code, plain
 from pipeline.row import Row
 
 
@@ -16,15 +18,15 @@ def write_cards(rows: list[Row], folder: Path, title: str, protocol: Protocol) -
     `title` is the data set's, `protocol` the one that the rows were measured under.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.md"):
-        old.unlink()
     listed = [row for row in rows if row.card]
     for row in listed:
-        (folder / f"{row.name}.md").write_text(card(row, protocol), encoding="utf-8")
+        write_whole(folder / f"{row.name}.md", card(row, protocol))
     lines = [f"- [{row.name}]({row.name}.md): mIoU {value(row)}" for row in listed] or [
         "No cell has been measured yet."
     ]
-    (folder / "README.md").write_text(f"# Model cards: {title}\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(folder / "README.md", f"# Model cards: {plain(title)}\n\n" + "\n".join(lines) + "\n")
+    for old in {*folder.glob("*.md")} - {folder / f"{name}.md" for name in ("README", *(row.name for row in listed))}:
+        old.unlink()
 
 
 def value(row: Row) -> str:
@@ -87,10 +89,10 @@ def text(row: Row, protocol: Protocol) -> str:
     window = f"windows of {protocol.window[0]}x{protocol.window[1]}" if protocol.window else "whole images"
     return f"""# {row.name}
 
-{warning}DeepLabv3 with {model.backbone} at output stride {model.output_stride} for semantic segmentation. Data set: \
-{row.dataset.title}. mIoU {value(row)} on {first.images[recipe.val_split]} images of `{recipe.val_split}`, \
-{first.scores["classes_evaluated"]:g} classes. In brackets its 95 % interval over images; what another training seed \
-would change is not in it.
+{warning}DeepLabv3 with {plain(model.backbone)} at output stride {model.output_stride} for semantic segmentation. \
+Data set: {plain(row.dataset.title)}. mIoU {value(row)} on {first.images[recipe.val_split]} images of \
+{code(recipe.val_split)}, {first.scores["classes_evaluated"]:g} classes. In brackets its 95 % interval over images; \
+what another training seed would change is not in it.
 
 ## Use
 
@@ -103,9 +105,9 @@ labels = model.predict(image)  # (H, W, 3) uint8 RGB -> (H, W) indices into mode
 
 ## Training
 
-From {start} on {first.images[recipe.train_split]} images of `{recipe.train_split}`: {recipe.epochs} epochs of SGD at \
-batch {recipe.batch_size}, learning rate {recipe.lr:g} ({recipe.policy}), crop {size}, {train.precision}. No license \
-of its own comes with the network; of the data set, {terms}.
+From {start} on {first.images[recipe.train_split]} images of {code(recipe.train_split)}: {recipe.epochs} epochs of \
+SGD at batch {recipe.batch_size}, learning rate {recipe.lr:g} ({recipe.policy}), crop {size}, {train.precision}. No \
+license of its own comes with the network; of the data set, {terms}.
 
 ## Where the number comes from
 

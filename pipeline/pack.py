@@ -36,6 +36,7 @@ CHUNK = 16  # samples that a worker is given at once; fewer when there are not m
 HEADERS = 128  # the same for headers, which are read much faster
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 KEPT = 64 << 20  # bytes
+SHARED = Path("/dev/shm")  # noqa: S108  not for files of ours
 UNKNOWN: Size = (0, 0)  # of a file that cannot be read
 
 
@@ -74,7 +75,10 @@ def plan(format: str, samples: Sequence[tuple[str, RawSample]], store: Path, pac
 @contextmanager
 def started(work: Work, workers: int) -> Iterator[Executor]:
     """Worker processes for as long as the block lasts; DataError names the samples at which one of them died."""
-    pool = ProcessPoolExecutor(workers, initializer=start_worker, initargs=(work,))
+    try:
+        pool = ProcessPoolExecutor(workers, initializer=start_worker, initargs=(work,))
+    except OSError as error:  # its locks are files there
+        raise OSError(f"{SHARED}: {error.strerror}. Free some, or give the container more: --shm-size=64m") from None
     try:
         yield pool
     except BrokenProcessPool:
@@ -146,7 +150,6 @@ def pack_part(part: range, where: list[tuple[int, Size]]) -> list[Packed | list[
         for index, (offset, size) in zip(part, where, strict=True):
             with noted(index) as (split, sample):
                 results.append(pack_one(files, split, sample, offset, size))
-        files.flush()
     return results
 
 

@@ -14,6 +14,7 @@ from deeplab.errors import DataError
 from deeplab.metrics import confusion_matrix, score
 from deeplab.store import IGNORE, Bytes, Color, Store
 from pipeline.figures import UNLABELLED, comparison
+from pipeline.files import whole, write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +48,7 @@ def write_figures(
     split = store.split(cell.recipe.val_split)
     parts = folder / PARTS
     parts.mkdir(parents=True, exist_ok=True)
-    for old in (*folder.glob("*.jpg"), *parts.iterdir()):
-        old.unlink()
+    before = {*folder.glob("*.jpg"), *parts.iterdir()}
     images: list[dict[str, Any]] = []
     for place, (index, why) in enumerate(choose(len(split), image_scores)):
         image, truth = split.image(index), split.mask(index)
@@ -57,8 +57,10 @@ def write_figures(
         stem = f"{place}_{re.sub(r'[^A-Za-z0-9_-]', '_', name)}" if why == "spread" else f"{why}_{place}"
         if why == "spread":
             picture = comparison(image, truth, predicted, store.classes, store.palette)
-            picture.save(folder / f"{stem}.jpg", quality=90)
-        write_parts(parts, stem, image, truth, predicted, store.palette)
+            with whole(folder / f"{stem}.jpg") as partial:
+                picture.save(partial, quality=90)
+            before.discard(folder / f"{stem}.jpg")
+        before -= write_parts(parts, stem, image, truth, predicted, store.palette)
         images.append({"id": name, "index": index, "stem": stem, "why": why, "mIoU": image_score(truth, predicted)})
     about = {
         "weights": weights,
@@ -67,7 +69,9 @@ def write_figures(
         "images": images,
     }
     text = json.dumps(about, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    (parts / "about.json").write_text(text, encoding="utf-8")
+    write_whole(parts / "about.json", text)
+    for old in before - {parts / "about.json"}:
+        old.unlink()
 
 
 def choose(count: int, image_scores: Sequence[float] | None) -> list[tuple[int, str]]:
@@ -99,15 +103,19 @@ def image_score(truth: Bytes, predicted: Bytes) -> float | None:
 
 def write_parts(
     folder: Path, stem: str, image: Bytes, truth: Bytes, predicted: Bytes, palette: tuple[Color, ...]
-) -> None:
+) -> set[Path]:
     """Write the image (H, W, 3) as JPEG and both masks (H, W) as PNG in the colours of `palette`, all small."""
     height, width = truth.shape
     factor = min(1.0, LONG_SIDE / max(height, width))
     size = max(1, round(factor * width)), max(1, round(factor * height))
-    Image.fromarray(image).resize(size, Image.Resampling.BOX).save(folder / f"{stem}.image.jpg", quality=80)
+    written = {folder / f"{stem}.{title}" for title in ("image.jpg", "truth.png", "prediction.png")}
+    with whole(folder / f"{stem}.image.jpg") as partial:
+        Image.fromarray(image).resize(size, Image.Resampling.BOX).save(partial, quality=80)
     colors = np.full((IGNORE + 1, 3), UNLABELLED, dtype=np.uint8)
     colors[: len(palette)] = palette
     for title, mask in (("truth", truth), ("prediction", predicted)):
         small = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
         small.putpalette(colors.tobytes())
-        small.save(folder / f"{stem}.{title}.png", optimize=True)
+        with whole(folder / f"{stem}.{title}.png") as partial:
+            small.save(partial, optimize=True)
+    return written

@@ -18,7 +18,9 @@ from typing import Any
 
 from deeplab.config import Cell, ModelConfig
 from pipeline.errors import ParamsError, run_command
-from pipeline.params import Params, load_params, unknown
+from pipeline.files import readable
+from pipeline.names import check_names
+from pipeline.params import EXAMPLES, Params, load_params, unknown
 from pipeline.results import read_results
 
 RUNS, DATA, REPORTS = Path("runs"), Path("data"), Path("reports")
@@ -85,8 +87,9 @@ def finished(params: Params) -> set[str]:
     found: set[str] = set()
     for dataset in params.datasets:
         cells = {name: cell for name, cell in params.cells.items() if cell.dataset == dataset}
+        reports = EXAMPLES / REPORTS if dataset in params.examples else REPORTS
         results, _ = read_results(
-            cells, params, REPORTS / "records" / dataset, REPORTS, DATA / dataset / "manifest.json"
+            cells, params, reports / "records" / dataset, reports, DATA / dataset / "manifest.json"
         )
         found |= {cell for cell in cells if all((cell, seed) in results for seed in params.seeds)}
     return found
@@ -97,15 +100,17 @@ def count_images(params: Params, dataset: str) -> int:
     split = params.splits[dataset][0]
     manifest = DATA / dataset / "manifest.json"
     if manifest.exists():
-        samples = json.loads(manifest.read_text(encoding="utf-8"))["samples"]
-        return sum(sample["split"] == split for sample in samples)
+        with readable(manifest, f"Run: dvc repro -f prepare@{dataset}"):
+            samples = json.loads(manifest.read_bytes())["samples"]
+            return sum(sample["split"] == split for sample in samples)
     return params.datasets[dataset].images.get(split, 0)
 
 
 def count_classes(dataset: str) -> int:
     """How many classes the prepared store has; 21 if it is not there, which moves the size by a thousandth."""
     manifest = DATA / dataset / "manifest.json"
-    return len(json.loads(manifest.read_text(encoding="utf-8"))["classes"]) if manifest.exists() else 21
+    with readable(manifest, f"Run: dvc repro -f prepare@{dataset}"):
+        return len(json.loads(manifest.read_bytes())["classes"]) if manifest.exists() else 21
 
 
 def count_parameters(model: ModelConfig, classes: int) -> int | None:
@@ -127,7 +132,8 @@ def read_measurements(device: str) -> dict[str, tuple[float, int | None]]:
     found: dict[str, list[tuple[float, int | None]]] = {}
     for facts in read_facts():
         if facts.get("device") == device and "images_per_second" in facts:
-            known = (float(facts["images_per_second"]), facts.get("peak_memory"))
+            with readable(RUNS, "A run.json there has no numbers where they belong: dvc checkout --force"):
+                known = (float(facts["images_per_second"]), facts.get("peak_memory"))
             found.setdefault(pace(facts["settings"]), []).append(known)
     return {
         key: (median(speed for speed, _ in values), max((memory for _, memory in values if memory), default=None))
@@ -138,7 +144,9 @@ def read_measurements(device: str) -> dict[str, tuple[float, int | None]]:
 def read_facts() -> Iterator[dict[str, Any]]:
     """What the trainings in this folder wrote down."""
     for path in RUNS.glob("*/run.json"):
-        yield from json.loads(path.read_text(encoding="utf-8"))["seeds"].values()
+        with readable(path, f"Run: dvc checkout --force train@{path.parent.name}"):
+            seeds = [dict(facts) for facts in json.loads(path.read_bytes())["seeds"].values()]
+        yield from seeds
 
 
 def settings_of(cell: Cell) -> dict[str, Any]:
@@ -234,11 +242,13 @@ def number(value: float | None, unit: float, digits: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "cells", nargs="*", metavar="CELL", help="a key of `grid` in params.yaml or a glob; default: all"
+        "cells", nargs="*", metavar="CELL", help="a cell of params.yaml or a glob; default: all of `grid`"
     )
     arguments = parser.parse_args()
     params = load_params()
-    names: list[str] = [] if arguments.cells else list(params.cells)
+    check_names(params)
+    own = [name for name, cell in params.cells.items() if cell.dataset not in params.examples]
+    names: list[str] = [] if arguments.cells else own
     for word in arguments.cells:
         found = [name for name in params.cells if fnmatchcase(name, word)]
         if not found:

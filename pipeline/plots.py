@@ -4,6 +4,8 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.files import whole
+
 if TYPE_CHECKING:
     from deeplab.metrics import Matrix, Scores
 
@@ -38,7 +40,7 @@ def digits(share: float) -> str:
 
 
 def write_csv(path: Path, head: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(head)
         writer.writerows(rows)

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deeplab.errors import DataError
-from pipeline.errors import ParamsError, naming, run_command
+from pipeline.errors import ParamsError, run_command
+from pipeline.files import readable, whole, writable
 from pipeline.labels import Table, Tiling, labels_of
-from pipeline.params import NAME, PARAMS, load_params
+from pipeline.params import EXAMPLES, NAME, PARAMS, load_params
 from pipeline.progress import shown
 from pipeline.provenance import file_sha256
 
@@ -77,8 +78,8 @@ def segment(model: "Segmenter", images: Batch, out: Path, table: Table, tiling: 
         for folder, content in (("masks", picture), ("overlays", Image.fromarray(tint(image, mask, model.palette)))):
             path = out / folder / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            with naming(path):
-                content.save(path)
+            with whole(path) as partial:
+                content.save(partial)
         table.add((name,), mask)
 
 
@@ -119,14 +120,6 @@ def upright(path: Path) -> "Bytes":
     return np.asarray(Image.fromarray(image).transpose(Image.Transpose[turn]))
 
 
-def writable(out: Path) -> None:
-    """Make the folder `out`; an OSError that names it when nothing can be written there."""
-    out.mkdir(parents=True, exist_ok=True)
-    probe = out / ".writable"
-    probe.touch()
-    probe.unlink()
-
-
 def find_weights(name: str, runs: Path, seed: int) -> Path:
     """The weights file that `name`, a path or a cell of params.yaml, stands for."""
     path = Path(name)
@@ -134,17 +127,21 @@ def find_weights(name: str, runs: Path, seed: int) -> Path:
         return path
     if not NAME.fullmatch(name):
         raise DataError(f"{name}: no such weights file, and no name of a cell")
-    load_params().cell(name)
+    params = load_params()
+    params.cell(name)
     file = runs / name / "weights" / f"seed{seed}.safetensors"
     if not file.exists():
-        raise DataError(f"{file}: no such weights. Run: dvc pull {file.parent}, or train them: dvc repro train@{name}")
+        train = params.stage("train", name)
+        raise DataError(f"{file}: no such weights. Run: dvc pull {file.parent}, or train them: dvc repro {train}")
     return file
 
 
 def require_evaluated(cell: str, file: Path, records: Path) -> None:
     """Refuse weights of a cell that are not those its record tells of: then its number and its card are of others."""
-    for record in records.glob(f"*/{cell}.json"):
-        known = {weights["file"]: weights["sha256"] for weights in json.loads(record.read_text())["weights"].values()}
+    for record in (*records.glob(f"*/{cell}.json"), *(EXAMPLES / records).glob(f"*/{cell}.json")):
+        with readable(record, f"Run: dvc repro -f evaluate@{cell}"):
+            held = json.loads(record.read_bytes())["weights"].values()
+            known = {weights["file"]: weights["sha256"] for weights in held}
         if file.name in known and known[file.name] != file_sha256(file):
             raise DataError(
                 f"{file}: not the weights that {record} tells of (other SHA-256): damaged, or trained anew. Run: "

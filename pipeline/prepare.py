@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from deeplab.errors import DataError, LabelError, MaskModeError, SizeError
 from pipeline.errors import run_command
+from pipeline.files import write_whole
 from pipeline.pack import Packed, Problem, cores, pack, plan, sizes, started
 from pipeline.params import PARAMS, DatasetConfig, load_params, pick
 
@@ -61,7 +62,7 @@ def run(
     checksums: list[int] = []
     with StoreWriter(out, layout.classes, layout.palette) as store, started(work, workers) as pool:
         found = list(with_progress(sizes(pool, work, workers), total, f"{title}: sizes"))
-        store.need(sum(height * width for height, width in found) * (4 if work.packed else 1))
+        store.reserve(sum(height * width for height, width in found), work.packed)
         results = with_progress(pack(pool, work, workers, found), total, title)
         for (_, sample), result in zip(samples, results, strict=True):
             if not isinstance(result, Packed):
@@ -142,7 +143,7 @@ def report_problems(raw: Path, total: int, samples: Sequence[list[Problem]], fil
     """
     problems = sorted((one for each in samples for one in each), key=lambda problem: RANK.get(problem.kind, 0))
     lines = [problem.message for problem in problems]
-    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_whole(file, "".join(f"{line}\n" for line in lines))
     head = f"{raw}: {len(samples)} of {total} samples cannot be used. Mend or replace these files, nothing was written:"
     more = f"and {len(lines) - SHOWN} more. All: {file}" if len(lines) > SHOWN else f"This list: {file}"
     return "\n  ".join([head, *lines[:SHOWN], more])

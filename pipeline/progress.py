@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from deeplab.errors import naming
+
 if TYPE_CHECKING:
     from deeplab.training import Plan, Progress
 
@@ -29,7 +31,7 @@ def reporter(name: str, batch_size: int, speeds: Path, quiet: bool = False) -> I
 
     def report(progress: "Progress") -> None:
         nonlocal said
-        with speeds.open("a", encoding="utf-8") as file:
+        with naming(speeds), speeds.open("a", encoding="utf-8") as file:
             file.write(f"{progress.step},{progress.images_per_second:.3f}\n")
         text = f"loss {progress.loss:.4f}, lr {progress.lr:.5f}, {progress.images_per_second:.1f} images/s"
         if progress.miou is not None:
@@ -65,7 +67,8 @@ def planner(name: str, path: Path, quiet: bool = False) -> Callable[["Plan"], No
             "waiting": round(found.waiting, 4),
             "peak_memory": found.peak_memory,
         }
-        path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        with naming(path):
+            path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
     return plan
 

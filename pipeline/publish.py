@@ -1,5 +1,6 @@
 """What a finished training leaves: weights that say what they are, a history, and the facts of the run."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import asdict
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deeplab.config import Cell
+from deeplab.errors import DataError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,6 +39,8 @@ def save_weights(network: "nn.Module", path: Path, store: "Store", cell: Cell, f
 
 def publish(name: str, dataset: str, work: dict[int, Path], out: Path) -> None:
     """Put the finished seeds, each in its folder of `work`, where DVC expects them."""
+    from deeplab.checkpoint import write_durably
+
     weights = out / "weights"
     weights.mkdir(parents=True, exist_ok=True)
     size = sum((folder / "weights.safetensors").stat().st_size for folder in work.values())
@@ -44,13 +48,27 @@ def publish(name: str, dataset: str, work: dict[int, Path], out: Path) -> None:
     facts: dict[str, Any] = {}
     rows: list[str] = []
     for seed, folder in work.items():
-        shutil.copyfile(folder / "weights.safetensors", weights / f"seed{seed}.safetensors")
-        facts[str(seed)] = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        content, own = (folder / "weights.safetensors").read_bytes(), read_facts(folder / "facts.json")
+        if hashlib.sha256(content).hexdigest() != own.get("weights", {}).get("sha256"):
+            raise DataError(f"{folder}: its weights are damaged. Remove this folder to train the seed again.")
+        write_durably(weights / f"seed{seed}.safetensors", content)
+        facts[str(seed)] = own
         head, *lines = (folder / "history.csv").read_text(encoding="utf-8").splitlines()
         rows += [f"seed,{head}"] * (not rows) + [f"{seed},{line}" for line in lines]
-    (out / "history.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    write_durably(out / "history.csv", ("\n".join(rows) + "\n").encode())
     write_json(out / "run.json", {"cell": name, "dataset": dataset, "seeds": facts})
     print(f"{name}: weights in {weights}")
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a training wrote down about itself; nothing where it has not yet."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict):
+        raise DataError(f"{path}: damaged. Remove its folder to train the seed again.")
+    return facts
 
 
 def require_space(folder: Path, needed: int) -> None:

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deeplab.errors import DataError
+from deeplab.errors import DataError, naming
 from pipeline.errors import run_command
+
+STALE = "{readme}: the block results:{dataset} is stale or was edited by hand: it is not {table}. {remedy}"
 
 
 def run(dataset: str, table: Path, readme: Path) -> None:
@@ -33,7 +35,7 @@ def check(dataset: str, table: Path, readme: Path) -> bool:
 def read(table: Path, dataset: str) -> bytes:
     """The content of `table`."""
     if not table.exists():
-        raise DataError(f"{table}: not there. Run: dvc repro tables@{dataset}")
+        raise DataError(f"{table}: not there. Run: python -m pipeline.grid tables@{dataset}")
     return table.read_bytes()
 
 
@@ -65,7 +67,7 @@ def replace(path: Path, content: bytes) -> None:
     """Replace the content of `path`, keeping its mode; whatever goes wrong, the old content stays."""
     part = path.with_name(f".{path.name}.part")  # always the same, so that a kill leaves at most one, for the next call
     try:
-        with part.open("wb") as file:
+        with naming(path), part.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -88,10 +90,8 @@ def main() -> None:
     if not arguments.check:
         run(arguments.dataset, arguments.table, arguments.readme)
     elif not check(arguments.dataset, arguments.table, arguments.readme):
-        sys.exit(
-            f"{arguments.readme}: the block results:{arguments.dataset} is stale or was edited by hand: it is not "
-            f"{arguments.table}. Run: dvc repro -s -f readme@{arguments.dataset}"
-        )
+        remedy = "Run the same without --check"
+        sys.exit(STALE.format(readme=arguments.readme, dataset=arguments.dataset, table=arguments.table, remedy=remedy))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from pipeline.files import readable
 from pipeline.results import FINGERPRINTS, Result, numbers_in
 from pipeline.tracking import (
     Experiment,
@@ -90,8 +91,9 @@ def training_facts(path: Path, result: Result) -> Facts:
     """What the trainer wrote down about the weights of `result`; nothing when `path` tells of other weights."""
     if not path.exists():
         return {}
-    facts: Facts = json.loads(path.read_text())["seeds"].get(str(result.seed), {})
-    return facts if facts.get("weights") == result.weights else {}
+    with readable(path, f"Run: dvc checkout --force train@{result.cell}"):
+        facts: Facts = json.loads(path.read_bytes())["seeds"].get(str(result.seed), {})
+        return facts if facts.get("weights") == result.weights else {}
 
 
 def add_dataset(experiment: Experiment, run: str, dataset: str, result: Result, data_folder: Path) -> None:
@@ -106,7 +108,9 @@ def add_dataset(experiment: Experiment, run: str, dataset: str, result: Result, 
 def add_card(experiment: Experiment, run: str, result: Result, card: Path, data: Path) -> None:
     """Add the card of the data and its sheet, if they are there and of the data that `result` saw."""
     facts = card / "card.json"
-    if facts.exists() and json.loads(facts.read_text(encoding="utf-8"))["fingerprint"] == result.fingerprint["data"]:
+    with readable(facts, f"Run: dvc repro -f prepare@{card.name}"):
+        seen = json.loads(facts.read_bytes())["fingerprint"] if facts.exists() else None
+    if seen == result.fingerprint["data"]:
         for file in (card / "card.md", data / "sheet.png"):
             if file.exists():
                 experiment.client.log_artifact(run, str(file), "data")
@@ -119,19 +123,22 @@ def add_artifacts(experiment: Experiment, run: str, result: Result, facts: Facts
     client = experiment.client
     plots, is_first = reports / "plots" / result.cell, True
     if (plots / "classes.csv").exists():
+        with readable(plots, f"Run: dvc repro -f evaluate@{result.cell}"):
+            rows = read_rows(plots / "classes.csv")
+            is_first = rows[0]["seed"] == str(result.seed)
+            classes = first_protocol(rows, result.seed)
+            pictures = {"classes.png": class_picture(classes)}
+            if (plots / "confusion.csv").exists():
+                pairs = first_protocol(read_rows(plots / "confusion.csv"), result.seed)
+                pictures["confusion.png"] = confusion_picture([row["class"] for row in classes], pairs)
         client.log_artifact(run, str(plots / "classes.csv"))
-        rows = read_rows(plots / "classes.csv")
-        is_first = rows[0]["seed"] == str(result.seed)
-        classes = first_protocol(rows, result.seed)
         # Not log_table, which adds to what an interrupted call has left there.
         client.log_dict(
             run, {"columns": list(rows[0]), "data": [list(row.values()) for row in classes]}, "classes.json"
         )
         client.set_tag(run, "mlflow.loggedArtifacts", '[{"path": "classes.json", "type": "table"}]')
-        client.log_figure(run, class_picture(classes), "classes.png")
-        if (plots / "confusion.csv").exists():
-            pairs = first_protocol(read_rows(plots / "confusion.csv"), result.seed)
-            client.log_figure(run, confusion_picture([row["class"] for row in classes], pairs), "confusion.png")
+        for name, picture in pictures.items():
+            client.log_figure(run, picture, name)
     if is_first:  # evaluate draws overlays for the first seed only
         for overlay in sorted((reports / "figures" / result.cell).glob("*.jpg"))[:8]:
             client.log_artifact(run, str(overlay), "overlays")

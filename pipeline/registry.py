@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pipeline.markdown import plain
 from pipeline.results import Result
 from pipeline.tracking import PREFIX, Experiment
 
@@ -31,7 +32,7 @@ def write_notes(
         cell: f"**{row['mIoU']}** " + ", ".join(row[name] for name in row if name not in HIDDEN)
         for cell, row in rows.items()
     }
-    note(experiment, f"{title}\n\n" + "".join(f"- `{cell}`: {line}\n" for cell, line in lines.items()))
+    note(experiment, f"{plain(title)}\n\n" + "".join(f"- `{cell}`: {line}\n" for cell, line in lines.items()))
     runs = {run.info.run_id: run.data.tags for run in experiment.runs(current="1")}
     for result in results:
         weights = f"runs/{result.cell}/weights/{result.weights['file']}"

@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from pipeline.errors import run_command
+from pipeline.files import write_whole
 from pipeline.params import PARAMS, load_params
 
 
@@ -20,9 +21,7 @@ def run(reports: Path, runs: Path, data: Path, out: Path, params_file: Path = PA
     pages = read_pages(params, Folders(reports=reports, runs=runs, data=data))
     text = write_page(pages)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(out)
+    write_whole(out, text)
     for page in pages:
         for gap in page.gaps:
             print(f"{page.name}: {gap}")

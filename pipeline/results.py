@@ -10,6 +10,7 @@ from typing import Any
 
 from deeplab.config import Cell, digest
 from deeplab.errors import DataError
+from pipeline.files import BROKEN
 from pipeline.params import Params
 from pipeline.provenance import code_fingerprint
 
@@ -51,17 +52,17 @@ def read_results(
     for name, cell in cells.items():
         path = records / f"{name}.json"
         if not path.exists():
-            reasons[name] = f"not measured yet. Run: dvc repro evaluate@{name}"
+            reasons[name] = f"not measured yet. Run: dvc repro {params.stage('evaluate', name)}"
             continue
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             check_record(found, name, reports / "metrics" / f"{name}.json")
             if changed := out_of_date(found, cell, params, data, codes):
-                reasons[name] = f"{path} is of other {changed}. Run: dvc repro evaluate@{name}"
+                reasons[name] = f"{path} is of other {changed}. Run: dvc repro {params.stage('evaluate', name)}"
             else:
                 results |= {(name, result.seed): result for result in results_in(found, params)}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            remedy = f"Run: dvc repro -f evaluate@{name}"
+        except BROKEN as error:
+            remedy = f"Run: dvc repro -f {params.stage('evaluate', name)}"
             raise DataError(f"{path}: not as evaluate writes it ({error!r}). {remedy}") from None
     return results, reasons
 
@@ -76,6 +77,8 @@ def check_record(found: dict[str, Any], name: str, metrics: Path) -> None:
     """Raise ValueError for what `evaluate` cannot have written: another cell, no share, not what `metrics` says."""
     if found["cell"] != name:
         raise ValueError(f"it is of the cell {found['cell']}")
+    if not found["protocols"]:
+        raise ValueError("no protocols")
     main_protocol = next(iter(found["protocols"]))
     for score in SCORES:
         values = [scores[main_protocol][score] for scores in found["seeds"].values()]

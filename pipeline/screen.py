@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,17 +38,23 @@ class Screen:
         if self.live:
             self.live.update(table(self.board), refresh=True)
             self.live.stop()
-        self.log.close()
+        with suppress(OSError):
+            self.log.close()
 
     def say(self, text: str) -> None:
         """Print `text` with the time."""
         line = f"{time.strftime('%H:%M:%S')} {text}"
-        print(line, file=self.log, flush=True)
+        self.note(line)
         if self.live:
             self.live.console.print(line, markup=False, highlight=False)
         else:
             print(line, flush=True)
         self.board.save()
+
+    def note(self, text: str) -> None:
+        """Add `text` to the log file. A full disk must not stop the runner, so that is passed over."""
+        with suppress(OSError):
+            print(text, file=self.log, flush=True)
 
     def show(self) -> None:
         """Renew the table: once a second on a terminal, every `every` seconds as lines."""
@@ -58,7 +65,7 @@ class Screen:
         if now - self.listed > self.every:
             self.listed = now
             lines = "\n".join(f"    {line}" for line in [headline(self.board, True), *as_lines(self.rows())])
-            print(lines, file=self.log, flush=True)
+            self.note(lines)
             if not self.live:
                 print(lines, flush=True)
 

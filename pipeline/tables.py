@@ -15,6 +15,8 @@ from typing import Any
 from deeplab.config import Cell
 from pipeline.departures import departs
 from pipeline.errors import run_command
+from pipeline.files import whole, write_whole
+from pipeline.markdown import plain
 from pipeline.model_card import write_cards
 from pipeline.params import PARAMS, load_params
 from pipeline.record import end_leftovers, mark_current, read_back, record
@@ -78,7 +80,7 @@ def run(
     write_cards(rows, cards, config.title, next(iter(params.protocols.values())))
     table = markdown(rows)
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{dataset}.md").write_text(table, encoding="utf-8")
+    write_whole(out / f"{dataset}.md", table)
     write_csv(rows, out / f"{dataset}.csv")
     print(f"{config.title}\n\n{table}\nin {out}/{dataset}.md and .csv")
     if page:
@@ -145,7 +147,8 @@ def write_csv(rows: list[Row], path: Path) -> None:
     """The table for programs: shares instead of percent, and where each number comes from."""
     import pandas as pd
 
-    pd.DataFrame([csv_row(row) for row in rows]).to_csv(path, index=False, lineterminator="\n")
+    with whole(path) as partial:
+        pd.DataFrame([csv_row(row) for row in rows]).to_csv(partial, index=False, lineterminator="\n")
 
 
 def csv_row(row: Row) -> dict[str, Any]:
@@ -179,7 +182,7 @@ def splits(row: Row) -> dict[str, str]:
 def backbone(row: Row) -> str:
     model = row.cell.model
     pretrained = "ImageNet" if model.pretrained else "none"
-    return f"{TITLES.get(model.backbone, model.backbone)} (OS={model.output_stride}, PRE={pretrained})"
+    return f"{plain(TITLES.get(model.backbone, model.backbone))} (OS={model.output_stride}, PRE={pretrained})"
 
 
 def crop(row: Row) -> str:
@@ -196,7 +199,7 @@ def schedule(row: Row) -> str:
 def sets(row: Row) -> str:
     """The splits; a result on fewer images than the data set has says so."""
     names = splits(row).values()
-    title = "/".join(names)
+    title = plain("/".join(names))
     if not row.results:
         return title
     used = [row.results[0].images[name] for name in names]

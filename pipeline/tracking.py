@@ -7,6 +7,7 @@ it raises comes out as TrackingError. It is imported late, because that takes se
 import csv
 import fcntl
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from pipeline.files import readable
 
 Facts = dict[str, Any]  # what the trainer wrote down about one seed of a cell
 Curves = list[tuple[int, dict[str, float]]]  # step, and what was measured there
@@ -103,6 +106,7 @@ def open_experiment(dataset: str, *, timeout: int) -> Iterator[Experiment]:
     `timeout` is in seconds and for one request.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")  # true by default; nothing here needs it
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # seven by default: minutes when the server is down
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(timeout))
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -111,6 +115,7 @@ def open_experiment(dataset: str, *, timeout: int) -> Iterator[Experiment]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its tracebacks: the error comes out below
     uri = tracking_uri()
     try:
         with locked(uri):  # two processes that create the database at once break it for good
@@ -118,12 +123,18 @@ def open_experiment(dataset: str, *, timeout: int) -> Iterator[Experiment]:
             experiment = find_experiment(MlflowClient(uri), uri, f"{PREFIX}{dataset}")
         yield experiment
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise TrackingError(without_password(f"{uri}: {error}").splitlines()[0]) from error
+        raise TrackingError(without_password(f"{uri}: {cause(error)}")) from error
+
+
+def cause(error: Exception) -> str:
+    """The line of `error` that says what is wrong: the database's own stands below what SQLAlchemy did then."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return next((line for line in lines if not line.startswith("(raised as a result of")), lines[0])
 
 
 def without_password(text: str) -> str:
     """`text` with the credentials left out of its addresses."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    return re.sub(r"//[^/\s]*@", "//", text)
 
 
 def tracking_uri() -> str:
@@ -215,12 +226,16 @@ def read_curves(path: Path, seed: int | None = None, columns: tuple[str, ...] | 
     `columns` names the columns of a file without a head.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
     rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines(), columns)
-    return [
-        (int(row["step"]), {key: float(row[key]) for key in row if key not in ("seed", "step", "epoch") and row[key]})
-        for row in rows
-        if seed is None or row["seed"] == str(seed)
-    ]
+    with readable(path, "Bring it back (dvc checkout --force), or remove it to do without curves."):
+        return [
+            (
+                int(row["step"]),
+                {key: float(row[key]) for key in row if key not in ("seed", "step", "epoch") and row[key]},
+            )
+            for row in rows
+            if seed is None or row["seed"] == str(seed)
+        ]

@@ -27,7 +27,7 @@ from pipeline.params import PARAMS, Params, load_params
 from pipeline.process import locked, signals_noted
 from pipeline.progress import median_speed, planner, reporter
 from pipeline.provenance import code_fingerprint, file_sha256, git_state, machine
-from pipeline.publish import publish, require_space, save_weights, write_json
+from pipeline.publish import publish, read_facts, require_space, save_weights, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -201,7 +201,7 @@ def train_seed(
 
 def group_sizes(facts: Path, now: int) -> list[int]:
     """In how many processes a training ran, in each of its stretches so far another number may have been."""
-    before = json.loads(facts.read_text(encoding="utf-8")).get("gpus_per_cell", []) if facts.exists() else []
+    before = read_facts(facts).get("gpus_per_cell", [])
     return sorted({*before, now})
 
 
@@ -254,7 +254,7 @@ def explain_restart(folder: Path, seed: int, inputs: Inputs) -> None:
     if folder.exists():
         return
     for other in sorted(folder.parent.glob(f"seed{seed}-*/inputs.json"), key=lambda path: path.stat().st_mtime)[-1:]:
-        before = json.loads(other.read_text(encoding="utf-8"))
+        before = read_facts(other)
         changed = differences(before, json.loads(json.dumps(asdict(inputs))))
         print(f"starting over: {', '.join(changed)} changed since {other.parent} was begun", flush=True)
 

@@ -15,8 +15,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Final
 
-from deeplab.errors import DataError
-from pipeline.errors import naming
+from deeplab.errors import DataError, naming
 
 MAX_MEMBERS: Final = 200_000  # the largest of the official archives has 45,000
 CHUNK: Final = 1 << 20  # bytes

@@ -1,10 +1,14 @@
 """A video under the colours of its classes, through OpenCV."""
 
+import errno
+import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deeplab.errors import DataError
+from pipeline.files import whole
 from pipeline.labels import Table, Tiling, labels_of
 
 if TYPE_CHECKING:
@@ -23,18 +27,23 @@ def segment_video(model: "Segmenter", source: Path, out: Path, batch: int, tilin
 
     from pipeline.figures import tint
 
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # else a line for each damaged block, in its own words
     reader = cv2.VideoCapture(str(source))
     frame = read_frame(reader)
     if frame is None:
         raise DataError(f"{source}: not a video that OpenCV can read: damaged, or in a codec it does not have")
-    rate = reader.get(cv2.CAP_PROP_FPS) or 25.0
+    rate, expected = reader.get(cv2.CAP_PROP_FPS) or 25.0, int(reader.get(cv2.CAP_PROP_FRAME_COUNT))
     height, width = frame.shape[:2]
     path = out / "overlay.mp4"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*CODEC), rate, (width, height))
-    if not writer.isOpened():
-        raise DataError(f"{path}: OpenCV cannot write a video here: it has no {CODEC} codec, or not for this size")
     done = 0
-    try:
+    with ExitStack() as stack:
+        stack.callback(reader.release)
+        partial = stack.enter_context(whole(path))
+        partial.write_bytes(bytes(4096))  # an error of the disk comes out here: OpenCV tells none from a missing codec
+        writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*CODEC), rate, (width, height))
+        stack.callback(writer.release)
+        if not writer.isOpened():
+            raise DataError(f"{path}: OpenCV cannot write a video here: it has no {CODEC} codec, or not for this size")
         with Table(out / "classes.csv", ("frame", "seconds"), model.classes) as table:
             while frame is not None:
                 frames: list[Bytes] = []
@@ -47,10 +56,22 @@ def segment_video(model: "Segmenter", source: Path, out: Path, batch: int, tilin
                     done += 1
                 if sys.stdout.isatty():
                     print(f"{done} frames", end="\r", flush=True)
-    finally:
-        reader.release()
-        writer.release()
+            writer.release()
+            check_frames(partial, done)
+    if done < expected:
+        print(f"warning: {source}: ends after {done} of {expected} frames. Is it cut short?", file=sys.stderr)
     print(f"{done} frames segmented: {path}, {out}/classes.csv")
+
+
+def check_frames(path: Path, expected: int) -> None:
+    """OSError when the video at `path` has not all of its frames: OpenCV does not say when the disk is full."""
+    import cv2
+
+    reader = cv2.VideoCapture(str(path))
+    found = int(reader.get(cv2.CAP_PROP_FRAME_COUNT))
+    reader.release()
+    if found != expected:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read_frame(reader: Any) -> Any:

@@ -6,6 +6,7 @@ import torch
 
 from deeplab.checkpoint import History, checkpoints, load_checkpoint, save_checkpoint, write_durably
 from deeplab.errors import DataError
+from tests.faults import tried
 
 
 def state(value):
@@ -24,12 +25,7 @@ def test_a_folder_without_checkpoints_has_nothing_to_go_on_from(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut"])
-@pytest.mark.fault(
-    "disk",
-    "a checkpoint rots",
-    "one bit flipped, or its end cut off",
-    "it is found by its hash and set aside; the one before is used",
-)
+@tried.CHECKPOINTS
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, damage):
     save_checkpoint(tmp_path, 1, state(1))
     save_checkpoint(tmp_path, 2, state(2))
@@ -41,7 +37,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, 
     assert newest.with_suffix(".damaged").exists()
 
 
-@pytest.mark.fault("disk", "all checkpoints rot", "emptied", "an error that says so, never a silent start from nothing")
+@tried.CHECKPOINTS
 def test_when_every_checkpoint_is_damaged_the_run_does_not_start_over_silently(tmp_path):
     save_checkpoint(tmp_path, 1, state(1))
     checkpoints(tmp_path)[0].write_bytes(b"")
@@ -49,6 +45,7 @@ def test_when_every_checkpoint_is_damaged_the_run_does_not_start_over_silently(t
         load_checkpoint(tmp_path)
 
 
+@tried.CHECKPOINTS
 def test_a_half_written_checkpoint_is_not_taken_for_one(tmp_path):
     save_checkpoint(tmp_path, 1, state(1))
     partial = tmp_path / "step-000000002-0123456789abcdef.pt.part"
@@ -57,6 +54,7 @@ def test_a_half_written_checkpoint_is_not_taken_for_one(tmp_path):
     assert not partial.exists()
 
 
+@tried.SMALL_DISK
 def test_a_full_disk_is_an_os_error_and_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
     write_durably(path, b"old")
@@ -82,6 +80,7 @@ def test_the_history_is_cut_back_to_where_a_checkpoint_left_it(tmp_path):
     assert (tmp_path / "history.csv").read_text() == "step,loss\n1,0.5\n2,0.4\n"
 
 
+@tried.CHECKPOINTS
 def test_a_history_that_lost_rows_is_refused(tmp_path):
     (tmp_path / "history.csv").write_text("step,loss\n")
     with pytest.raises(DataError, match="history.csv: shorter than when the checkpoint was written"):

@@ -7,6 +7,7 @@ from hypothesis.extra.numpy import arrays
 from deeplab.counts import gather, read_counts, write_counts
 from deeplab.errors import DataError
 from deeplab.metrics import score
+from tests.faults import tried
 
 K = 4
 
@@ -65,12 +66,14 @@ def test_equal_counts_are_equal_bytes_whenever_they_are_written(tmp_path, counts
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"not an archive"])
+@tried.RESULTS
 def test_a_file_that_is_no_counts_is_named(tmp_path, content):
     (tmp_path / "cell.npz").write_bytes(content)
     with pytest.raises(DataError, match=r"cell\.npz: not counts as evaluate writes them"):
         read_counts(tmp_path / "cell.npz")
 
 
+@tried.RESULTS
 def test_a_file_with_pickled_objects_or_without_a_column_is_refused(tmp_path, counts):
     path = tmp_path / "cell.npz"
     np.savez(path, images=np.array([{}], object), classes=counts.classes, **{"0/a/image": counts.image})

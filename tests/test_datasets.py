@@ -15,6 +15,7 @@ from pipeline.datasets import FORMATS, ade20k, cityscapes, shapes, voc
 from pipeline.datasets.decode import read_labels
 from pipeline.datasets.layout import RawSample, read_ids
 from pipeline.errors import ParamsError
+from tests.faults import tried
 from tests.raw import (
     dataset_config,
     labels,
@@ -71,6 +72,7 @@ def test_the_official_lists_make_the_published_splits(tmp_path, split):
     assert hashlib.sha256("".join(f"{name}\n" for name in found).encode()).hexdigest() == voc.PUBLISHED[split][1]
 
 
+@tried.LISTS
 def test_a_full_list_that_is_not_the_published_one_is_refused_until_accepted(tmp_path):
     write_ids(tmp_path / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt", [f"2007_{n:06}" for n in range(1449)])
     with pytest.raises(DataError, match=r"as many val images as published, but not the same .* expected cdc1326d"):
@@ -90,6 +92,7 @@ def test_the_colormap_of_voc_is_the_published_one():
     assert voc.colormap(21)[15] == (192, 128, 128)  # person
 
 
+@tried.MASKS
 def test_a_broken_sbd_annotation_is_named(tmp_path):
     path = tmp_path / "a.mat"
     for content in (b"not a mat file", b"\0" * 200):
@@ -119,6 +122,7 @@ def test_ade20k_classes_have_the_first_of_their_names(tmp_path):
     assert layout.palette[:3] == ((120, 120, 120), (180, 120, 120), (6, 230, 230))  # wall, building, sky
 
 
+@tried.LISTS
 def test_an_incomplete_table_of_ade20k_classes_is_refused(tmp_path):
     write_ade20k(tmp_path)
     path = tmp_path / "ADEChallengeData2016/objectInfo150.txt"
@@ -147,6 +151,7 @@ def test_the_cityscapes_table_is_the_published_one():
     assert {label: int(cityscapes.TABLE[label]) for label in range(34)} == expected
 
 
+@tried.MASKS
 def test_cityscapes_train_ids_are_not_taken_for_label_ids(tmp_path):
     write_cityscapes(tmp_path)
     sample = cityscapes.scan(tmp_path, ANY, ("val",)).samples["val"][0]
@@ -221,6 +226,7 @@ def test_each_train_id_of_a_format_has_a_name_and_a_colour(tmp_path, kind):
         (cityscapes, "leftImg8bit and gtFine"),
     ],
 )
+@tried.LISTS
 def test_a_missing_raw_folder_is_answered_with_what_belongs_there(tmp_path, kind, holds):
     split = "trainaug" if kind is voc else "train"
     raw = tmp_path / "raw"
@@ -235,6 +241,7 @@ def test_a_missing_raw_folder_is_answered_with_what_belongs_there(tmp_path, kind
 
 
 @pytest.mark.parametrize("name", ["voc", "ade20k", "cityscapes", "shapes"])
+@tried.LISTS
 def test_a_split_that_a_format_does_not_have_is_a_mistake_in_the_settings(tmp_path, name):
     write_ade20k(tmp_path)
     with pytest.raises(ParamsError, match=rf"format {name}: unknown name 'trian'; did you mean 'train"):
@@ -249,6 +256,7 @@ def test_names_with_spaces_and_other_letters_are_read(tmp_path):
     assert all(voc.load_image(sample).shape == (24, 36, 3) for sample in layout.samples["trainaug"])
 
 
+@tried.LISTS
 def test_a_file_without_its_partner_is_a_sample_that_cannot_be_read(tmp_path):
     write_ade20k(tmp_path)
     root = tmp_path / "ADEChallengeData2016"
@@ -262,6 +270,7 @@ def test_a_file_without_its_partner_is_a_sample_that_cannot_be_read(tmp_path):
         ade20k.load_image(without_image)
 
 
+@tried.LISTS
 def test_a_file_name_that_is_not_text_is_refused(tmp_path):
     write_ade20k(tmp_path)
     folder = tmp_path / "ADEChallengeData2016/images/training"
@@ -272,6 +281,7 @@ def test_a_file_name_that_is_not_text_is_refused(tmp_path):
         ade20k.scan(tmp_path, ANY, ("train",))
 
 
+@tried.LISTS
 def test_a_list_with_a_repeated_id_or_more_than_ids_is_refused(tmp_path):
     path = tmp_path / "train.txt"
     path.write_text("a\nb\n\na\n")
@@ -300,6 +310,7 @@ def picture(tmp_path, size=(60, 80)):
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.99, 0.9999])
 @pytest.mark.parametrize("filled", [False, True])
+@tried.IMAGES
 def test_a_cut_jpeg_is_an_error_and_never_a_half_grey_picture(tmp_path, share, filled):
     path = picture(tmp_path)
     content = path.read_bytes()
@@ -360,6 +371,7 @@ def test_an_orientation_in_the_metadata_does_not_turn_the_image_away_from_its_ma
 
 
 @pytest.mark.parametrize("read", [read_image, read_labels])
+@tried.IMAGES
 def test_a_file_that_cannot_be_read_is_named(tmp_path, read):
     path = tmp_path / "a.png"
     with pytest.raises(DataError, match=r"a.png: missing"):
@@ -377,6 +389,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, read):
 
 
 @pytest.mark.parametrize("read", [read_image, read_labels])
+@tried.IMAGES
 def test_a_broken_png_is_an_error(tmp_path, read):
     path = tmp_path / "a.png"
     write_grey_mask(path, np.random.default_rng(0).integers(0, 20, (60, 80), dtype=np.uint8))
@@ -389,13 +402,14 @@ def test_a_broken_png_is_an_error(tmp_path, read):
             read(path)
 
 
+@tried.IMAGES
 def test_an_image_of_an_absurd_size_is_an_error(tmp_path):
     Image.new("L", (3, 2)).save(tmp_path / "a.png")
     content = bytearray((tmp_path / "a.png").read_bytes())
     content[16:24] = (70_000).to_bytes(4, "big") * 2  # width and height
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(DataError, match=r"a.png: not a readable image, or cut short"):
+    with pytest.raises(DataError, match="a.png: 70000x70000 pixels, expected at most 178,956,970"):
         read_image(tmp_path / "a.png")
 
 
@@ -405,6 +419,7 @@ def test_a_palette_mask_gives_its_indices_and_not_its_colours(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "1", "I;16"])
+@tried.MASKS
 def test_a_mask_of_colours_or_of_other_depth_is_refused_with_the_reason(tmp_path, mode):
     Image.new(mode, (4, 3)).save(tmp_path / "a.png")
     with pytest.raises(
@@ -413,6 +428,7 @@ def test_a_mask_of_colours_or_of_other_depth_is_refused_with_the_reason(tmp_path
         read_labels(tmp_path / "a.png")
 
 
+@tried.MASKS
 def test_a_label_out_of_range_is_named_with_its_first_pixel(tmp_path):
     mask = labels((0, 1))
     mask[5, 7] = mask[6, 0] = 21

@@ -11,10 +11,12 @@ import pytest
 
 from deeplab.errors import DataError
 from pipeline import download, process
+from pipeline.archive_options import Archive
 from pipeline.errors import BusyError, describe
 from pipeline.fetch import Patience
-from pipeline.params import Archive, DatasetConfig, load_params
+from pipeline.params import DatasetConfig, load_params
 from tests.archives import write_tar, write_zip
+from tests.faults import tried
 from tests.raw import dataset_config
 from tests.server import Server, file
 
@@ -123,6 +125,7 @@ def test_archives_that_are_there_and_right_are_not_fetched(place, server, capsys
     assert "images.tar: is there, checking it\n" in capsys.readouterr().out
 
 
+@tried.ARCHIVES
 def test_an_archive_that_is_there_and_wrong_is_moved_aside_and_fetched(place, server, capsys):
     put(place)
     Path("data/archives/images.tar").write_bytes(b"wrong")
@@ -135,6 +138,7 @@ def test_an_archive_that_is_there_and_wrong_is_moved_aside_and_fetched(place, se
     assert "images.tar: 5 bytes, expected 10,240. Moved to images.tar.bad, fetching it again\n" in said
 
 
+@tried.ARCHIVES
 def test_an_archive_of_the_user_that_is_wrong_is_left_alone_and_named(place):
     put(place)
     Path("data/archives/masks.zip").write_bytes(b"half")
@@ -165,6 +169,7 @@ def test_a_raw_folder_that_the_user_placed_is_left_alone(place, server, linked):
     assert not Path("data/archives").exists()
 
 
+@tried.LISTS
 def test_a_link_to_nowhere_is_named_and_nothing_is_fetched(place, server):
     Path("data/raw").mkdir(parents=True)
     Path("data/raw/tiny").symlink_to("/not/mounted")
@@ -173,6 +178,7 @@ def test_a_link_to_nowhere_is_named_and_nothing_is_fetched(place, server):
     assert server.requests == []
 
 
+@tried.LISTS
 def test_a_file_in_place_of_the_raw_folder_is_named(place, server):
     Path("data/raw").mkdir(parents=True)
     Path("data/raw/tiny").write_bytes(b"")
@@ -194,6 +200,7 @@ def test_an_empty_raw_folder_is_filled_and_a_link_stays_a_link(place, linked):
     assert files("data/raw/tiny") == UNPACKED
 
 
+@tried.ARCHIVES
 def test_what_an_interrupted_unpack_left_is_not_taken_for_complete(place):
     put(place)
     left = Path("data/raw/.tiny.part")
@@ -206,6 +213,7 @@ def test_what_an_interrupted_unpack_left_is_not_taken_for_complete(place):
     assert not left.exists()
 
 
+@tried.ARCHIVES
 def test_an_archive_that_is_refused_leaves_no_raw_folder(place):
     write_tar(place / "shelf/images.tar", ("images/1.jpg", b"one"), ("../../canary", b"dead"))
     put(place)
@@ -215,6 +223,7 @@ def test_an_archive_that_is_refused_leaves_no_raw_folder(place):
     assert not Path("data/downloads/tiny.json").exists()
 
 
+@tried.SMALL_DISK
 def test_a_disk_that_fills_up_while_unpacking_leaves_nothing_and_a_re_run_goes_on(place):
     write_tar(place / "shelf/images.tar", ("images/1.jpg", b"one"), ("images/2.jpg", bytes(8000)))
     put(place)
@@ -284,6 +293,7 @@ def test_two_processes_do_not_fetch_the_same(place, server, monkeypatch, name, w
     assert server.requests == []
 
 
+@tried.RESULTS
 def test_a_receipt_that_cannot_be_read_is_named(place):
     Path("data/raw/tiny").mkdir(parents=True)
     Path("data/raw/tiny/.download.json").write_text("{")

@@ -26,6 +26,7 @@ from pipeline.errors import ParamsError
 from pipeline.evaluate import run
 from pipeline.figures import WRONG, comparison
 from pipeline.params import load_params
+from tests.faults import tried
 
 CELL = "shapes_resnet18_os16"
 CLASSES = ("background", "disc", "never seen")
@@ -257,6 +258,7 @@ def test_the_scores_are_printed_with_a_dash_for_a_class_that_does_not_occur(done
         ({"cell": "other", "classes": '["a"]'}, "other settings and other classes"),
     ],
 )
+@tried.WEIGHTS
 def test_weights_of_something_else_are_refused(place, changed, what):
     place.say(1, **changed)
     expected = rf"seed1\.safetensors: trained with {what} than there are now\. Run: dvc repro train@{CELL}"
@@ -265,18 +267,21 @@ def test_weights_of_something_else_are_refused(place, changed, what):
     assert not (place.folder / "out").exists()
 
 
+@tried.WEIGHTS
 def test_seeds_trained_by_different_code_are_refused(place):
     place.say(1, code="newer")
     with pytest.raises(DataError, match=f"different versions of the code. Run: dvc repro train@{CELL}"):
         place.run()
 
 
+@tried.WEIGHTS
 def test_missing_weights_are_told_with_the_command_that_makes_them(place):
     (place.weights / "seed1.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=rf"seed1\.safetensors: no such weights\. Run: dvc repro train@{CELL}"):
         place.run()
 
 
+@tried.WEIGHTS
 def test_a_cut_weights_file_is_told_as_damaged(place):
     path = place.weights / "seed0.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -284,6 +289,7 @@ def test_a_cut_weights_file_is_told_as_damaged(place):
         place.run()
 
 
+@tried.WEIGHTS
 def test_weights_of_another_network_are_refused_although_their_settings_agree(place):
     path = place.weights / "seed0.safetensors"
     tensors = load_file(path)

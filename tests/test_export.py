@@ -66,13 +66,14 @@ def test_a_repository_folder_is_read_by_load_model(weights, tmp_path):
     np.testing.assert_array_equal(load_model(tmp_path / "repository").predict(IMAGE), model.predict(IMAGE))
 
 
-def test_an_export_that_computes_something_else_is_removed_and_told(weights, tmp_path, monkeypatch):
-    def wrong(network, path, said):
-        path.write_bytes(b"")
-        return lambda images: network(images) + 0.002
+def test_an_export_that_computes_something_else_is_told_and_not_written(weights, tmp_path, monkeypatch):
+    def wrong(network, said):
+        return b"", lambda images: network(images) + 0.002
 
     monkeypatch.setitem(export.FORMATS, "pt2", (".pt2", wrong))
-    with pytest.raises(DataError, match=r"model\.pt2: its logits differ by 0\.002 from the network's, expected 0\.001"):
+    with pytest.raises(
+        DataError, match=r"model\.pt2: not written: its logits differ by 0\.002 from the network's, expected 0\.001"
+    ):
         export.run(load_model(weights), weights, "pt2", tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -9,9 +9,10 @@ import pytest
 
 from deeplab.errors import DataError
 from pipeline import fetch as module
+from pipeline.archive_options import Archive
 from pipeline.errors import describe
 from pipeline.fetch import Patience, fetch
-from pipeline.params import Archive
+from tests.faults import tried
 from tests.server import Server, answer, file, redirect
 
 RIGHT = random.Random(0).randbytes(200_000)
@@ -95,12 +96,14 @@ def test_the_date_of_a_file_tells_its_version_where_there_is_no_strong_etag(serv
     assert server.requests[-1] == ("/a", "bytes=70000-", None)
 
 
+@tried.DOWNLOADS
 def test_it_starts_over_when_the_server_has_no_ranges(server, tmp_path):
     fetched(server, tmp_path, file(RIGHT, cut=70_000), file(RIGHT, ranges=False))
     assert server.requests[-1] == ("/a", "bytes=70000-", '"1"')
 
 
 @pytest.mark.parametrize("etag", ['"1"', None])
+@tried.DOWNLOADS
 def test_it_starts_over_when_the_file_changed_in_between(server, tmp_path, etag):
     old = file(WRONG[:150_000], etag=etag, cut=70_000)
     new = file(RIGHT, etag=etag and '"2"')
@@ -111,12 +114,14 @@ def test_it_starts_over_when_the_file_changed_in_between(server, tmp_path, etag)
 @pytest.mark.parametrize(
     "headers", [{"Content-Range": "bytes 0-199999/200000"}, {"Content-Range": "bytes 70001-199999/200000"}, {}]
 )
+@tried.DOWNLOADS
 def test_a_range_that_is_not_the_one_asked_for_is_not_used(server, tmp_path, headers):
     odd = answer(RIGHT[70_000:], status=206, headers=headers)
     assert fetched(server, tmp_path, file(RIGHT, cut=70_000), odd, file(RIGHT)) == ["a.tar"]
     assert server.requests[-1] == ("/a", None, None)
 
 
+@tried.DOWNLOADS
 def test_a_part_that_is_longer_than_the_file_is_given_up(server, tmp_path):
     (tmp_path / "a.tar.part").write_bytes(WRONG + RIGHT)
     fetched(server, tmp_path, file(RIGHT), file(RIGHT))
@@ -129,6 +134,7 @@ def test_a_part_that_is_complete_is_not_fetched_again(server, tmp_path):
     assert server.requests == []
 
 
+@tried.DOWNLOADS
 def test_pieces_that_do_not_belong_together_are_fetched_again_as_one(server, tmp_path):
     first, second = file(WRONG, etag=None, cut=70_000), file(RIGHT, etag=None)
     assert fetched(server, tmp_path, first, second, second) == ["a.tar", "a.tar.bad"]
@@ -136,6 +142,7 @@ def test_pieces_that_do_not_belong_together_are_fetched_again_as_one(server, tmp
     assert (tmp_path / "a.tar.bad").read_bytes() == WRONG[:70_000] + RIGHT[70_000:]
 
 
+@tried.DOWNLOADS
 def test_a_wrong_file_never_gets_the_name_and_is_kept_aside(server, tmp_path):
     message = refused(server, tmp_path, file(WRONG), file(RIGHT))
     found, expected = (hashlib.sha256(content).hexdigest() for content in (WRONG, RIGHT))
@@ -144,28 +151,33 @@ def test_a_wrong_file_never_gets_the_name_and_is_kept_aside(server, tmp_path):
     assert len(server.requests) == 1  # it would be as wrong the second time
 
 
+@tried.DOWNLOADS
 def test_half_a_file_is_refused_before_it_is_fetched_where_its_size_is_published(server, tmp_path):
     assert refused(server, tmp_path, file(RIGHT[:100_000])) == "has a file of 100,000 bytes, expected 200,000."
     assert list(tmp_path.iterdir()) == []
 
 
+@tried.DOWNLOADS
 def test_half_a_file_is_known_by_its_checksum_where_its_size_is_not_published(server, tmp_path):
     message = refused(server, tmp_path, file(RIGHT[:100_000], length=False), size=None)
     assert message.startswith("a wrong file, kept as a.tar.bad: sha256 ")
 
 
+@tried.DOWNLOADS
 def test_an_end_without_a_length_is_a_cut_where_the_size_is_published(server, tmp_path):
     fetched(server, tmp_path, file(RIGHT, length=False, cut=70_000), file(RIGHT))
     assert server.requests[-1] == ("/a", "bytes=70000-", '"1"')
 
 
 @pytest.mark.parametrize(("size", "limit"), [(200_000, "200,000"), (None, "1,000,000")])
+@tried.DOWNLOADS
 def test_a_file_without_end_is_stopped(server, tmp_path, size, limit):
     message = refused(server, tmp_path, answer(RIGHT * 10, length=False), size=size)
     assert message == f"sends more than {limit} bytes."
     assert not (tmp_path / "a.tar.part").exists()
 
 
+@tried.DOWNLOADS
 def test_a_web_page_is_named_as_such_and_does_not_touch_what_came_before(server, tmp_path):
     page = answer(LOGIN, headers={"Content-Type": "text/html"})
     message = refused(server, tmp_path, file(RIGHT, cut=70_000), page)
@@ -174,6 +186,7 @@ def test_a_web_page_is_named_as_such_and_does_not_touch_what_came_before(server,
     assert server.requests[-1] == ("/a", "bytes=70000-", '"1"')
 
 
+@tried.DOWNLOADS
 def test_a_web_page_is_known_by_its_content_too(server, tmp_path):
     assert refused(server, tmp_path, answer(b"<html>no</html>", length=False), size=None).startswith("sends a web page")
 
@@ -190,6 +203,7 @@ def test_a_server_in_trouble_is_asked_again(server, tmp_path, capsys):
     assert "/a: answered 429 Too Many Requests. Trying again in 0 s.\n" in said
 
 
+@tried.DOWNLOADS
 def test_a_server_that_stays_in_trouble_is_given_up(server, tmp_path):
     message = refused(server, tmp_path, *[answer(b"", 503)] * 4)
     assert message == "answered 503 Service Unavailable."
@@ -221,6 +235,7 @@ def test_a_mirror_goes_on_with_what_another_one_began(server, tmp_path):
     assert (tmp_path / "a.tar").read_bytes() == RIGHT
 
 
+@tried.DOWNLOADS
 def test_when_all_addresses_fail_each_ones_answer_is_told(server, tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound and not listening: refuses
@@ -231,6 +246,7 @@ def test_when_all_addresses_fail_each_ones_answer_is_told(server, tmp_path):
     assert expected in str(caught.value)
 
 
+@tried.DOWNLOADS
 def test_a_silent_server_is_not_waited_for_without_end(server, tmp_path):
     patience = Patience(connect=5, silence=0.2, tries=2, pause=0)
     stalls = file(RIGHT, cut=70_000, stall=True)
@@ -248,6 +264,7 @@ def test_redirects_are_followed_to_http_only(server, tmp_path):
     fetched(server, tmp_path / "archives", redirect(f"{server.address}/b"))
 
 
+@tried.SMALL_DISK
 def test_too_small_a_disk_is_found_before_the_fetch(server, tmp_path, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=150_000))
     server.script["/a"] = [file(RIGHT), file(RIGHT, cut=70_000), file(RIGHT)]
@@ -262,6 +279,7 @@ def test_too_small_a_disk_is_found_before_the_fetch(server, tmp_path, monkeypatc
     fetch(archive(url), tmp_path, QUICK)
 
 
+@tried.SMALL_DISK
 def test_a_disk_that_fills_up_keeps_the_part_for_the_next_run(server, tmp_path):
     server.script["/a"] = [file(RIGHT)]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

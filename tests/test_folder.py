@@ -11,6 +11,7 @@ from pipeline.datasets import folder
 from pipeline.errors import ParamsError
 from pipeline.folder_options import FolderOptions
 from pipeline.params import load_params
+from tests.faults import tried
 from tests.raw import dataset_config, labels, write_grey_mask, write_image, write_palette_mask
 from tests.tiny import tiny_params
 
@@ -88,6 +89,7 @@ def test_a_list_names_the_pairs_and_a_tab_allows_blanks(raw):
     ]
 
 
+@tried.LISTS
 def test_all_files_without_a_partner_are_listed_together(raw):
     (raw / "train/a.jpg").unlink()
     (raw / "valannot/c.png").rename(raw / "valannot/C.png")
@@ -104,6 +106,7 @@ def test_all_files_without_a_partner_are_listed_together(raw):
     assert message.endswith("and 3 more")
 
 
+@tried.LISTS
 def test_two_images_of_one_name_and_names_that_cannot_be_printed_are_problems(raw):
     write_image(raw / "train/a.png")
     (raw / "train/x\ny.jpg").touch()
@@ -112,6 +115,7 @@ def test_two_images_of_one_name_and_names_that_cannot_be_printed_are_problems(ra
     assert rf"{raw}/train: the file name 'x\ny.jpg' cannot be printed. Rename the file." in message
 
 
+@tried.LISTS
 def test_what_is_wrong_with_the_lines_of_a_list_is_said_together(raw):
     (raw / "train.txt").write_text("train/a.jpg\ntrain/b.jpg trainannot/b.png\ntrain/b.jpg x.png\na.jpg\tb\0.png\n")
     (raw / "val.txt").write_text("")
@@ -122,6 +126,7 @@ def test_what_is_wrong_with_the_lines_of_a_list_is_said_together(raw):
     ]
 
 
+@tried.LISTS
 def test_folders_and_lists_that_are_not_there_are_named(raw):
     assert refused(raw / "nowhere") == (
         f"{raw}/nowhere: not found. Put or link the folder with your images and masks there."
@@ -151,6 +156,7 @@ def test_a_label_may_count_as_another_or_be_ignored_without_being_a_class(raw):
     np.testing.assert_array_equal(mask_of(layout), labels((0, 0, 1, IGNORE, IGNORE)))
 
 
+@tried.MASKS
 def test_an_unknown_label_is_told_with_file_value_and_first_pixel(raw):
     write_grey_mask(raw / "trainannot/a.png", labels((0, 1, 12, 255)))
     with pytest.raises(DataError) as caught:
@@ -173,6 +179,7 @@ def test_colours_become_the_labels_of_the_classes_file(raw, mode):
 
 
 @pytest.mark.parametrize("color", [(0, 0, 1), (255, 255, 254), (255, 0, 0), (10, 30, 20)])
+@tried.MASKS
 def test_an_unknown_colour_is_told_with_file_value_and_first_pixel(raw, color):
     (raw / "classes.txt").write_text(COLORS)
     picture = np.zeros((24, 36, 3), np.uint8)
@@ -194,6 +201,7 @@ def test_black_and_white_masks_are_two_colours(raw):
 
 
 @pytest.mark.parametrize("masks_are", ["labels", "colors"])
+@tried.MASKS
 def test_a_mask_saved_as_jpeg_is_refused_for_it_blurs(raw, masks_are):
     (raw / "classes.txt").write_text(COLORS)
     (raw / "trainannot/a.png").unlink()
@@ -202,6 +210,7 @@ def test_a_mask_saved_as_jpeg_is_refused_for_it_blurs(raw, masks_are):
         mask_of(scan(raw, masks_are=masks_are))
 
 
+@tried.MASKS
 def test_colours_where_labels_are_expected_name_the_setting(raw):
     Image.fromarray(np.zeros((24, 36, 3), np.uint8)).save(raw / "trainannot/a.png")
     with pytest.raises(DataError, match=r"a.png: a picture of mode RGB, .* folder has masks_are: colors"):
@@ -233,6 +242,7 @@ def test_every_class_of_the_default_palette_has_a_colour_of_its_own(count):
         (NAMES, {"map": {5: 6}}, "folder.map: label 5 counts as 6, which is neither in"),
     ],
 )  # fmt: skip
+@tried.LISTS
 def test_a_classes_file_that_cannot_be_meant_is_refused_with_its_line(raw, content, changes, message):
     (raw / "classes.txt").write_text(content)
     assert message in refused(raw, error=(DataError, ParamsError), **changes)
@@ -257,6 +267,7 @@ def test_a_classes_file_that_cannot_be_meant_is_refused_with_its_line(raw, conte
         ({"map": {1: 2, 2: 0}}, "datasets.tiny.folder.map: label 1 counts as 2, which counts as 0 itself"),
     ],
 )  # fmt: skip
+@tried.SETTINGS
 def test_a_mistake_in_the_options_is_answered_with_its_place_and_the_remedy(tmp_path, changes, message):
     def edit(params):
         options = {**PLAIN, **changes}
@@ -268,6 +279,7 @@ def test_a_mistake_in_the_options_is_answered_with_its_place_and_the_remedy(tmp_
 
 
 @pytest.mark.parametrize("changes", [{"format": "folder"}, {"folder": PLAIN}])
+@tried.SETTINGS
 def test_the_options_and_the_format_come_together(tmp_path, changes):
     with pytest.raises(ParamsError, match="datasets.tiny.folder: expected with `format: folder` and only there, got"):
         load_params(tiny_params(tmp_path / "params.yaml", lambda params: params["datasets"]["tiny"].update(changes)))

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults import tried
+
 REPOSITORY = Path(__file__).parents[1]
 STAGES = """
 stages:
@@ -24,6 +26,7 @@ def can_mount():
 
 
 @pytest.mark.skipif(not can_mount(), reason="needs a mount of its own: unshare --mount --map-root-user")
+@tried.DVC
 def test_a_full_disk_below_dvcs_cache_fails_the_run_although_dvc_may_exit_with_0(tmp_path):
     path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     variables = {**os.environ, "PYTHONPATH": path, "DVC_NO_ANALYTICS": "1"}

@@ -4,6 +4,7 @@ import pytest
 
 from pipeline.errors import ParamsError
 from pipeline.params import load_params
+from tests.faults import tried
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 
@@ -24,14 +25,14 @@ def edited(tmp_path):
 
 def test_the_default_grid_is_the_published_one_and_the_demo():
     params = load_params(PARAMS)
-    names = [name for name in params.cells if not name.startswith("shapes_")]
+    names = [name for name in params.cells if not name.startswith(("shapes_", "camvid_"))]
     assert names == [
         f"{dataset}_{backbone}_os{stride}"
         for dataset in ("voc", "ade20k", "cityscapes")
         for backbone in ("resnet50", "resnet101")
         for stride in (8, 16)
     ]
-    assert len(params.cells) == 16
+    assert len(params.cells) == 16 + 6
     for name in names:
         cell = params.cells[name]
         assert name == f"{cell.dataset}_{cell.model.backbone.removesuffix('c')}_os{cell.model.output_stride}"
@@ -110,6 +111,7 @@ def test_runtime_settings_are_no_part_of_a_cells_fingerprint(edited):
     ("folders: [VOCdevkit]", "folders: []", "datasets.voc.archives.0.folders: got [], expected at least 1 item"),
     ("seeds: [0]", "seeds: [0", "params.yaml:"),
 ])  # fmt: skip
+@tried.SETTINGS
 def test_a_mistake_is_answered_with_its_place_and_the_remedy(edited, old, new, message):
     with pytest.raises(ParamsError) as caught:
         edited(old, new)
@@ -117,12 +119,14 @@ def test_a_mistake_is_answered_with_its_place_and_the_remedy(edited, old, new, m
     assert "\n" not in str(caught.value)
 
 
+@tried.SETTINGS
 def test_a_file_that_is_not_there_says_where_it_was_looked_for(tmp_path):
     with pytest.raises(ParamsError, match="params.yaml: No such file or directory. Run the command from the folder"):
         load_params(tmp_path / "params.yaml")
 
 
 @pytest.mark.parametrize("content", [b"", b"- 1\n", b"grid", b"\xff\xfe\x00", b"a: &a [*a]", b"{" * 600])
+@tried.SETTINGS
 def test_a_file_that_is_no_settings_at_all_is_refused(tmp_path, content):
     path = tmp_path / "params.yaml"
     path.write_bytes(content)
@@ -130,6 +134,7 @@ def test_a_file_that_is_no_settings_at_all_is_refused(tmp_path, content):
         load_params(path)
 
 
+@tried.SETTINGS
 def test_an_unknown_cell_is_answered_with_the_nearest_one():
     with pytest.raises(ParamsError, match="unknown name 'voc_resnet5_os8'; did you mean 'voc_resnet50_os8'"):
         load_params(PARAMS).cell("voc_resnet5_os8")

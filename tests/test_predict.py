@@ -16,6 +16,7 @@ from pipeline import predict
 from pipeline.errors import ParamsError
 from pipeline.params import PARAMS
 from pipeline.provenance import file_sha256
+from tests.faults import tried
 from tests.tiny import write_weights
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +80,7 @@ def test_a_folder_gives_masks_overlays_and_a_class_table_at_each_image_s_size(mo
         assert sum(float(row["share"]) for row in own) == pytest.approx(1, abs=1e-5)
 
 
+@tried.USE
 def test_a_broken_image_is_named_the_rest_goes_on_and_the_exit_code_says_so(model, photos, capsys):
     (photos / "b.png").write_bytes(b"not an image")
     cut = (photos / "trip/c.jpg").read_bytes()
@@ -152,6 +154,7 @@ def test_a_video_gives_one_with_the_overlay_and_a_table_per_frame(model, film):
         (lambda film: None, "none", "overlay.mp4: OpenCV cannot write a video here: it has no none codec"),
     ],
 )
+@tried.USE
 def test_a_video_without_a_codec_is_told(model, film, monkeypatch, spoil, codec, message):
     spoil(film)
     monkeypatch.setattr("pipeline.video.CODEC", codec)
@@ -159,6 +162,7 @@ def test_a_video_without_a_codec_is_told(model, film, monkeypatch, spoil, codec,
         segmented(model, film)
 
 
+@tried.USE
 def test_a_folder_without_images_and_a_source_that_is_not_there_are_told(model, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: no image in this folder, expected files that end in"):
@@ -167,9 +171,10 @@ def test_a_folder_without_images_and_a_source_that_is_not_there_are_told(model, 
         segmented(model, tmp_path / "nowhere")
 
 
+@tried.USE
 def test_an_out_folder_that_cannot_be_written_is_named_before_anything_is_segmented(model, photos):
     (photos.parent / "out").write_text("a file")
-    with pytest.raises(OSError, match="out"):
+    with pytest.raises(ParamsError, match=r"--out: .*/out: a file is in the way, expected a folder or a new name"):
         segmented(model, photos)
 
 
@@ -181,6 +186,7 @@ def test_an_out_folder_that_cannot_be_written_is_named_before_anything_is_segmen
         ([8, 0], None, "expected 1 or more"),
     ],
 )
+@tried.USE
 def test_tiles_that_leave_gaps_are_refused(window, stride, message):
     with pytest.raises(ParamsError, match=message):
         predict.tiling_of(window, stride)
@@ -203,6 +209,7 @@ def test_a_cell_stands_for_its_weights(tmp_path, monkeypatch):
         predict.find_weights("other/weights.safetensors", runs, 0)
 
 
+@tried.WEIGHTS
 def test_weights_that_are_not_those_of_the_record_are_refused_under_the_cell_s_name(tmp_path):
     file = write_weights(tmp_path / "seed0.safetensors")
     records = tmp_path / "records"

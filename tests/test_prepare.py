@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab import store_writer
 from deeplab.decode import read_image
 from deeplab.errors import DataError
 from deeplab.store import Store
@@ -26,6 +27,7 @@ from pipeline.datasets.layout import RawSample
 from pipeline.duplicates import find_duplicates
 from pipeline.errors import ParamsError, describe
 from pipeline.folder_options import FolderOptions
+from tests.faults import tried
 from tests.raw import dataset_config, labels, write_ade20k, write_cityscapes, write_grey_mask, write_image, write_voc
 from tests.tiny import write_store
 
@@ -156,6 +158,7 @@ def test_a_raw_folder_may_be_a_link(tmp_path):
     assert len(prepare_ade20k(tmp_path).records) == 3
 
 
+@tried.LISTS
 def test_a_subset_is_refused_until_the_settings_accept_it(tmp_path, capsys):
     write_ade20k(tmp_path / "raw")
     with pytest.raises(
@@ -168,18 +171,21 @@ def test_a_subset_is_refused_until_the_settings_accept_it(tmp_path, capsys):
     assert capsys.readouterr().out.startswith(said)
 
 
+@tried.LISTS
 def test_more_images_than_published_are_refused_too(tmp_path):
     write_ade20k(tmp_path / "raw")
     with pytest.raises(DataError, match=r"raw: not the published set: 2 of 1 train images. "):
         prepare_ade20k(tmp_path, 1, 1)
 
 
+@tried.LISTS
 def test_an_empty_split_is_refused_even_where_a_subset_is_accepted(tmp_path):
     write_ade20k(tmp_path / "raw", val=0)
     with pytest.raises(DataError, match=r"raw: no images for the split 'val' of ade"):
         prepare_ade20k(tmp_path, allow_subset=True)
 
 
+@tried.LISTS
 def test_an_image_in_both_train_and_val_is_refused(tmp_path):
     write_voc(tmp_path / "raw", train=["a1", "b1"], val=["b1"])
     config = dataset_config("voc", {"train": 2, "val": 1})
@@ -201,6 +207,7 @@ def break_ade20k(raw):
     (masks / "ADE_train_00000024.png").unlink()
 
 
+@tried.IMAGES
 def test_all_problems_are_told_together_worst_first_and_no_store_is_left(tmp_path):
     break_ade20k(tmp_path / "raw")
     with pytest.raises(DataError) as caught:
@@ -210,7 +217,7 @@ def test_all_problems_are_told_together_worst_first_and_no_store_is_left(tmp_pat
         first == f"{tmp_path}/raw: 24 of 26 samples cannot be used. Mend or replace these files, nothing was written:"
     )
     assert [line.partition(": ")[0][-12:] for line in listed] == [f"{index:08}.jpg" for index in range(5, 25)]
-    assert listed[0].endswith("ADE_train_00000005.jpg: not a readable image, or cut short")
+    assert "ADE_train_00000005.jpg: not a readable image, or cut short" in listed[0]
     assert last == f"and 5 more. All: {tmp_path}/store.problems.txt"
     in_file = (tmp_path / "store.problems.txt").read_text().splitlines()
     assert in_file[:20] == listed
@@ -238,6 +245,7 @@ def test_the_list_of_problems_goes_when_they_are_mended(tmp_path):
     assert not (tmp_path / "store.problems.txt").exists()
 
 
+@tried.MASKS
 def test_an_image_and_a_mask_of_different_size_are_named(tmp_path):
     write_ade20k(tmp_path / "raw")
     image = tmp_path / "raw/ADEChallengeData2016/images/training/ADE_train_00000001.jpg"
@@ -246,6 +254,7 @@ def test_an_image_and_a_mask_of_different_size_are_named(tmp_path):
         prepare_ade20k(tmp_path)
 
 
+@tried.SETTINGS
 def test_unknown_names_in_the_settings_are_answered_with_the_nearest(tmp_path):
     with pytest.raises(ParamsError, match=r"datasets.d.format: unknown name 'cityscape'; did you mean 'cityscapes'\?"):
         prepare.run("d", dataset_config("cityscape", {}), ("train", "val"), tmp_path, tmp_path / "store")
@@ -254,6 +263,7 @@ def test_unknown_names_in_the_settings_are_answered_with_the_nearest(tmp_path):
         prepare.run("d", dataset_config("ade20k", {"train": 2}), ("train", "val"), tmp_path, tmp_path / "store")
 
 
+@tried.IMAGES
 def test_all_problems_of_one_sample_are_told(tmp_path):
     write_ade20k(tmp_path / "raw", train=3)
     images, masks = (tmp_path / f"raw/ADEChallengeData2016/{kind}/training" for kind in ("images", "annotations"))
@@ -282,6 +292,7 @@ def prepare_fake(tmp_path, monkeypatch, count=6, workers=2, **functions):
     prepare.run("fake", config, ("train", "val"), tmp_path, tmp_path / "store", workers=workers)
 
 
+@tried.IMAGES
 def test_an_image_that_is_not_as_large_as_its_header_says_is_a_problem(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"train_00000: its header says 9x8, but it is \d+x\d+. Save it again"):
         prepare_fake(tmp_path, monkeypatch, size=lambda sample: (8, 9))
@@ -296,7 +307,11 @@ def test_a_worker_that_dies_is_reported_with_its_sample(tmp_path, monkeypatch):
     assert list((tmp_path / "store").iterdir()) == []
 
 
-def test_a_disk_that_fills_up_is_one_line_and_leaves_no_store(tmp_path):
+@tried.SMALL_DISK
+@pytest.mark.parametrize("known", [True, False])  # before the first image, and only when a worker writes
+def test_a_disk_that_fills_up_is_one_line_and_leaves_no_store(tmp_path, monkeypatch, known):
+    if not known:
+        monkeypatch.setattr(store_writer, "LIBC", None)
     config = dataset_config("shapes", {"train": 30, "val": 1})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
@@ -320,6 +335,7 @@ def test_a_place_without_permission_is_one_line(tmp_path):
         assert describe(caught.value).startswith("/sys/store: no permission. Give yourself access to it, or link ")
 
 
+@tried.SMALL_DISK
 def test_too_small_a_disk_is_known_before_the_first_image_is_decoded(tmp_path, monkeypatch):
     decoded = tmp_path / "decoded"
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))

@@ -14,6 +14,7 @@ from deeplab.model import DeepLabV3
 from deeplab.pretrained import WHOLE
 from deeplab.store import Store
 from pipeline.publish import save_weights
+from tests.faults import tried
 from tests.tiny import recipe_config, tiny_cell, write_store, write_weights
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
@@ -82,6 +83,7 @@ def test_weights_from_before_a_setting_of_training_was_added_or_dropped_stay_of_
         (lambda path: write_weights(path, classes=4, palette=[[0, 0, 0]] * 3, settings=asdict(tiny_cell())), "4"),
     ],
 )
+@tried.WEIGHTS
 def test_weights_that_cannot_be_used_are_named_in_one_line(weights, spoil, message):
     spoil(weights)
     with pytest.raises(DataError, match=rf"seed0\.safetensors: .*{message}") as told:
@@ -89,6 +91,7 @@ def test_weights_that_cannot_be_used_are_named_in_one_line(weights, spoil, messa
     assert "\n" not in str(told.value)
 
 
+@tried.WEIGHTS
 def test_weights_of_another_network_than_they_say_are_refused(weights):
     tensors = load_file(weights)
     tensors.pop("classifier.bias")

@@ -10,6 +10,7 @@ import pytest
 
 from deeplab.errors import DataError
 from pipeline import readme
+from tests.faults import tried
 
 TABLE = "| Backbone | mIoU |\n| :-: | :-: |\n| ResNet50 | 77.72% ± 0.31 |\n".encode()
 BLOCK = b"<!-- results:voc -->\n" + TABLE + b"<!-- /results:voc -->"
@@ -52,6 +53,7 @@ def page(tmp_path):
     ],
     ids=["empty block", "old table", "byte order mark", "CRLF", "no UTF-8 and what a regex would expand", "two blocks"],
 )
+@tried.README
 def test_a_block_is_filled_and_every_other_byte_stays(table, page, before, after):
     path = page(before)
     readme.run("voc", table, path)
@@ -71,6 +73,7 @@ def test_a_block_is_filled_and_every_other_byte_stays(table, page, before, after
         (b"<!-- results:VOC -->\n<!-- /results:VOC -->\n", "Put both lines where the table belongs"),
     ],
 )
+@tried.README
 def test_without_one_ordered_pair_of_markers_the_file_stays_and_the_error_says_what_to_add(table, page, content, found):
     path = page(content)
     with pytest.raises(DataError, match=found):
@@ -78,8 +81,9 @@ def test_without_one_ordered_pair_of_markers_the_file_stays_and_the_error_says_w
     assert path.read_bytes() == content
 
 
+@tried.README
 def test_a_missing_table_names_the_stage_that_makes_it(tmp_path, page):
-    with pytest.raises(DataError, match=r"voc\.md: not there\. Run: dvc repro tables@voc"):
+    with pytest.raises(DataError, match=r"voc\.md: not there\. Run: python -m pipeline\.grid tables@voc"):
         readme.run("voc", tmp_path / "voc.md", page(BLOCK))
 
 
@@ -137,6 +141,7 @@ def fill(name, table, path, *more):
         (b"# no markers\n", 65, "Put both lines where the table belongs"),
     ],
 )
+@tried.README
 def test_the_check_tells_a_stale_block_in_one_line_and_changes_nothing(table, page, content, status, words):
     path = page(content)
     checker = fill("voc", table, path, "--check")

@@ -1,7 +1,10 @@
+import ctypes
+import errno
 import json
 import pickle
 import resource
 from contextlib import suppress
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -9,12 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deeplab import store_writer
 from deeplab.data import TrainingSamples, training_loader
 from deeplab.decode import read_image
 from deeplab.errors import DataError
 from deeplab.store import IGNORE, Store
 from deeplab.store_writer import PixelFiles, StoreWriter, histogram
 from pipeline.errors import describe
+from tests.faults import tried
 from tests.tiny import augment_config, recipe_config, write_store
 
 CLASSES, PALETTE = ("background", "straße", "cat"), ((0, 0, 0), (128, 64, 128), (64, 0, 0))
@@ -90,13 +95,35 @@ def test_samples_may_be_written_in_any_order_by_several_writers(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@tried.SMALL_DISK
 def test_a_disk_that_is_too_small_is_known_before_anything_is_written(tmp_path):
     with (
         pytest.raises(OSError, match=r"No space left on device: .*\(1,000,000,000,000,000 bytes needed, [\d,]+ free"),
         StoreWriter(tmp_path, CLASSES, PALETTE) as writer,
     ):
-        writer.need(10**15)
+        writer.reserve(10**15 // 4)
     assert list(tmp_path.iterdir()) == []
+
+
+def unsupported(*_):
+    ctypes.set_errno(errno.EOPNOTSUPP)
+    return -1
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_room_that_is_taken_before_changes_nothing_in_the_store(tmp_path, monkeypatch, supported):
+    monkeypatch.setattr(store_writer, "DIRTY", 1)  # bring each sample to the disk at once
+    if not supported:
+        monkeypatch.setattr(store_writer, "LIBC", SimpleNamespace(fallocate=unsupported, sync_file_range=unsupported))
+    pair = np.full((4, 5, 3), 7, np.uint8), np.full((4, 5), 2, np.uint8)
+    as_it_comes = write(tmp_path / "a", [("train", *pair)] * 3)
+    with StoreWriter(tmp_path / "b", CLASSES, PALETTE) as writer:
+        writer.reserve(60)
+        for index in range(3):
+            writer.add("train", f"id {index}", *pair)
+    assert Store(tmp_path / "b").fingerprint == as_it_comes.fingerprint
+    for name in ("images.bin", "masks.bin"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_views_that_are_not_contiguous_are_written_as_they_look(tmp_path):
@@ -140,6 +167,7 @@ def test_a_killed_writer_leaves_no_manifest(tmp_path):
 
 
 @pytest.mark.parametrize("size", [50_000, 1_000_000])  # written at once, and still in a buffer when the block ends
+@tried.SMALL_DISK
 def test_a_full_disk_is_named_and_leaves_no_file(tmp_path, size):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     image, mask = np.zeros((1, size, 3), np.uint8), np.zeros((1, size), np.uint8)
@@ -165,6 +193,7 @@ def test_a_reader_keeps_its_pixels_while_a_new_store_is_written(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["images.bin", "masks.bin"])
+@tried.RESULTS
 def test_a_truncated_file_is_refused(tmp_path, name):
     path = write_store(tmp_path) / name
     content = path.read_bytes()
@@ -178,6 +207,7 @@ def test_a_truncated_file_is_refused(tmp_path, name):
         Store(tmp_path)
 
 
+@tried.RESULTS
 def test_a_manifest_that_is_cut_or_of_another_version_is_refused(tmp_path):
     path = write_store(tmp_path) / "manifest.json"
     content = path.read_text()
@@ -193,6 +223,7 @@ def test_an_unknown_split_names_those_that_are_there(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["images.bin", "masks.bin"])
+@tried.RESULTS
 def test_verify_names_a_sample_in_which_one_bit_has_changed(tmp_path, name):
     path = write_store(tmp_path, counts={"train": 3}) / name
     content = bytearray(path.read_bytes())
@@ -277,6 +308,7 @@ def test_a_file_backed_store_moves_with_its_files(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(30, 50), (30, 51)])  # other pixels, and other dimensions
+@tried.IMAGES
 def test_a_file_that_has_changed_since_it_was_prepared_is_refused(tmp_path, size):
     _, backed = write_both(tmp_path)
     file = tmp_path / "raw/image 0.jpg"
@@ -289,6 +321,7 @@ def test_a_file_that_has_changed_since_it_was_prepared_is_refused(tmp_path, size
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@tried.IMAGES
 def test_a_file_that_vanishes_while_training_is_told_in_one_line(tmp_path, workers):
     _, backed = write_both(tmp_path)
     for index in range(1, 6):

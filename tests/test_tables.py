@@ -10,6 +10,7 @@ from deeplab.errors import DataError
 from pipeline import departures, tables
 from pipeline.results import todays_fingerprint
 from pipeline.tracking import open_experiment
+from tests.faults import tried
 from tests.records import CELL, OTHER, ROOT, Folder, blank_database
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
@@ -244,6 +245,7 @@ def test_the_address_of_a_server_is_shown_without_the_password(monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", json.dumps({"fingerprint": {}})])
+@tried.RESULTS
 def test_a_broken_metrics_file_is_named(folder, content):
     path = Path(f"reports/records/shapes/{CELL}.json")
     path.parent.mkdir(parents=True)
@@ -263,6 +265,7 @@ def test_a_broken_metrics_file_is_named(folder, content):
         (("weights", "0"), None, "not as evaluate writes it"),
     ],
 )
+@tried.RESULTS
 def test_a_record_that_evaluate_cannot_have_written_is_refused(folder, place, value, message):
     folder.measure(CELL, 0.5)
     path = Path(f"reports/records/shapes/{CELL}.json")
@@ -276,6 +279,7 @@ def test_a_record_that_evaluate_cannot_have_written_is_refused(folder, place, va
         folder.tables()
 
 
+@tried.RESULTS
 def test_a_record_edited_by_hand_disagrees_with_its_metrics(folder):
     folder.measure(CELL, 0.5)
     Path("reports/metrics").mkdir()

@@ -11,6 +11,7 @@ from pipeline import unpack as module
 from pipeline.errors import describe
 from pipeline.unpack import unpack
 from tests.archives import write_tar, write_zip
+from tests.faults import tried
 
 GOOD = ("a/good.txt", b"good")
 
@@ -54,6 +55,7 @@ def test_only_the_named_folders_are_unpacked(tmp_path):
     assert files(tmp_path / "out") == {"b/x": b"b", "a/c/d/y": b"y"}
 
 
+@tried.ARCHIVES
 def test_an_archive_without_the_named_folders_is_not_the_right_one(tmp_path):
     path = write_tar(tmp_path / "x.tar", GOOD)
     with pytest.raises(DataError, match=r"x.tar: holds no files in b and c. Is it the right archive\?$"):
@@ -112,6 +114,7 @@ def test_a_zip_member_that_is_no_file_is_refused(tmp_path, mode, what):
     assert refused(path) == f"refused: 'a/odd' is {what}, expected only files and folders"
 
 
+@tried.ARCHIVES
 def test_an_encrypted_zip_is_refused(tmp_path):
     path = write_zip(tmp_path / "x.zip", GOOD)
     content = bytearray(path.read_bytes())
@@ -135,6 +138,7 @@ def test_links_nested_beyond_the_length_of_a_path_do_not_lead_outside(tmp_path):
 
 
 @pytest.mark.parametrize("second", ["a/good.txt", "./a/good.txt", "a//good.txt", "a/good.txt/below"])
+@tried.ARCHIVES
 def test_a_member_that_is_there_twice_is_refused(tmp_path, second):
     message = f"refused: {second!r} is there twice, or as a file and as a folder"
     tar = write_tar(tmp_path / "x.tar", GOOD, (second, b"second"))
@@ -144,6 +148,7 @@ def test_a_member_that_is_there_twice_is_refused(tmp_path, second):
     assert refused(write_zip(tmp_path / "x.zip", GOOD, (second, b"second"))) == message
 
 
+@tried.ARCHIVES
 def test_names_that_no_file_should_have_are_refused(tmp_path):
     for number, name in enumerate(["a/line\nbreak", "a/\udcff", "."]):
         (tmp_path / str(number)).mkdir()
@@ -175,6 +180,7 @@ def test_more_members_than_any_data_set_has_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("claimed", [10, 9_000])
+@tried.ARCHIVES
 def test_a_zip_member_that_is_not_as_long_as_it_says_is_refused(tmp_path, claimed):
     """A bomb may claim to be small."""
     path = write_zip(tmp_path / "x.zip", ("a/bomb", bytes(5_000)))
@@ -188,6 +194,7 @@ def test_a_zip_member_that_is_not_as_long_as_it_says_is_refused(tmp_path, claime
     assert sum(map(len, files(tmp_path / "out").values())) <= 5_000
 
 
+@tried.ARCHIVES
 def test_a_reader_that_gives_more_than_the_archive_says_is_stopped(tmp_path, monkeypatch):
     class Endless:
         def __enter__(self):
@@ -207,6 +214,7 @@ def test_a_reader_that_gives_more_than_the_archive_says_is_stopped(tmp_path, mon
 
 
 @pytest.mark.parametrize("kept", [0, 1, 300, 700, 1200, 2000])
+@tried.ARCHIVES
 def test_an_archive_that_is_cut_short_is_refused(tmp_path, kept):
     content = [Random(number).randbytes(1000) for number in range(60)]
     for number, path in enumerate(
@@ -224,6 +232,7 @@ def test_an_archive_that_is_cut_short_is_refused(tmp_path, kept):
         assert refused(folder / path.name, 10**6).startswith("broken or cut short (")
 
 
+@tried.ARCHIVES
 def test_a_tar_with_rubbish_between_its_members_is_refused(tmp_path):
     """tarfile itself takes that for the end and says nothing."""
     path = write_tar(tmp_path / "x.tar", GOOD, ("a/2", b"second"))
@@ -235,6 +244,7 @@ def test_a_tar_with_rubbish_between_its_members_is_refused(tmp_path):
     assert refused(path) == "broken or cut short (no header at byte 1,024)"
 
 
+@tried.ARCHIVES
 def test_flipped_bytes_in_packed_archives_are_found(tmp_path):
     path = write_zip(tmp_path / "x.zip", ("a/1", bytes(range(256)) * 8))
     content = bytearray(path.read_bytes())
@@ -252,6 +262,7 @@ def test_flipped_bytes_in_packed_archives_are_found(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x.tar", "x.tgz", "x.zip"])
+@tried.ARCHIVES
 def test_what_is_no_archive_is_refused(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(b"<html>" * 500)
@@ -259,6 +270,7 @@ def test_what_is_no_archive_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize("write", [write_tar, write_zip])
+@tried.SMALL_DISK
 def test_a_full_disk_is_named_with_its_file(tmp_path, write):
     path = write(tmp_path / ("x.zip" if write is write_zip else "x.tar"), GOOD, ("a/big", bytes(100_000)))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

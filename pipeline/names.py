@@ -1,0 +1,32 @@
+"""The names in params.yaml that only a stage would miss: found before the first one runs."""
+
+from pipeline.errors import ParamsError
+from pipeline.params import PARAMS, Params, unknown
+
+# The names of the published recipes. For any other torch has to be asked, whose import takes seconds.
+USUAL_LOSSES = {"cross_entropy"}
+USUAL_BACKBONES = {"resnet18", "resnet34", "resnet50", "resnet50c", "resnet101", "resnet101c"}
+
+
+def check_names(params: Params) -> None:
+    """ParamsError with the nearest name for a format, loss or backbone that there is not."""
+    from pipeline.datasets import FORMATS
+
+    for name, dataset in params.datasets.items():
+        if dataset.format not in FORMATS:
+            raise ParamsError(f"{PARAMS}: datasets.{name}.format: {unknown(dataset.format, FORMATS)}")
+    for name, cell in params.cells.items():
+        if cell.train.loss not in USUAL_LOSSES:
+            from deeplab.loss import LOSSES
+
+            if cell.train.loss not in LOSSES:
+                raise ParamsError(f"{PARAMS}: cell {name}: train.loss: {unknown(cell.train.loss, LOSSES)}")
+        if cell.model.backbone not in USUAL_BACKBONES:
+            import timm
+
+            from deeplab.backbone import BACKBONES
+
+            backbone = cell.model.backbone
+            if not timm.is_model(BACKBONES.get(backbone, backbone)):
+                names = [*BACKBONES, *timm.list_models()]
+                raise ParamsError(f"{PARAMS}: grid.{name}.backbone: {unknown(backbone, names)}")
