@@ -427,6 +427,16 @@ def test_a_runner_that_is_killed_right_after_a_fork_leaves_no_stage_behind(proje
 
 
 @pytest.mark.fault("kill", "a stage does not listen", "two signals to the runner", "all ends at once")
+def test_the_runner_mends_what_a_killed_dvc_has_left_torn(project):
+    with (project / "dvc.lock").open("a") as lock:
+        lock.write("  long:\n    cm")
+    (project / ".dvc/tmp/rwlock").write_text("")
+    done = call(project, "train@a")
+    assert done.returncode == 0, done.stderr
+    assert "dvc.lock: torn by a kill, 14 bytes cut off its end" in done.stdout
+    assert "rwlock: torn by a kill, removed" in done.stdout
+
+
 def test_a_second_signal_ends_a_stage_that_does_not_listen(project):
     (project / "deaf").touch()
     with started(project) as runner:

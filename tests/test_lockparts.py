@@ -88,6 +88,31 @@ def test_what_a_killed_runner_left_is_put_in_by_the_next_one_unless_dvc_lock_is_
     assert not list(parts.folder.iterdir())
 
 
+def test_a_kill_while_dvc_lock_is_written_leaves_the_old_one_and_the_next_runner_writes_it(project, monkeypatch):
+    parts = LockParts()
+    call(parts, "train@a")
+    parts.end("train@a", well=True)
+    before = Path("dvc.lock").read_bytes()
+    call(parts, "train@b")
+
+    class KilledError(BaseException):
+        pass
+
+    def killed(_):
+        raise KilledError
+
+    parts.spent = float("inf")  # so that it waits
+    parts.end("train@b", well=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.mend.os.fsync", killed)
+        with pytest.raises(KilledError):
+            parts.flush()
+    assert Path("dvc.lock").read_bytes() == before
+    recover()
+    assert "train@b" in Path("dvc.lock").read_text()
+    assert not Path("dvc.lock.part").exists()
+
+
 def test_a_failed_stage_leaves_dvc_lock_as_it_was(project):
     parts = LockParts()
     parts.begin("train@a")

@@ -202,6 +202,8 @@ def test_only_new_points_are_sent_and_a_resumed_training_goes_on_in_its_run(fold
     assert live_run(experiment, path, facts | {"started": "2026-01-02T04:00:00+00:00"}) == run
     send(experiment, run, path)
     write_history(path, 20, 40, 60, 80)
+    with (path / "speed.csv").open("a") as file:  # of steps that were made again after a kill
+        file.write("80,13.5\n80,14.5\n")
     send(experiment, run, path)
     assert steps(experiment, run, "train/loss") == [20, 40, 60, 80]
     assert steps(experiment, run, "train/images_per_second") == [20, 40, 60, 80]

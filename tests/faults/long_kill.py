@@ -186,6 +186,7 @@ def test_a_grid_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     if torn:
         record_property("measured", f"`python -m pipeline.mend` was needed {torn} times")
     record_property("tries", struck)
-    assert results(folder) == undisturbed[0]
+    found = results(folder)
+    assert [name for name in found.keys() | undisturbed[0].keys() if found.get(name) != undisturbed[0].get(name)] == []
     assert record(folder) == undisturbed[1]
     assert strays(folder) == []

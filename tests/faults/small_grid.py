@@ -20,10 +20,10 @@ DVC = (sys.executable, "-m", "dvc", "repro")
 GRID = (sys.executable, "-m", "pipeline.grid", "--slots", "2")
 MEND = (sys.executable, "-m", "pipeline.mend")
 MARK = "FAULTS_PROJECT"  # in the environment of all that works on a project, however it was started
-CHANGING = re.compile(  # in two undisturbed runs these are not the same either: times, ids, what a command keeps for itself
-    r"\.git/|\.dvc/(cache|tmp)/|\.site/|mlartifacts/|mlflow\.db|.*__pycache__/|runs/\.(logs|grid|locks)|runs/.*run\.json"
-    r"|dvc\.lock|reports/index\.html|.*\.csv\.metadata"
-)
+RESULTS = ("data/", "runs/", "reports/", "README.md")
+CHANGING = re.compile(
+    r"runs/(\.(logs|grid|locks)|.*run\.json)|reports/index\.html"
+)  # hold times, or are of the runner itself
 OF_A_TRY = ("commit", "started", "host", "folder", "mlflow.user", "mlflow.source.git.commit", "mlflow.loggedArtifacts")
 
 
@@ -127,7 +127,8 @@ def results(folder):
     """Path -> content of all that has to be byte for byte the same."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     names = {path.relative_to(folder).as_posix(): path for path in paths}
-    return {name: path.read_bytes() for name, path in names.items() if not CHANGING.match(name)}
+    chosen = (name for name in names if name.startswith(RESULTS) and not CHANGING.match(name))
+    return {name: names[name].read_bytes() for name in chosen}
 
 
 def strays(folder):
