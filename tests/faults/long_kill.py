@@ -111,7 +111,7 @@ def seen(moment, folder, process, began):
             if look(folder, began):
                 return True
             time.sleep(0.003)
-        assert time.time() - began < 200, f"{moment.phase} not seen: {output(folder).read_text()[-3000:]}"
+        assert time.time() - began < 600, f"{moment.phase} not seen: {output(folder).read_text()[-3000:]}"
     return False
 
 
@@ -177,7 +177,7 @@ def test_a_grid_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
                 struck += 1
             print(f"{moment}: {delay:.2f} s, after {time.time() - began:.1f} s, code {process.returncode}", flush=True)
         process = start(folder, command)
-        if process.wait(400) and mended(folder):
+        if process.wait(1500) and mended(folder):
             torn += 1
         finish(folder, command)
         assert left_after(folder, 70) == []

@@ -70,7 +70,7 @@ def finish(folder, command, **settings):
     """Run `command` to its end."""
     process = start(folder, command, **settings)
     try:
-        code = process.wait(400)
+        code = process.wait(1500)
     finally:
         end_all(folder)
     assert code == 0, output(folder).read_text()[-5000:]
