@@ -226,14 +226,18 @@ def test_the_lock_is_waited_for(tmp_path):
     "its folder removed",
     "one process holds the lock of the new folder",
 )
-def test_a_lock_whose_folder_was_removed_meanwhile_is_taken_in_the_new_one(tmp_path):
+def test_a_lock_whose_folder_was_removed_meanwhile_is_taken_in_the_new_one(tmp_path, monkeypatch):
     """As when the run before has just finished: two processes would else hold the lock, one of them of a file that is gone."""
-    path = tmp_path / "cell/.lock"
-    other = process.take(path)
-    thread = threading.Timer(0.3, lambda: (shutil.rmtree(path.parent), other.close()))
-    thread.start()
+    path, original = tmp_path / "cell/.lock", fcntl.flock
+
+    def late(file, how):
+        shutil.rmtree(path.parent)
+        original(file, how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", late)
+        assert process.take(path) is None
     with process.locked(path, "cell"):
-        thread.join()
         assert process.take(path) is None
 
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
 ROOT = Path(__file__).parents[2]
 TURN = 1.5  # seconds with the mirror, then as many without, and so on
-LIMIT = 1.5  # of the ratio of speeds: it is measured, not asserted, for other processes move it more than tracking does
+LIMIT = 4  # of the ratio of speeds: it is measured, not asserted, for other processes move it more than tracking does
 PROMISE = "the training neither waits nor fails; the next `tables` completes the record, without doubles"
 
 
