@@ -3,10 +3,11 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from statistics import median
 
@@ -81,13 +82,17 @@ class Training:
                 process.kill()
                 process.wait()
 
-    def end(self, process):
-        """Its speed with the mirror at work over that with the mirror held, in turn."""
+    def end(self, process, reached):
+        """Its speed with the mirror at work over that with the mirror held, in turn, from when `reached` says that it is."""
         while not (speeds := [*self.folder.glob("resume/*/speed.csv")]):
             assert process.poll() is None, (self.folder / "train.txt").read_text()
             time.sleep(0.1)
         (mirror,) = [child for child in psutil.Process(process.pid).children() if "pipeline.mirror" in child.cmdline()]
-        time.sleep(4)  # it has to import MLflow first
+        process.send_signal(signal.SIGSTOP)  # MLflow takes longer to import than this training takes
+        deadline = time.monotonic() + 200
+        while not reached() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGCONT)
         with suppress(psutil.NoSuchProcess, FileNotFoundError):
             lines, held, found = 0, False, {True: [], False: []}
             while process.poll() is None:
@@ -137,13 +142,9 @@ def test_a_training_goes_on_and_the_record_is_completed(fault, proxy, store, tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.address)
     training = Training(tmp_path, fault.replace(" ", "_").replace("500", "errors"), store, proxy.address)
-    proxy.fault, proxy.calls = "" if fault == "dies" else fault, 0
+    proxy.meet(fault)
     with training.begun() as process:
-        if fault == "dies":
-            while proxy.calls < 12 and process.poll() is None:
-                time.sleep(0.01)
-            proxy.fault = "down"
-        ratio = training.end(process)
+        ratio = training.end(process, proxy.was_reached)
     assert proxy.calls  # else the fault was never met
     training.evaluate()
     if fault != "slow":  # which would take minutes, and then succeed
@@ -158,7 +159,6 @@ WRITER = """
 import os, sqlite3, sys, time
 os.nice(10)
 base = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)
-base.execute("create table if not exists others (x)")
 while True:
     base.execute("begin immediate")
     base.execute("insert into others values (1)")
@@ -174,10 +174,12 @@ def test_a_locked_database_stops_nothing(store, tmp_path, tmp_path_factory, monk
     base = tmp_path / "mlflow.db"
     base.write_bytes(blank_database(tmp_path_factory.getbasetemp()).read_bytes())
     training = Training(tmp_path, "locked", store)
+    with closing(sqlite3.connect(base)) as made:
+        made.execute("create table others (x)")
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(base)]) for _ in range(8)]
     try:
         with training.begun() as process:
-            ratio = training.end(process)
+            ratio = training.end(process, (tmp_path / "mlflow.db.lock").exists)
         training.evaluate()
         assert "%" in training.tables()
         assert all(writer.poll() is None for writer in writers)

@@ -25,7 +25,7 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(WAIT)
         if fault == "stalls":
             time.sleep(30)
-        if fault in ("down", "stalls"):
+        if fault in ("down", "stalls") or (fault == "dies" and self.server.calls > 12):
             self.close_connection = True
             return
         if fault == "500":
@@ -65,6 +65,14 @@ class Proxy(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.port, self.fault, self.calls = port, "", 0
         self.address = f"http://127.0.0.1:{self.server_port}"
+
+    def meet(self, fault):
+        """Answer each call with `fault` from now on; one that "dies" answers the first twelve."""
+        self.fault, self.calls = fault, 0
+
+    def was_reached(self):
+        """Whether somebody has met the fault."""
+        return self.calls > (12 if self.fault == "dies" else 0)
 
     def handle_error(self, request, client_address):
         """A client that was killed is not worth a word."""
