@@ -72,7 +72,7 @@ def run(name: str, data: Path, pretrained: Path, resume: Path, out: Path, params
         inputs = read_inputs(params, name, store.fingerprint)
         work = {seed: resume / f"seed{seed}-{inputs.fingerprint(seed)[:12]}" for seed in params.seeds}
         for seed, folder in work.items():
-            if not ranks.agree((folder / "weights.safetensors").exists()):
+            if not ranks.agree("weights" in read_facts(folder / "facts.json")):  # written last
                 try:
                     train_seed(name, params, inputs, store, seed, folder, pretrained, stop, ranks)
                 except ParamsError:

@@ -111,6 +111,27 @@ def test_a_signal_after_the_last_step_keeps_the_result_for_the_same_command(plac
 
 @pytest.mark.fault(
     "kill",
+    "a training is killed after its last step",
+    "between its weights and its facts",
+    "the same command completes both",
+)
+def test_a_run_killed_between_its_weights_and_its_facts_is_completed(place, monkeypatch):
+    def killed(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "file_sha256", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(place)
+    (weights,) = place.glob("resume/*/weights.safetensors")
+    before = weights.read_bytes()
+    run(place)
+    assert (place / "out/weights/seed0.safetensors").read_bytes() == before
+    assert json.loads((place / "out/run.json").read_text())["seeds"]["0"]["images_per_second"] > 0
+
+
+@pytest.mark.fault(
+    "kill",
     "a training is killed while it cleans up",
     "half of its folder left",
     "no error about it, nothing stays behind",
