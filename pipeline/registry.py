@@ -6,7 +6,8 @@ A model is a name for the weights that DVC keeps: their SHA-256, their scores, a
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -57,13 +58,42 @@ def register(experiment: Experiment, dataset: str, results: list[Result], runs: 
 
     try:
         name = f"{PREFIX}{dataset}"
-        versions = {result.key: version_of(experiment, name, result, runs, log_weights) for result in results}
+        found = {} if log_weights else registered(experiment, name)
+        versions = {
+            result.key: found.get(result.key) or version_of(experiment, name, result, runs, log_weights)
+            for result in results
+        }
         best = max(results, key=lambda result: result.scores["mIoU"])
         known = experiment.client.get_registered_model(name).aliases
         if str(known.get(BEST)) != versions[best.key]:
             experiment.client.set_registered_model_alias(name, BEST, versions[best.key])
     except MlflowException as error:
         print(f"warning: no models in MLflow: {str(error).splitlines()[0]}", file=sys.stderr)
+
+
+def registered(experiment: Experiment, name: str) -> dict[str, str]:
+    """Key of a result -> the number of its version, where model and version are as `version_of` leaves them."""
+    client = experiment.client
+    models = every(partial(client.search_logged_models, [experiment.number], max_results=500))
+    said = {
+        model.tags.get("key"): model.tags.get(VERSIONS) for model in reversed(models) if str(model.status) == "READY"
+    }
+    versions = every(partial(client.search_model_versions, f"name = '{name}'", max_results=500))
+    return {
+        version.tags["key"]: str(version.version)
+        for version in versions
+        if said.get(version.tags.get("key"), "") == versions_tag(name, str(version.version))
+    }
+
+
+def every(search: Callable[..., Any]) -> list[Any]:
+    """What `search` finds, over all its pages."""
+    page = search()
+    found = list(page)
+    while page.token:
+        page = search(page_token=page.token)
+        found += page
+    return found
 
 
 def version_of(experiment: Experiment, name: str, result: Result, runs: Path, log_weights: bool) -> str:
@@ -88,9 +118,14 @@ def version_of(experiment: Experiment, name: str, result: Result, runs: Path, lo
 
 def show_version(experiment: Experiment, model: str, name: str, version: str) -> None:
     """Say on the model under which version it is registered."""
-    said = json.dumps([{"name": name, "version": version}])
+    said = versions_tag(name, version)
     if experiment.client.get_logged_model(model).tags.get(VERSIONS) != said:
         experiment.client.set_logged_model_tags(model, {VERSIONS: said})
+
+
+def versions_tag(name: str, version: str) -> str:
+    """What a model says of its version."""
+    return json.dumps([{"name": name, "version": version}])
 
 
 def model_of(experiment: Experiment, name: str, result: Result) -> str:
