@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE  # without compiled files each of the stages st
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test test-faults test-ray test-slurm check ui pins clean
+.PHONY: demo test test-faults test-ray test-slurm check audit ui pins clean
 
 demo: .venv/ready  ## the synthetic grid, from nothing to a filled table
 	python -m pipeline.grid readme@shapes compare@shapes
@@ -38,6 +38,9 @@ test-slurm: .venv/ready  ## as root, after: apt-get install slurm-wlm munge
 	pytest -n 0 tests/engines/slurm_grid.py
 
 
+audit: .venv/ready  ## what is known about the pinned packages; writes docs/dependency-audit.md
+	python -m benchmarks.audit
+
 ui: .venv/ready mlflow.db  ## look at the runs; loopback only
 	python -m pipeline.ui --port $(PORT)
 
@@ -49,7 +52,7 @@ mlflow.db: | .venv/ready  # a fresh clone, say: complete the record from what is
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv/bin/uv pip sync --quiet --require-hashes --python .venv/bin/python requirements.txt
-	.venv/bin/python -c 'import timm, mlflow, dvc.repo, matplotlib.pyplot'  # compiles them once
+	.venv/bin/python -c 'import timm, mlflow, dvc.repo, matplotlib.pyplot, deeplab.photometric'  # compiles them once
 	touch $@
 
 pins:  ## after a change of requirements.in

@@ -23,7 +23,6 @@ from deeplab.transforms import (
     clear_padding,
     cut,
     distort,
-    distort_and_normalise,
     draw_distortion,
     draw_region,
     normalise,
@@ -178,10 +177,10 @@ def input_on_device(batch: Batch, model: ModelConfig, device: torch.device) -> t
 
 def input_on_cpu(batch: Batch, model: ModelConfig) -> tuple[Tensor, Tensor]:
     """One image after another; the masks are those of the batch."""
+    from deeplab.photometric import distort_and_normalise  # slowly: a GPU does not wait for it
+
     images = np.empty(batch.images.shape, dtype=np.float32)  # by numpy: it asks for large pages, torch does not
-    columns = (batch.images.numpy(), batch.distortions.numpy(), batch.sizes.tolist(), images)
-    for image, distortion, (height, width), out in zip(*columns, strict=True):
-        distort_and_normalise(image[:height, :width], distortion, model.mean, model.std, out[:height, :width])
-        out[height:] = 0
-        out[:height, width:] = 0
+    columns = (batch.images.numpy(), batch.sizes.tolist(), batch.distortions.numpy(), images)
+    for image, size, distortion, out in zip(*columns, strict=True):
+        distort_and_normalise(image, size, distortion, model.mean, model.std, out)
     return torch.from_numpy(images).permute(0, 3, 1, 2), batch.masks

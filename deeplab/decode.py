@@ -6,7 +6,7 @@ Whatever is wrong with a file is a DataError that names it.
 import io
 import struct
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,8 @@ from deeplab.errors import DataError
 
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 JPEG_FRAMES = {0xC0 + kind for kind in range(16)} - {0xC4, 0xC8, 0xCC}  # the segments that tell the size
-MAX_PIXELS = 178_956_970  # where Pillow, which reads masks, takes a picture for a decompression bomb
 PNG_START = b"\x89PNG\r\n\x1a\n"
+MAX_PIXELS: Final = 178_956_970  # of one picture, as Pillow has it for masks; a file of a few kB can claim billions
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -24,7 +24,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     import cv2
 
     content = read_content(path)
-    check_pixels(path, content)
+    check_pixels(path, *(header_size(io.BytesIO(content)) or pillow_size(path, content)))
     # A file whose end was lost but filled with zeros still decodes, to a picture that is grey from there on.
     whole = not content.startswith(JPEG_START) or content.rfind(JPEG_END) > content.rfind(JPEG_SCAN)
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -37,35 +37,51 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     return np.asarray(image, dtype=np.uint8)
 
 
-def check_pixels(path: Path, content: bytes) -> None:
-    """DataError for a JPEG or PNG that says to be larger than any picture: a few kilobytes may unpack to gigabytes."""
-    try:
-        if content.startswith(PNG_START):
-            width, height = struct.unpack(">II", content[16:24])
-        elif content.startswith(JPEG_START):
-            height, width = jpeg_size(io.BytesIO(content))
-        else:
-            return  # OpenCV has a limit of its own
-    except (ValueError, struct.error):
-        return  # decoding tells what is wrong
-    if height * width > MAX_PIXELS:
-        raise DataError(f"{path}: {width}x{height} pixels, expected at most {MAX_PIXELS:,}")
-
-
 def read_size(path: Path) -> tuple[int, int]:
     """Height and width of the picture in `path`: of a JPEG or a PNG from its header, of any other by decoding it."""
     try:
         with path.open("rb") as file:
-            start = file.read(24)
-            if start.startswith(PNG_START):
-                width, height = struct.unpack(">II", start[16:])
-                return height, width
-            if start.startswith(JPEG_START):
-                return jpeg_size(file)
-    except (OSError, ValueError, struct.error):
-        pass  # decoding tells what is wrong
-    height, width, _ = read_image(path).shape
-    return height, width
+            size = header_size(file)
+    except OSError:
+        size = None  # decoding tells what is wrong
+    if size is None:
+        height, width, _ = read_image(path).shape
+        return height, width
+    check_pixels(path, *size)
+    return size
+
+
+def check_pixels(path: Path, height: int, width: int) -> None:
+    """Refuse a picture that would fill the memory, before anything is decoded."""
+    if height * width > MAX_PIXELS:
+        raise DataError(
+            f"{path}: {width}x{height} pixels, expected at most {MAX_PIXELS:,} in one picture. Cut it into pieces."
+        )
+
+
+def header_size(file: BinaryIO) -> tuple[int, int] | None:
+    """Height and width as the header of a JPEG or a PNG tells them; None for any other, or where it does not."""
+    try:
+        start = file.read(24)
+        if start.startswith(PNG_START):
+            width, height = struct.unpack(">II", start[16:])
+            return height, width
+        if start.startswith(JPEG_START):
+            return jpeg_size(file)
+    except (ValueError, struct.error):
+        pass
+    return None
+
+
+def pillow_size(path: Path, content: bytes) -> tuple[int, int]:
+    """Height and width as Pillow reads them from the header, whatever the format."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            return picture.height, picture.width
+    except Exception as error:  # noqa: BLE001  a broken file makes Pillow raise nearly anything
+        raise DataError(f"{path}: not a readable image, or cut short ({type(error).__name__})") from None
 
 
 def jpeg_size(file: BinaryIO) -> tuple[int, int]:

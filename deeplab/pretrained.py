@@ -65,6 +65,8 @@ def load_model(path: Path, device: str = "cpu") -> Segmenter:
         ) from None
     if len(palette) != len(classes):
         raise DataError(f"{file}: {len(palette)} colours for {len(classes)} classes")
+    if not fits(file, cell.model, len(classes)):
+        raise DataError(f"{file}: does not fit the network that its settings describe")
     network = DeepLabV3(replace(cell.model, pretrained=False), len(classes))
     try:
         network.load_state_dict(load_file(file))
@@ -96,6 +98,20 @@ def read_settings(settings: dict[str, Any]) -> Cell:
     recipe = SimpleNamespace(resize=(long_side, short_side))
     train = SimpleNamespace(precision=str(settings["train"]["precision"]), tf32=bool(settings["train"]["tf32"]))
     return cast(Cell, SimpleNamespace(model=model, recipe=recipe, train=train))
+
+
+def fits(file: Path, model: ModelConfig, classes: int) -> bool:
+    """Whether the heads in `file` are as large as it says: a line of text could ask for more memory than there is."""
+    with safe_open(file, framework="numpy") as content:
+        names = set(content.keys())
+        found = tuple(content.get_slice("classifier.weight").get_shape()) if "classifier.weight" in names else None
+        auxiliary = content.get_slice("auxiliary.2.weight").get_shape()[1] if "auxiliary.2.weight" in names else 0
+    atrous = {name.split(".")[2] for name in names if name.startswith("aspp.atrous.")}
+    return (
+        found == (classes, model.aspp_channels, 1, 1)
+        and auxiliary == model.auxiliary_channels
+        and len(atrous) == len(model.aspp_rates)
+    )
 
 
 def read_about(file: Path) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from deeplab.store import IGNORE, Bytes
 BRIGHTNESS, CONTRAST_BEFORE, SATURATION, HUE, CONTRAST_AFTER = range(5)
 NO_DISTORTION = (0.0, 1.0, 1.0, 0.0, 1.0)
 
-BAND = 32  # rows whose colours are changed at once on the CPU: as floats they stay in its cache
 SPARSE = 16  # pixels from one looked at to the next when a frequent class is guessed
 
 
@@ -179,37 +178,6 @@ def turn_colours(images: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
     corner = per_channel((5.0, 3.0, 1.0), images.device)
     place = (corner + sector) % 6
     return value[:, None] - strength * torch.minimum(place, 4 - place).clamp(0, 1)
-
-
-def distort_and_normalise(
-    image: Bytes,
-    distortion: NDArray[np.float32],
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    out: NDArray[np.float32],
-) -> None:
-    """Write normalise(distort(image)) into `out`, equal to rounding, many times faster on a CPU; both (H, W, 3)."""
-    brightness, contrast_before, saturation, hue, contrast_after = (float(value) for value in distortion)
-    levels = np.clip(np.clip(np.arange(256) + brightness, 0, 255) * contrast_before, 0, 255).astype(np.float32)
-    turn = np.array([[1, 0, 0, 2 * hue % 360], [0, saturation, 0, 0], [0, 0, 1, 0]], np.float32)  # of (hue, s, v, 1)
-    scale = np.column_stack([np.diag(contrast_after / np.array(std)), -np.array(mean) / std]).astype(np.float32)
-    one, other = (np.empty((min(BAND, len(image)), *image.shape[1:]), np.float32) for _ in range(2))
-    for top in range(0, len(image), BAND):
-        source, result = image[top : top + BAND], out[top : top + BAND]
-        rgb, hsv = one[: len(source)], other[: len(source)]
-        if brightness == 0 and contrast_before == 1:
-            rgb[:] = source
-        else:
-            cv2.LUT(source, levels, dst=rgb)
-        if saturation != 1 or hue != 0:
-            cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV, dst=hsv)
-            cv2.transform(hsv, turn, dst=hsv)
-            if saturation > 1:
-                np.minimum(hsv[..., 1], 1, out=hsv[..., 1])
-            cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=rgb)
-        if contrast_after > 1:
-            cv2.threshold(rgb, 255 / contrast_after, 0, cv2.THRESH_TRUNC, dst=rgb)
-        cv2.transform(rgb, scale, dst=result)
 
 
 def normalise(images: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:

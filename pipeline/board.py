@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from deeplab.errors import naming
+from pipeline.address import kind_and_name
 from pipeline.errors import BusyError
 from pipeline.files import readable
 
@@ -44,7 +45,7 @@ class Board:
 
     def save(self, path: Path = BOARD) -> None:
         """Write the file, whole or not at all. A full disk must not stop the runner, so that is passed over."""
-        part = path.with_name(f"{path.name}.{os.getpid()}")
+        part = path.with_name(f"{path.name}.part")
         try:
             part.write_text(json.dumps(asdict(self)), encoding="utf-8")
             part.replace(path)
@@ -67,7 +68,7 @@ class Board:
         """Cell -> its stages `train` and `evaluate`, as far as they belong to this call."""
         found: dict[str, dict[str, Entry]] = {}
         for name, entry in self.stages.items():
-            kind, _, cell = name.partition("@")
+            kind, cell = kind_and_name(name)
             if kind in ("train", "evaluate"):
                 found.setdefault(cell, {})[kind] = entry
         return found

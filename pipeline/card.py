@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deeplab.store import IGNORE, Bytes, Color, Record, Store
 from deeplab.trivial import majority_miou, prior_miou
 from pipeline.files import whole, write_whole
+from pipeline.markdown import code, plain
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -124,7 +125,7 @@ def markdown(card: dict[str, Any]) -> str:
     ]
     lines += [f"**Not the published set:** {', '.join(subsets)}.", ""] if subsets else []
     for name in splits:
-        unseen = [escaped(kind["name"]) for kind in card["classes"] if not kind["images"][name]]
+        unseen = [plain(kind["name"]) for kind in card["classes"] if not kind["images"][name]]
         lines += [f"**No image of {name} shows:** {', '.join(unseen)}.", ""] if unseen else []
     lines += repeated(card["duplicates"])
     if trivial := card["trivial_mIoU"]:
@@ -136,7 +137,7 @@ def markdown(card: dict[str, Any]) -> str:
     head = ["class", *(f"{name}: {what}" for name in splits for what in ("pixels", "images"))]
     rows = [
         [
-            escaped(kind["name"]),
+            plain(kind["name"]),
             *(cell for name in splits for cell in (percent(kind["pixel_share"][name]), str(kind["images"][name]))),
         ]
         for kind in card["classes"]
@@ -152,7 +153,7 @@ def repeated(duplicates: list[list[dict[str, str]]]) -> list[str]:
     lines: list[str] = []
     for kind, groups in (("several splits, so that results are too good", across), ("one split", within)):
         if groups:
-            shown = [" = ".join(f"{one['split']} `{one['id']}`" for one in group) for group in groups[:SHOWN]]
+            shown = [" = ".join(f"{one['split']} {code(one['id'])}" for one in group) for group in groups[:SHOWN]]
             more = f", and {len(groups) - SHOWN} more in card.json" if len(groups) > SHOWN else ""
             lines += [f"**The same image more than once in {kind}:** {', '.join(shown)}{more}.", ""]
     return lines
@@ -161,11 +162,6 @@ def repeated(duplicates: list[list[dict[str, str]]]) -> list[str]:
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
     marks = [":-", *["-:"] * (len(head) - 1)]
     return [f"| {' | '.join(cells)} |" for cells in (head, marks, *rows)]
-
-
-def escaped(name: str) -> str:
-    """A class's name as a cell of a table."""
-    return name.replace("|", r"\|")
 
 
 def extent(values: dict[str, float]) -> str:

@@ -76,7 +76,7 @@ def read_runs(path: Path, results: list[Result], params: Params) -> "list[Counts
         if miou != result.scores["mIoU"]:
             raise DataError(
                 f"{path}: seed {result.seed} has mIoU {miou}, but the record {result.scores['mIoU']}. "
-                f"Run: dvc repro -f evaluate@{result.cell}"
+                f"Run: dvc repro -f {params.stage('evaluate', result.cell)}"
             )
     return [held[result.seed, protocol] for result in results]
 

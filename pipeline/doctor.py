@@ -109,7 +109,7 @@ def check_tracking(on: str) -> str:
     uri = tracking_uri()
     shown = without_password(uri)
     answer = ask_tracking(uri)
-    with second_process("tracking", uri) as said:
+    with second_process("tracking", shown) as said:  # a command line is for all to see: it reads the address itself
         if said != answer:
             raise OSError(f"{shown}: {answer} here, but {said} for another process")
     if uri.startswith(SQLITE) and on != "here":
@@ -132,13 +132,15 @@ def ask_tracking(uri: str) -> str:
         return "can be written"
     if not uri.startswith(("http://", "https://")):
         return "not known how to ask"
-    with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10) as reply:  # noqa: S310  checked above
+    # Answered to everyone, so without the password, which urllib would take for a port and repeat in its error.
+    address = f"{without_password(uri).rstrip('/')}/health"
+    with urllib.request.urlopen(address, timeout=10) as reply:  # noqa: S310  checked above
         return "answers" if reply.status == 200 else f"answers with {reply.status}"
 
 
 def check_data(params: Params) -> str:
     """The stores have to be there, and the same for another process; what is not there will be prepared first."""
-    names = sorted({cell.dataset for cell in params.cells.values()})
+    names = sorted({cell.dataset for cell in params.cells.values()} - params.examples)
     missing = []
     for name in names:
         manifest = Path("data") / name / "manifest.json"
@@ -176,7 +178,10 @@ def probe(job: str, argument: str) -> None:
             print(f"held by {os.getpid()}", flush=True)
             sys.stdin.read()
     else:
-        print({"digest": lambda: digest(Path(argument)), "tracking": lambda: ask_tracking(argument)}[job](), flush=True)
+        print(
+            {"digest": lambda: digest(Path(argument)), "tracking": lambda: ask_tracking(tracking_uri())}[job](),
+            flush=True,
+        )
 
 
 def digest(path: Path) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from deeplab.errors import DataError, naming
+from pipeline.archive_options import Archive
 from pipeline.errors import run_command
 from pipeline.fetch import Patience, WrongFileError, fetch, meter, verify
 from pipeline.files import write_whole
-from pipeline.params import Archive, DatasetConfig, load_params
-from pipeline.process import die_with_parent, locked
+from pipeline.params import DatasetConfig, load_params
+from pipeline.process import locked
 from pipeline.unpack import unpack
 
 RECEIPT = ".download.json"  # in a raw folder that was unpacked here: which archives it came from
@@ -137,7 +138,6 @@ def main() -> None:
     parser.add_argument("--raw", type=Path, required=True, help="the folder for the unpacked data")
     parser.add_argument("--out", type=Path, required=True, help="the file that says where the data is from")
     args = parser.parse_args()
-    die_with_parent()
     run(args.dataset, load_params().dataset(args.dataset), args.archives, args.raw, args.out)
 
 

@@ -37,8 +37,12 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     """Run `main` and exit: 0, or the code of the mistake after one line on stderr.
 
     Anything that is not in EXIT_CODES is a bug and keeps its traceback; DEEPLAB_TRACEBACK=1 shows it for the others
-    too.
+    too. A command that DVC has started ends with DVC.
     """
+    from pipeline.process import die_with_dvc
+
+    if "DVC_STAGE" in os.environ:
+        die_with_dvc()
     try:
         main()
     except tuple(EXIT_CODES) as mistake:

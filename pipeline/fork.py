@@ -28,8 +28,11 @@ class Fork:
         return self.returncode
 
 
-def fork_stage(part: Path, name: str, log: int, environment: Mapping[str, str]) -> Fork:
-    """Run DVC on stage `name` with `part` for its dvc.lock, in a process group of its own, its output in `log`."""
+def fork_stage(part: Path, name: str, log: int, environment: Mapping[str, str], guard: int) -> Fork:
+    """Run DVC on stage `name` with `part` for its dvc.lock, in a process group of its own, its output in `log`.
+
+    It tells the pipe `guard` of its group itself: the runner may be killed in between, and nothing would stop it then.
+    """
     import dvc.cli.parser
     import dvc.commands.repro
     import dvc.repo.reproduce  # noqa: F401
@@ -38,17 +41,19 @@ def fork_stage(part: Path, name: str, log: int, environment: Mapping[str, str]) 
     sys.stderr.flush()
     pid = os.fork()
     if not pid:
-        run_child(part, name, log, environment)
+        run_child(part, name, log, environment, guard)
     with contextlib.suppress(OSError):  # the child does it too, and one of them is the first
         os.setpgid(pid, pid)
     return Fork(pid)
 
 
-def run_child(part: Path, name: str, log: int, environment: Mapping[str, str]) -> NoReturn:
+def run_child(part: Path, name: str, log: int, environment: Mapping[str, str], guard: int) -> NoReturn:
     """Be the child."""
     code = 255
     try:
         os.setpgid(0, 0)
+        with contextlib.suppress(BrokenPipeError):
+            os.write(guard, b"%d\n" % os.getpid())
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deeplab.errors import DataError
+from pipeline.address import kind_and_name
 from pipeline.board import LOCK, only_runner, plan_board
 from pipeline.engines import ENGINES, Engine, Order
 from pipeline.errors import ParamsError, run_command
 from pipeline.lockparts import recover
+from pipeline.mend import mend
 from pipeline.names import check_names
-from pipeline.params import Params, load_params, unknown
+from pipeline.params import EXAMPLES, Params, load_params, unknown
 from pipeline.readme import STALE, check
 from pipeline.screen import Screen
 from pipeline.stages import Stage, State, deepest_first, outdated, read_stages, shorten, verdict
@@ -34,17 +36,19 @@ AT_ONCE = 60.0  # seconds; what fails sooner has hardly begun
 
 
 def run(targets: Sequence[str], count: int | None = None, on: str = "here", address: str | None = None) -> int:
-    """Bring `targets` (all when empty) up to date in `count` slots of the engine `on`; the exit code."""
+    """Bring `targets` (all of dvc.yaml when empty) up to date in `count` slots of the engine `on`; the exit code."""
     params = load_params()  # its mistakes are clearer than DVC's, and a name in it may be no path
     check_names(params)
     prepare_engine = ENGINES[on]
     with only_runner(LOCK):
+        for line in mend():
+            print(line, flush=True)
         recover()
         stages = read_stages(targets)
         reasons = outdated(stages)
         if not reasons:
             print(f"up to date: {len(stages)} stages")
-            check_page(stages)
+            check_page(stages, params)
             return 0
         order = Order(
             params=params.runtime,
@@ -62,17 +66,19 @@ def run(targets: Sequence[str], count: int | None = None, on: str = "here", addr
             states = walk(wanted, engine, stops, screen)
         code = conclude(states, engine, stops)
         if code == 0:
-            check_page(stages)
+            check_page(stages, params)
         return code
 
 
-def check_page(names: Iterable[str]) -> None:
+def check_page(stages: Iterable[str], params: Params) -> None:
     """DataError when the README shows something else than its tables, edited by hand say: DVC does not watch it."""
     page = Path("README.md")
-    for kind, _, dataset in (name.partition("@") for name in names):
-        table = Path("reports/tables") / f"{dataset}.md"
+    for stage in stages:
+        kind, dataset = kind_and_name(stage)
+        table = (EXAMPLES if dataset in params.examples else Path()) / f"reports/tables/{dataset}.md"
         if kind == "readme" and table.exists() and page.exists() and not check(dataset, table, page):
-            raise DataError(STALE.format(readme=page, dataset=dataset, table=table))
+            remedy = f"Run: dvc repro -s -f {stage}"
+            raise DataError(STALE.format(readme=page, dataset=dataset, table=table, remedy=remedy))
 
 
 def show_plan(targets: Sequence[str]) -> int:
@@ -143,7 +149,7 @@ class Failures:
 
     def note(self, name: str, message: str, seconds: float) -> None:
         """Note the failure of a stage."""
-        kind, _, cell = name.partition("@")
+        kind, cell = kind_and_name(name)
         if seconds < AT_ONCE:
             self.seen.setdefault(kind, []).append(message.replace(cell, "*") if cell else message)
         else:
@@ -151,11 +157,11 @@ class Failures:
 
     def forget(self, name: str) -> None:
         """Start over: a stage of this kind got somewhere."""
-        self.seen.pop(name.partition("@")[0], None)
+        self.seen.pop(kind_and_name(name)[0], None)
 
     def alike(self, name: str, slots: int) -> str:
         """Why stage `name` is not worth a try, or nothing; every slot has to have failed once, two cells at least."""
-        messages = self.seen.get(name.partition("@")[0], [])
+        messages = self.seen.get(kind_and_name(name)[0], [])
         if len(messages) < max(2, slots) or len(set(messages)) > 1:
             return ""
         return f"not tried, for {len(messages)} others failed at once alike: {messages[0]}"
@@ -196,7 +202,7 @@ def read_log(log: Path) -> str:
 
 def most_threads(params: Params, names: Mapping[str, object]) -> int:
     """The most threads that one of the stages `names` computes with."""
-    cells = [params.cells[cell] for cell in (name.partition("@")[2] for name in names) if cell in params.cells]
+    cells = [params.cells[cell] for _, cell in map(kind_and_name, names) if cell in params.cells]
     return max((cell.train.threads for cell in cells), default=1)
 
 
@@ -215,7 +221,9 @@ def noted_signals() -> Iterator[list[int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help="stage or glob, with all it needs; default: all")
+    parser.add_argument(
+        "targets", nargs="*", metavar="TARGET", help="stage, glob or examples/dvc.yaml, with all it needs; default: all"
+    )
     parser.add_argument("--slots", type=int, help="stages at a time; default: one per GPU, else what the cores hold")
     parser.add_argument("--dry-run", action="store_true", help="only say what would run and why")
     parser.add_argument("--keep-going", action="store_true", help="go on past a failed cell; this is always so")

@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline.address import lock_of, short
+from pipeline.mend import replace
 from pipeline.quick_params import quick_params
 
-LOCK = Path("dvc.lock")
-PARTS = Path("runs/.locks")
+PARTS = Path("runs/.locks")  # below it the folders of the files that they are parts of
 SHARE = 0.1  # of the time may go into writing dvc.lock
 
 
@@ -22,25 +23,26 @@ class LockParts:
     """The entries of the stages that run and have run."""
 
     def __init__(self, folder: Path = PARTS) -> None:
-        from dvc.utils.serialize import load_yaml
-
         self.folder = folder
         self.done: list[Path] = []
         self.began, self.spent = time.monotonic(), 0.0
-        folder.mkdir(parents=True, exist_ok=True)
-        self.entries: dict[str, Any] = load_yaml(str(LOCK)).get("stages", {}) if LOCK.exists() else {}
+        self.known: dict[Path, dict[str, Any]] = {}  # dvc.lock -> what stands in it
 
     def part(self, name: str) -> Path:
         """Where the entry of stage `name` stands while it runs."""
-        return self.folder / f"{name.replace('/', '_')}.lock"
+        return self.folder / lock_of(name).parent / f"{short(name)}.lock"
 
     def begin(self, name: str) -> Path:
         """Write the part of stage `name` as it stands in dvc.lock."""
-        from dvc.utils.serialize import dump_yaml
+        from dvc.utils.serialize import dump_yaml, load_yaml
 
-        held = {name: self.entries[name]} if name in self.entries else {}
-        dump_yaml(str(self.part(name)), {"schema": "2.0", "stages": held})
-        return self.part(name)
+        lock, part, entry = lock_of(name), self.part(name), short(name)
+        if lock not in self.known:
+            self.known[lock] = load_yaml(str(lock)).get("stages", {}) if lock.exists() else {}
+        held = {entry: self.known[lock][entry]} if entry in self.known[lock] else {}
+        part.parent.mkdir(parents=True, exist_ok=True)
+        dump_yaml(str(part), {"schema": "2.0", "stages": held})
+        return part
 
     def end(self, name: str, well: bool) -> None:
         """Note that stage `name` has ended; what one that has not ended well left is given up."""
@@ -54,34 +56,46 @@ class LockParts:
     def flush(self) -> None:
         """Put what is done into dvc.lock."""
         began = time.monotonic()
-        put_together(self.done)
+        put_together(self.done, self.folder)
         self.done.clear()
         self.spent += time.monotonic() - began
 
 
-def put_together(parts: list[Path]) -> None:
-    """Put `parts` into dvc.lock, and delete them."""
+def put_together(parts: list[Path], folder: Path) -> None:
+    """Put `parts`, which lie in `folder`, each into its dvc.lock, and delete them."""
     if not parts:
         return
     from dvc.repo import Repo
-    from dvc.utils.serialize import modify_yaml, parse_yaml_for_update
+    from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
 
-    with Repo(_wait_for_lock=True) as repo, repo.lock, modify_yaml(str(LOCK)) as lock:
-        lock.setdefault("schema", "2.0")
-        lock["stages"] = lock.get("stages", {})
-        for part in parts:
-            lock["stages"].update(parse_yaml_for_update(part.read_text(), str(part)).get("stages", {}))
+    with Repo(_wait_for_lock=True) as repo, repo.lock:
+        for path in {home(part, folder) for part in parts}:
+            lock = parse_yaml_for_update(path.read_text(), str(path)) if path.exists() else {}
+            lock.setdefault("schema", "2.0")
+            lock["stages"] = lock.get("stages", {})
+            for part in (part for part in parts if home(part, folder) == path):
+                lock["stages"].update(parse_yaml_for_update(part.read_text(), str(part)).get("stages", {}))
+            replace(path, dumps_yaml(lock))
     for part in parts:
         part.unlink()
 
 
+def home(part: Path, folder: Path) -> Path:
+    """The dvc.lock that a part in `folder` is of."""
+    return part.relative_to(folder).with_name("dvc.lock")
+
+
 def recover(folder: Path = PARTS) -> None:
     """Put into dvc.lock what a killed runner had no time for; what is older than dvc.lock is not of use any more."""
-    changed = LOCK.stat().st_mtime_ns if LOCK.exists() else 0
-    left = sorted(folder.glob("*.lock"))
-    put_together([part for part in left if part.stat().st_mtime_ns > changed and is_result(part)])
+    left = sorted(folder.rglob("*.lock"))
+    put_together([part for part in left if is_newer(part, home(part, folder)) and is_result(part)], folder)
     for part in left:
         part.unlink(missing_ok=True)
+
+
+def is_newer(part: Path, lock: Path) -> bool:
+    """Whether `part` was written after `lock`."""
+    return not lock.exists() or part.stat().st_mtime_ns > lock.stat().st_mtime_ns
 
 
 def is_result(part: Path) -> bool:
@@ -100,7 +114,7 @@ def run_stage(part: Path, name: str) -> int:
     from dvc.cli import main
 
     class Part(dvcfile.Lockfile):  # type: ignore[misc]
-        relpath = str(LOCK)  # in DVC's messages
+        relpath = str(lock_of(name))  # in DVC's messages
 
         def _check_gitignored(self) -> None:
             """It is, and shall be."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deeplab.config import Protocol
 from pipeline.files import write_whole
+from pipeline.markdown import code, plain
 from pipeline.row import Row
 
 
@@ -23,7 +24,7 @@ def write_cards(rows: list[Row], folder: Path, title: str, protocol: Protocol) -
     lines = [f"- [{row.name}]({row.name}.md): mIoU {value(row)}" for row in listed] or [
         "No cell has been measured yet."
     ]
-    write_whole(folder / "README.md", f"# Model cards: {title}\n\n" + "\n".join(lines) + "\n")
+    write_whole(folder / "README.md", f"# Model cards: {plain(title)}\n\n" + "\n".join(lines) + "\n")
     for old in {*folder.glob("*.md")} - {folder / f"{name}.md" for name in ("README", *(row.name for row in listed))}:
         old.unlink()
 
@@ -88,10 +89,10 @@ def text(row: Row, protocol: Protocol) -> str:
     window = f"windows of {protocol.window[0]}x{protocol.window[1]}" if protocol.window else "whole images"
     return f"""# {row.name}
 
-{warning}DeepLabv3 with {model.backbone} at output stride {model.output_stride} for semantic segmentation. Data set: \
-{row.dataset.title}. mIoU {value(row)} on {first.images[recipe.val_split]} images of `{recipe.val_split}`, \
-{first.scores["classes_evaluated"]:g} classes. In brackets its 95 % interval over images; what another training seed \
-would change is not in it.
+{warning}DeepLabv3 with {plain(model.backbone)} at output stride {model.output_stride} for semantic segmentation. \
+Data set: {plain(row.dataset.title)}. mIoU {value(row)} on {first.images[recipe.val_split]} images of \
+{code(recipe.val_split)}, {first.scores["classes_evaluated"]:g} classes. In brackets its 95 % interval over images; \
+what another training seed would change is not in it.
 
 ## Use
 
@@ -104,9 +105,9 @@ labels = model.predict(image)  # (H, W, 3) uint8 RGB -> (H, W) indices into mode
 
 ## Training
 
-From {start} on {first.images[recipe.train_split]} images of `{recipe.train_split}`: {recipe.epochs} epochs of SGD at \
-batch {recipe.batch_size}, learning rate {recipe.lr:g} ({recipe.policy}), crop {size}, {train.precision}. No license \
-of its own comes with the network; of the data set, {terms}.
+From {start} on {first.images[recipe.train_split]} images of {code(recipe.train_split)}: {recipe.epochs} epochs of \
+SGD at batch {recipe.batch_size}, learning rate {recipe.lr:g} ({recipe.policy}), crop {size}, {train.precision}. No \
+license of its own comes with the network; of the data set, {terms}.
 
 ## Where the number comes from
 

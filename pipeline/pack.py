@@ -150,7 +150,6 @@ def pack_part(part: range, where: list[tuple[int, Size]]) -> list[Packed | list[
         for index, (offset, size) in zip(part, where, strict=True):
             with noted(index) as (split, sample):
                 results.append(pack_one(files, split, sample, offset, size))
-        files.flush()
     return results
 
 

@@ -11,15 +11,15 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from deeplab.config import STRICT, Cell, Positive, Protocol
+from pipeline.archive_options import Archive
 from pipeline.errors import ParamsError
 from pipeline.folder_options import FolderOptions
 from pipeline.slurm_options import SlurmOptions
+from pipeline.yaml_file import read_yaml
 
 PARAMS = Path("params.yaml")
+EXAMPLES = Path("examples")  # their dvc.yaml, dvc.lock and reports
 NAME = re.compile(r"[a-z0-9_]+")  # names become file names and words of a command, so nothing else may stand in them
-ARCHIVE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.(tar|tgz|tar\.gz|zip)")
-CHECKSUM_DIGITS = {"md5": 32, "sha1": 40, "sha256": 64}
-MAX_BYTES = 1_000_000
 
 Value = TypeVar("Value")
 Layer = tuple[str, dict[str, Any]]  # where in params.yaml, and what stands there
@@ -37,36 +37,6 @@ class GridRow:
     recipe: dict[str, Any] = Field(default_factory=dict)
     train: dict[str, Any] = Field(default_factory=dict)
     augment: dict[str, Any] = Field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class Archive:
-    """A file as it was published, and what is taken out of it."""
-
-    name: str
-    urls: tuple[str, ...]  # the official address, then mirrors; none when it needs an account
-    size: Positive | None  # bytes; null where it was not published
-    md5: str | None = None  # at least one of the three
-    sha1: str | None = None
-    sha256: str | None = None
-    folders: Annotated[tuple[str, ...], Field(min_length=1)]  # what is unpacked; nothing else is
-    max_unpacked: Positive  # bytes; no more is ever unpacked
-
-    def __post_init__(self) -> None:
-        if not ARCHIVE_NAME.fullmatch(self.name):
-            raise ValueError(f"name: got {self.name!r}, expected a file name that ends in .tar, .tgz, .tar.gz or .zip")
-        if odd := [url for url in self.urls if not url.startswith(("http://", "https://"))]:
-            raise ValueError(f"urls: got {odd[0]!r}, expected an address that begins with http:// or https://")
-        if not self.checksums:
-            raise ValueError(f"name: got {self.name!r} without a checksum, expected md5, sha1 or sha256 beside it")
-        for kind, value in self.checksums.items():
-            if not re.fullmatch(f"[0-9a-f]{{{CHECKSUM_DIGITS[kind]}}}", value):
-                raise ValueError(f"{kind}: got {value!r}, expected {CHECKSUM_DIGITS[kind]} digits 0-9 a-f")
-
-    @property
-    def checksums(self) -> dict[str, str]:
-        """The published ones by the name of their algorithm."""
-        return {kind: value for kind in CHECKSUM_DIGITS if (value := getattr(self, kind)) is not None}
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -102,6 +72,15 @@ class RuntimeConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Examples:
+    """Data sets beside those of the grid, with all that is their own: a plain `dvc repro` leaves them out."""
+
+    grid: dict[str, GridRow] = Field(default_factory=dict)
+    datasets: dict[str, DatasetConfig] = Field(default_factory=dict)
+    recipes: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Sections:
     """The file as it is written, before recipes and rows are laid over the shared sections."""
 
@@ -114,6 +93,7 @@ class Sections:
     augment: dict[str, Any]
     protocols: Annotated[dict[str, Protocol], Field(min_length=1)]
     runtime: RuntimeConfig
+    examples: Examples = Field(default_factory=Examples)
 
     def __post_init__(self) -> None:
         if len(set(self.seeds)) < len(self.seeds):
@@ -130,6 +110,7 @@ class Params:
     splits: dict[str, tuple[str, str]]  # data set -> the training and the validation split of its recipe
     protocols: dict[str, Protocol]
     runtime: RuntimeConfig
+    examples: frozenset[str]  # the data sets that are examples
 
     def cell(self, name: str) -> Cell:
         """The cell called `name`; ParamsError offers the nearest one if there is none."""
@@ -139,85 +120,79 @@ class Params:
         """The data set called `name`; ParamsError offers the nearest one if there is none."""
         return pick(self.datasets, name, "datasets")
 
+    def stage(self, kind: str, name: str) -> str:
+        """How DVC calls the stage `kind` of a cell or a data set."""
+        dataset = self.cells[name].dataset if name in self.cells else name
+        return f"{EXAMPLES}/dvc.yaml:" * (dataset in self.examples) + f"{kind}@{name}"
+
 
 def load_params(path: Path = PARAMS) -> Params:
     """Read and check `path`; raises ParamsError with file, key, value and remedy."""
     raw = read_yaml(path)
     sections: Sections = validate(Sections, raw, [(f"{path}: ", raw)])
-    for section in (sections.grid, sections.datasets, sections.protocols):
-        for name in section:
-            if not NAME.fullmatch(name):
-                raise ParamsError(f"{path}: the name {name!r}: expected lower-case letters, digits and _ only")
+    examples = sections.examples
+    for names in (sections.grid, sections.datasets, sections.protocols, examples.grid, examples.datasets):
+        if odd := [name for name in names if not NAME.fullmatch(name)]:
+            raise ParamsError(f"{path}: the name {odd[0]!r}: expected lower-case letters, digits and _ only")
+    for title in ("grid", "datasets", "recipes"):
+        for name in getattr(sections, title).keys() & getattr(examples, title):
+            raise ParamsError(f"{path}: examples.{title}.{name}: `{title}` has this name too; choose another")
+    cells: dict[str, Cell] = {}
+    splits: dict[str, tuple[str, str]] = {}
+    for place, group, written in (("", sections, raw), ("examples.", examples, raw.get("examples", {}))):
+        cells |= {name: resolve(path, raw, place, written, name, row) for name, row in group.grid.items()}
+        splits |= {name: read_splits(f"{path}: {place}", name, recipe) for name, recipe in group.recipes.items()}
     return Params(
-        cells={name: resolve(path, raw, name, row) for name, row in sections.grid.items()},
+        cells=cells,
         seeds=sections.seeds,
-        datasets=sections.datasets,
-        splits={name: read_splits(path, name, recipe) for name, recipe in sections.recipes.items()},
+        datasets=sections.datasets | examples.datasets,
+        splits=splits,
         protocols=sections.protocols,
         runtime=sections.runtime,
+        examples=frozenset(examples.datasets),
     )
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in `path`, read as YAML 1.2, so that this reader and DVC always see the same values."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
+def resolve(path: Path, raw: dict[str, Any], at: str, group: dict[str, Any], name: str, row: GridRow) -> Cell:
+    """Lay the recipe of the row's data set, then the row itself, over the shared sections of `raw`.
 
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise ParamsError(f"{path}: {error.strerror}. Run the command from the folder that holds it.") from None
-    if len(text) > MAX_BYTES:
-        raise ParamsError(f"{path}: {len(text):,} bytes, expected at most {MAX_BYTES:,}")
-    try:
-        raw = YAML(typ="safe", pure=True).load(text)
-        json.dumps(raw, default=str)  # an alias inside of itself has no end
-    except (RecursionError, ValueError) as error:
-        raise ParamsError(f"{path}: nested without end ({type(error).__name__})") from None
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        said = str(getattr(error, "problem", None) or error)
-        raise ParamsError(f"{place}: {' '.join(said.split())}") from None
-    if not isinstance(raw, dict):
-        raise ParamsError(f"{path}: expected a mapping of sections, got {type(raw).__name__}")
-    return raw
-
-
-def resolve(path: Path, raw: dict[str, Any], name: str, row: GridRow) -> Cell:
-    """Lay the recipe of the row's data set, then the row itself, over the shared sections."""
-    if row.dataset not in raw["datasets"]:
-        raise ParamsError(f"{path}: grid.{name}.dataset: {unknown(row.dataset, raw['datasets'])}")
-    if row.dataset not in raw["recipes"]:
-        raise ParamsError(f"{path}: recipes.{row.dataset}: missing. Add the recipe of this data set.")
-    recipe = raw["recipes"][row.dataset]
-    written = raw["grid"][name]
+    Row, recipe and data set stand in `group`, whose place in the file is `at`.
+    """
+    if row.dataset not in group.get("datasets", {}):
+        raise ParamsError(f"{path}: {at}grid.{name}.dataset: {unknown(row.dataset, group.get('datasets', {}))}")
+    if row.dataset not in group.get("recipes", {}):
+        raise ParamsError(f"{path}: {at}recipes.{row.dataset}: missing. Add the recipe of this data set.")
+    recipe = group["recipes"][row.dataset]
+    written = group["grid"][name]
     short = {key: written[key] for key in ("backbone", "output_stride", "pretrained") if key in written}
     merged: dict[str, Any] = {"dataset": row.dataset}
     layers: list[Layer] = []
     for section in ("model", "train", "augment"):
         parts = [
             (f"{path}: {section}.", raw[section]),
-            (f"{path}: recipes.{row.dataset}.{section}.", recipe.get(section, {})),
-            (f"{path}: grid.{name}.{section}.", written.get(section, {})),
+            (f"{path}: {at}recipes.{row.dataset}.{section}.", recipe.get(section, {})),
+            (f"{path}: {at}grid.{name}.{section}.", written.get(section, {})),
         ]
         if section == "model":
-            parts.append((f"{path}: grid.{name}.", short))
+            parts.append((f"{path}: {at}grid.{name}.", short))
         merged[section] = overlay(parts)
         layers += [(place, {section: values}) for place, values in parts]
     own = {key: value for key, value in recipe.items() if key not in ("model", "train", "augment")}
-    parts = [(f"{path}: recipes.{row.dataset}.", own), (f"{path}: grid.{name}.recipe.", written.get("recipe", {}))]
+    parts = [
+        (f"{path}: {at}recipes.{row.dataset}.", own),
+        (f"{path}: {at}grid.{name}.recipe.", written.get("recipe", {})),
+    ]
     merged["recipe"] = overlay(parts)
     layers += [(place, {"recipe": values}) for place, values in parts]
     cell: Cell = validate(Cell, merged, layers, drop=1)
     return cell
 
 
-def read_splits(path: Path, name: str, recipe: dict[str, Any]) -> tuple[str, str]:
+def read_splits(place: str, name: str, recipe: dict[str, Any]) -> tuple[str, str]:
     """The splits of a recipe, which may have no cell: a data set can be prepared before anything is trained on it."""
     for key in ("train_split", "val_split"):
         if not isinstance(recipe.get(key), str):
-            raise ParamsError(f"{path}: recipes.{name}.{key}: got {recipe.get(key)!r}, expected the name of a split")
+            raise ParamsError(f"{place}recipes.{name}.{key}: got {recipe.get(key)!r}, expected the name of a split")
     return recipe["train_split"], recipe["val_split"]
 
 

@@ -20,7 +20,7 @@ from deeplab.config import Cell, ModelConfig
 from pipeline.errors import ParamsError, run_command
 from pipeline.files import readable
 from pipeline.names import check_names
-from pipeline.params import Params, load_params, unknown
+from pipeline.params import EXAMPLES, Params, load_params, unknown
 from pipeline.results import read_results
 
 RUNS, DATA, REPORTS = Path("runs"), Path("data"), Path("reports")
@@ -87,8 +87,9 @@ def finished(params: Params) -> set[str]:
     found: set[str] = set()
     for dataset in params.datasets:
         cells = {name: cell for name, cell in params.cells.items() if cell.dataset == dataset}
+        reports = EXAMPLES / REPORTS if dataset in params.examples else REPORTS
         results, _ = read_results(
-            cells, params, REPORTS / "records" / dataset, REPORTS, DATA / dataset / "manifest.json"
+            cells, params, reports / "records" / dataset, reports, DATA / dataset / "manifest.json"
         )
         found |= {cell for cell in cells if all((cell, seed) in results for seed in params.seeds)}
     return found
@@ -241,12 +242,13 @@ def number(value: float | None, unit: float, digits: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "cells", nargs="*", metavar="CELL", help="a key of `grid` in params.yaml or a glob; default: all"
+        "cells", nargs="*", metavar="CELL", help="a cell of params.yaml or a glob; default: all of `grid`"
     )
     arguments = parser.parse_args()
     params = load_params()
     check_names(params)
-    names: list[str] = [] if arguments.cells else list(params.cells)
+    own = [name for name, cell in params.cells.items() if cell.dataset not in params.examples]
+    names: list[str] = [] if arguments.cells else own
     for word in arguments.cells:
         found = [name for name in params.cells if fnmatchcase(name, word)]
         if not found:

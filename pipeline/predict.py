@@ -19,7 +19,7 @@ from deeplab.errors import DataError
 from pipeline.errors import ParamsError, run_command
 from pipeline.files import readable, whole, writable
 from pipeline.labels import Table, Tiling, labels_of
-from pipeline.params import NAME, PARAMS, load_params
+from pipeline.params import EXAMPLES, NAME, PARAMS, load_params
 from pipeline.progress import shown
 from pipeline.provenance import file_sha256
 
@@ -127,16 +127,18 @@ def find_weights(name: str, runs: Path, seed: int) -> Path:
         return path
     if not NAME.fullmatch(name):
         raise DataError(f"{name}: no such weights file, and no name of a cell")
-    load_params().cell(name)
+    params = load_params()
+    params.cell(name)
     file = runs / name / "weights" / f"seed{seed}.safetensors"
     if not file.exists():
-        raise DataError(f"{file}: no such weights. Run: dvc pull {file.parent}, or train them: dvc repro train@{name}")
+        train = params.stage("train", name)
+        raise DataError(f"{file}: no such weights. Run: dvc pull {file.parent}, or train them: dvc repro {train}")
     return file
 
 
 def require_evaluated(cell: str, file: Path, records: Path) -> None:
     """Refuse weights of a cell that are not those its record tells of: then its number and its card are of others."""
-    for record in records.glob(f"*/{cell}.json"):
+    for record in (*records.glob(f"*/{cell}.json"), *(EXAMPLES / records).glob(f"*/{cell}.json")):
         with readable(record, f"Run: dvc repro -f evaluate@{cell}"):
             held = json.loads(record.read_bytes())["weights"].values()
             known = {weights["file"]: weights["sha256"] for weights in held}

@@ -15,7 +15,6 @@ from pipeline.errors import run_command
 from pipeline.files import write_whole
 from pipeline.pack import Packed, Problem, cores, pack, plan, sizes, started
 from pipeline.params import PARAMS, DatasetConfig, load_params, pick
-from pipeline.process import die_with_parent
 
 if TYPE_CHECKING:
     from deeplab.store import Record
@@ -63,7 +62,7 @@ def run(
     checksums: list[int] = []
     with StoreWriter(out, layout.classes, layout.palette) as store, started(work, workers) as pool:
         found = list(with_progress(sizes(pool, work, workers), total, f"{title}: sizes"))
-        store.need(sum(height * width for height, width in found) * (4 if work.packed else 1))
+        store.reserve(sum(height * width for height, width in found), work.packed)
         results = with_progress(pack(pool, work, workers, found), total, title)
         for (_, sample), result in zip(samples, results, strict=True):
             if not isinstance(result, Packed):
@@ -182,7 +181,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder for the store")
     parser.add_argument("--card", type=Path, required=True, help="the folder for the data card")
     args = parser.parse_args()
-    die_with_parent()
     params = load_params()
     config, splits = params.dataset(args.dataset), pick(params.splits, args.dataset, "recipes")
     run(args.dataset, config, splits, args.raw, args.out, card=args.card)

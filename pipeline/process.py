@@ -8,8 +8,9 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from pipeline.errors import BusyError
 
@@ -41,25 +42,45 @@ def signals_noted() -> Iterator[Callable[[], bool]]:
 def locked(path: Path, name: str, doing: str = "trained") -> Iterator[None]:
     """Hold the lock of what is being `doing`. The kernel frees it when the process ends, however that happens."""
     deadline = time.monotonic() + LOCK_PATIENCE
-    with path.open("a+") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    file.seek(0)
-                    raise BusyError(
-                        f"{name}: already being {doing} ({file.read().strip()}). Wait for it, or end it."
-                    ) from None
-                time.sleep(0.2)
+    while not (file := take(path)):
+        if time.monotonic() > deadline:
+            holder = path.read_text().strip()
+            raise BusyError(f"{name}: already being {doing} ({holder}). Wait for it, or end it.")
+        time.sleep(0.2)
+    with file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
 
 
+def take(path: Path) -> TextIO | None:
+    """The file `path`, locked; None while another process has it, or has just removed it with its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+")
+    with suppress(BlockingIOError, FileNotFoundError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+            return file
+    file.close()
+    return None
+
+
 def die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when `dvc` is killed, which otherwise leaves its command running (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    """End when the parent does, `dvc` say, which on `kill -9` leaves its command running (Linux).
+
+    By SIGUSR2, which a trainer answers by saving: a group of processes that is sent SIGTERM is not sent it twice, which
+    would end the trainer at once.
+    """
+    if sys.platform != "linux":
+        return
+    signal.signal(signal.SIGUSR2, signal.SIG_DFL)  # what started it may ignore it, or block it as Ray does
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SAVE_AND_STOP)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGUSR2)
+
+
+def die_with_dvc() -> None:
+    """`die_with_parent` for a command of a stage. It ends at once when DVC was killed before this could be said."""
+    die_with_parent()
+    if os.getppid() == 1 and os.getpgid(1) != os.getpgrp():  # not so where DVC itself is process 1, in a container
+        os.kill(os.getpid(), signal.SIGUSR2)

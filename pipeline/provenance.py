@@ -8,8 +8,8 @@ from typing import Any
 
 # The library's files that training runs; dvc.yaml lists the same ones.
 TRAINING_CODE = (
-    "backbone", "checkpoint", "data", "decode", "loss", "model", "monitor", "precision", "ranks", "ring", "step",
-    "store", "training", "transforms",
+    "backbone", "checkpoint", "data", "decode", "loss", "model", "monitor", "photometric", "precision", "ranks", "ring",
+    "step", "store", "training", "transforms",
 )  # fmt: skip
 LIBRARY = Path(__file__).parents[1] / "deeplab"
 
@@ -25,9 +25,8 @@ def git_state() -> dict[str, Any]:
     try:
         commit = git("rev-parse", "HEAD")
         # Stages write reports and dvc.lock while they run: only changes to what was run make a result unclean.
-        changed = git(
-            "status", "--porcelain", "--untracked-files=no", "--", "deeplab", "pipeline", "params.yaml", "dvc.yaml"
-        )
+        code = ("deeplab", "pipeline", "params.yaml", "dvc.yaml", "examples/dvc.yaml")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         return {"commit": "unknown", "dirty": None, "why_unknown": reason.strip().partition("\n")[0]}

@@ -8,15 +8,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from deeplab.errors import DataError, naming
 from pipeline.errors import run_command
 
-STALE = (
-    "{readme}: the block results:{dataset} is stale or was edited by hand: it is not {table}. "
-    "Run: dvc repro -s -f readme@{dataset}"
-)
+STALE = "{readme}: the block results:{dataset} is stale or was edited by hand: it is not {table}. {remedy}"
 
 
 def run(dataset: str, table: Path, readme: Path) -> None:
@@ -39,7 +35,7 @@ def check(dataset: str, table: Path, readme: Path) -> bool:
 def read(table: Path, dataset: str) -> bytes:
     """The content of `table`."""
     if not table.exists():
-        raise DataError(f"{table}: not there. Run: dvc repro tables@{dataset}")
+        raise DataError(f"{table}: not there. Run: python -m pipeline.grid tables@{dataset}")
     return table.read_bytes()
 
 
@@ -69,16 +65,17 @@ def locked(path: Path) -> Iterator[None]:
 
 def replace(path: Path, content: bytes) -> None:
     """Replace the content of `path`, keeping its mode; whatever goes wrong, the old content stays."""
-    with naming(path), NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
+    part = path.with_name(f".{path.name}.part")  # always the same, so that a kill leaves at most one, for the next call
+    try:
+        with naming(path), part.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            shutil.copymode(path, file.name)
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+        shutil.copymode(path, part)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def main() -> None:
@@ -93,7 +90,8 @@ def main() -> None:
     if not arguments.check:
         run(arguments.dataset, arguments.table, arguments.readme)
     elif not check(arguments.dataset, arguments.table, arguments.readme):
-        sys.exit(STALE.format(readme=arguments.readme, dataset=arguments.dataset, table=arguments.table))
+        remedy = "Run the same without --check"
+        sys.exit(STALE.format(readme=arguments.readme, dataset=arguments.dataset, table=arguments.table, remedy=remedy))
 
 
 if __name__ == "__main__":

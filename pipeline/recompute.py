@@ -16,9 +16,10 @@ class MismatchError(Exception):
     """A number that is not what it claims to be."""
 
 
-def check_runs(dataset: str, name: str, results: list[Result]) -> None:
+def check_runs(name: str, results: list[Result], params: Params) -> None:
     """Each result must have a complete run in MLflow with the same number, weights and data, and its commit."""
-    uri = tracking_uri()
+    dataset, uri = params.cell(name).dataset, tracking_uri()
+    stage = params.stage("tables", dataset)
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():  # opening it would make an empty one
         raise MismatchError(f"{name}: no MLflow to find its run in: {uri} is not there. Run: make mlflow.db")
     try:
@@ -28,12 +29,10 @@ def check_runs(dataset: str, name: str, results: list[Result]) -> None:
     except TrackingError as error:
         raise MismatchError(f"{name}: no MLflow to find its run in: {error}") from None
     if not results and not current:
-        raise MismatchError(f"{name}: no run in MLflow, and no record here. Run: dvc repro tables@{dataset}")
+        raise MismatchError(f"{name}: no run in MLflow, and no record here. Run: dvc repro {stage}")
     for result in results:
         if result.key not in runs:
-            raise MismatchError(
-                f"{name}: no run in MLflow has the key {result.key}. Run: dvc repro -f tables@{dataset}"
-            )
+            raise MismatchError(f"{name}: no run in MLflow has the key {result.key}. Run: dvc repro -f {stage}")
         run = runs[result.key]
         tags, miou = run.data.tags, run.data.metrics.get("final/mIoU")
         expected = {"data_fingerprint": result.fingerprint["data"], "weights_sha256": result.weights["sha256"]}
@@ -63,7 +62,8 @@ def recompute(name: str, results: list[Result], params: Params, weights: Path, d
     except DataError as error:
         raise MismatchError(f"{name}: no data to compute it on: {error}") from None
     if store.fingerprint != results[0].fingerprint["data"]:
-        raise MismatchError(f"{name}: {store.folder} is not the data of its record. Run: dvc repro evaluate@{name}")
+        stage = params.stage("evaluate", name)
+        raise MismatchError(f"{name}: {store.folder} is not the data of its record. Run: dvc repro {stage}")
 
     from deeplab.inference import evaluate
     from deeplab.metrics import score

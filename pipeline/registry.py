@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pipeline.markdown import plain
 from pipeline.results import Result
 from pipeline.tracking import PREFIX, Experiment
 
@@ -33,7 +34,7 @@ def write_notes(
         cell: f"**{row['mIoU']}** " + ", ".join(row[name] for name in row if name not in HIDDEN)
         for cell, row in rows.items()
     }
-    note(experiment, f"{title}\n\n" + "".join(f"- `{cell}`: {line}\n" for cell, line in lines.items()))
+    note(experiment, f"{plain(title)}\n\n" + "".join(f"- `{cell}`: {line}\n" for cell, line in lines.items()))
     runs = {run.info.run_id: run.data.tags for run in experiment.runs(current="1")}
     for result in results:
         weights = f"runs/{result.cell}/weights/{result.weights['file']}"
@@ -78,12 +79,14 @@ def version_of(experiment: Experiment, name: str, result: Result, runs: Path, lo
         client.create_registered_model(name, description=f"DeepLabv3 on {name.removeprefix(PREFIX)}")
     found = client.search_model_versions(f"name = '{name}' and tags.key = '{result.key}'")
     if found:
-        return str(found[0].version)
+        version = str(found[0].version)
+        show_version(experiment, model, name, version)
+        return version
     tags = {"key": result.key, "cell": result.cell, "seed": str(result.seed), "mIoU": f"{result.scores['mIoU']:.6f}"}
     with as_default(experiment.uri):
         made = client.create_model_version(name, f"models:/{model}", result.run, tags=tags, model_id=model)
     version = str(made.version)
-    client.set_logged_model_tags(model, {VERSIONS: json.dumps([{"name": name, "version": version}])})
+    show_version(experiment, model, name, version)
     return version
 
 
@@ -102,6 +105,13 @@ def as_default(uri: str) -> Iterator[None]:
             del os.environ["MLFLOW_TRACKING_URI"]
         else:
             os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def show_version(experiment: Experiment, model: str, name: str, version: str) -> None:
+    """Say on the model under which version it is registered."""
+    said = json.dumps([{"name": name, "version": version}])
+    if experiment.client.get_logged_model(model).tags.get(VERSIONS) != said:
+        experiment.client.set_logged_model_tags(model, {VERSIONS: said})
 
 
 def model_of(experiment: Experiment, name: str, result: Result) -> str:

@@ -52,17 +52,17 @@ def read_results(
     for name, cell in cells.items():
         path = records / f"{name}.json"
         if not path.exists():
-            reasons[name] = f"not measured yet. Run: dvc repro evaluate@{name}"
+            reasons[name] = f"not measured yet. Run: dvc repro {params.stage('evaluate', name)}"
             continue
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             check_record(found, name, reports / "metrics" / f"{name}.json")
             if changed := out_of_date(found, cell, params, data, codes):
-                reasons[name] = f"{path} is of other {changed}. Run: dvc repro evaluate@{name}"
+                reasons[name] = f"{path} is of other {changed}. Run: dvc repro {params.stage('evaluate', name)}"
             else:
                 results |= {(name, result.seed): result for result in results_in(found, params)}
         except BROKEN as error:
-            remedy = f"Run: dvc repro -f evaluate@{name}"
+            remedy = f"Run: dvc repro -f {params.stage('evaluate', name)}"
             raise DataError(f"{path}: not as evaluate writes it ({error!r}). {remedy}") from None
     return results, reasons
 

@@ -64,6 +64,8 @@ def share(root: Path, folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to((root / name).resolve(), target_is_directory=True)
     local = ConfigObj(str(root / ".dvc/config.local")) if (root / ".dvc/config.local").exists() else ConfigObj()
+    for name in [name for name in local.sections if name.startswith(("remote", "'remote"))]:
+        del local[name]  # no cell needs a remote, and its password may stand here
     local.filename = str(folder / ".dvc/config.local")
     local.setdefault("cache", {})["dir"] = str(cache_folder(root))
     local.setdefault("core", {})["site_cache_dir"] = str(folder.resolve() / ".dvc/site")  # goes with the snapshot

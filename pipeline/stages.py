@@ -8,10 +8,11 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.address import kind_and_name, short
 from pipeline.errors import BusyError, ParamsError
 from pipeline.quick_params import quick_params
 
-PARTIAL = ("tables@", "compare@", "report")  # these leave out what is missing, so they run although cells failed
+PARTIAL = ("tables", "compare", "report")  # these leave out what is missing, so they run although cells failed
 
 State = Literal["done", "failed", "skipped", "stopped"]
 
@@ -26,7 +27,7 @@ class Stage:
 
 
 def read_stages(targets: Sequence[str]) -> dict[str, Stage]:
-    """The stages that `targets` name and all that these need, each after what it needs; no target names all.
+    """The stages that `targets` name and all that these need, each after what it needs; no target: dvc.yaml.
 
     Raises ParamsError for a target that names nothing, and when DVC cannot read dvc.yaml; BusyError when another DVC
     works on one of the stages.
@@ -81,13 +82,19 @@ def describe_changes(stage: Any, status: list[Any]) -> str:
 
 
 def choose(needs: Mapping[str, Sequence[str]], targets: Sequence[str]) -> list[str]:
-    """The names that `targets` (names, globs, or the part before the @) match and all they need, in running order."""
-    wanted: list[str] = [] if targets else list(needs)
+    """The names that `targets` (names, globs, or the part before the @) match and all they need, in running order.
+
+    What stands in another file than dvc.yaml is meant by its full name, by that file, or where nothing in dvc.yaml is.
+    """
+    own = [name for name in needs if short(name) == name]
+    wanted: list[str] = [] if targets else list(own)
     for target in targets:
-        named = [name for name in needs if fnmatchcase(name, target) or name.split("@")[0] == target]
+        named = [name for name in own if fnmatchcase(name, target) or kind_and_name(name)[0] == target]
+        named = named or [name for name in needs if name.startswith(f"{target}:") or fnmatchcase(name, target)]
+        named = named or [name for name in needs if fnmatchcase(short(name), target)]
         if not named:
-            near = difflib.get_close_matches(target, needs, n=1, cutoff=0.5)
-            known = sorted({name.split("@")[0] for name in needs})
+            near = difflib.get_close_matches(target, [*needs, *map(short, needs)], n=1, cutoff=0.5)
+            known = sorted({kind_and_name(name)[0] for name in needs})
             raise ParamsError(
                 f"dvc.yaml: no stage is called {target!r}; "
                 + (f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}")
@@ -129,7 +136,7 @@ def verdict(name: str, stages: Mapping[str, Stage], states: Mapping[str, State])
         return "wait"
     if all(end == "done" for end in ends):
         return "start"
-    return "start" if name.startswith(PARTIAL) and has_results(stages[name]) else "skip"
+    return "start" if kind_and_name(name)[0] in PARTIAL and has_results(stages[name]) else "skip"
 
 
 def has_results(stage: Stage) -> bool:

@@ -11,13 +11,14 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import median
 
+from pipeline.address import kind_and_name
 from pipeline.board import BOARD, LOCK, Board, Entry, is_held
 from pipeline.errors import run_command
-from pipeline.params import load_params
+from pipeline.params import EXAMPLES, load_params
 from pipeline.progress import duration
 
 RESUME = Path("runs/.resume")
-METRICS = Path("reports/metrics")
+METRICS = Path("reports/metrics")  # the examples have one of their own
 RECENT = 20  # reports of speed whose median counts
 HEADS = ("cell", "state", "step", "images/s", "left", "mIoU", "note")
 
@@ -100,6 +101,7 @@ def rows_of(path: Path) -> list[list[str]]:
 def final_miou(path: Path) -> str:
     """The mIoU in a cell's metrics, or nothing."""
     try:
+        path = path if path.exists() else EXAMPLES / path
         found = json.loads(path.read_text(encoding="utf-8")).get("mIoU")
     except (OSError, ValueError):
         return ""
@@ -130,18 +132,22 @@ def headline(board: Board, alive: bool) -> str:
 
 def is_other(name: str) -> bool:
     """Whether a stage belongs to no cell."""
-    return not name.startswith(("train@", "evaluate@"))
+    return kind_and_name(name)[0] not in ("train", "evaluate")
 
 
 def without_runner() -> list[Row]:
-    """A row per cell of params.yaml, when no runner has written down more: `dvc repro` trains too."""
-    found = []
-    for cell in load_params().cells:
+    """A row per cell of params.yaml, when no runner has written down more: `dvc repro` trains too.
+
+    Of the examples those that were begun.
+    """
+    params, found = load_params(), []
+    for cell, settings in params.cells.items():
         alive = is_held(RESUME / cell / ".lock")
         unfinished = any((RESUME / cell).glob("seed*"))
         state = "training" if alive else "interrupted" if unfinished else "see --dry-run"
         known = progress(RESUME / cell, moving=alive) or {"miou": final_miou(METRICS / f"{cell}.json")}
-        found.append(Row(cell=cell, state=state, **known))
+        if settings.dataset not in params.examples or state != "see --dry-run" or any(known.values()):
+            found.append(Row(cell=cell, state=state, **known))
     return found
 
 

@@ -16,6 +16,7 @@ from deeplab.config import Cell
 from pipeline.departures import departs
 from pipeline.errors import run_command
 from pipeline.files import whole, write_whole
+from pipeline.markdown import plain
 from pipeline.model_card import write_cards
 from pipeline.params import PARAMS, load_params
 from pipeline.record import end_leftovers, mark_current, read_back, record
@@ -181,7 +182,7 @@ def splits(row: Row) -> dict[str, str]:
 def backbone(row: Row) -> str:
     model = row.cell.model
     pretrained = "ImageNet" if model.pretrained else "none"
-    return f"{TITLES.get(model.backbone, model.backbone)} (OS={model.output_stride}, PRE={pretrained})"
+    return f"{plain(TITLES.get(model.backbone, model.backbone))} (OS={model.output_stride}, PRE={pretrained})"
 
 
 def crop(row: Row) -> str:
@@ -198,7 +199,7 @@ def schedule(row: Row) -> str:
 def sets(row: Row) -> str:
     """The splits; a result on fewer images than the data set has says so."""
     names = splits(row).values()
-    title = "/".join(names)
+    title = plain("/".join(names))
     if not row.results:
         return title
     used = [row.results[0].images[name] for name in names]

@@ -24,7 +24,7 @@ from pipeline.errors import ParamsError, StoppedError, run_command
 from pipeline.launch import grouped, launch, local_rank, under_torchrun
 from pipeline.mirror import mirror
 from pipeline.params import PARAMS, Params, load_params
-from pipeline.process import die_with_parent, locked, signals_noted
+from pipeline.process import locked, signals_noted
 from pipeline.progress import median_speed, planner, reporter
 from pipeline.provenance import code_fingerprint, file_sha256, git_state, machine
 from pipeline.publish import publish, read_facts, require_space, save_weights, write_json
@@ -58,7 +58,6 @@ def run(name: str, data: Path, pretrained: Path, resume: Path, out: Path, params
     torchrun this is one of the processes that do so together. Raises StoppedError after a signal (the state is saved),
     BusyError when another process trains this cell.
     """
-    die_with_parent()
     params = load_params(params_file)
     params.cell(name)  # an unknown name ends here
     resume.mkdir(parents=True, exist_ok=True)
@@ -82,8 +81,24 @@ def run(name: str, data: Path, pretrained: Path, resume: Path, out: Path, params
                     raise ParamsError(f"{params_file}: cell {name}: {error}") from None
         if ranks.first:
             require_unchanged(name, inputs, read_inputs(load_params(params_file), name, Store(data).fingerprint))
+            require_no_signal(name, stop)
             publish(name, inputs.cell.dataset, work, out)
-            shutil.rmtree(resume)
+            require_no_signal(name, stop)
+            forget(resume)
+
+
+def require_no_signal(name: str, stop: Callable[[], bool]) -> None:
+    """Raise StoppedError after a signal: the `dvc` that would record the result may have got it too, and be gone."""
+    if stop():
+        raise StoppedError(f"{name}: trained, then stopped by a signal. Run the same command again to publish it.")
+
+
+def forget(resume: Path) -> None:
+    """Remove finished work. Under another name first: half of it would look unfinished, and stop the next run."""
+    gone = resume.with_name(f".{resume.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)  # of a run that was killed here
+    resume.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)  # on NFS the lock that is still open keeps the folder
 
 
 def require_unchanged(name: str, before: Inputs, now: Inputs) -> None:

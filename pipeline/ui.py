@@ -13,6 +13,9 @@ from pipeline.errors import ParamsError, run_command
 from pipeline.tracking import SQLITE, pages, tracking_uri, without_password
 
 HOST = "127.0.0.1"
+# What a browser here, or one that forwards a port to here, calls the server. By default MLflow answers to the addresses
+# of private networks too.
+ALLOWED = ",".join(f"{name}{port}" for name in ("localhost", HOST) for port in ("", ":*"))
 
 
 def run(port: int) -> None:
@@ -30,7 +33,9 @@ def run(port: int) -> None:
         # With its defaults the server starts four workers and a job runner, and takes four times as long.
         os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        words = f"-m mlflow ui --backend-store-uri {uri} --host {HOST} --port {port} --workers 1".split(" ")
+        os.environ.pop("MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE", None)
+        server = f"-m mlflow ui --host {HOST} --allowed-hosts {ALLOWED} --port {port} --workers 1".split()
+        words = [*server, "--backend-store-uri", uri]
         print("starting, which takes half a minute; Ctrl-C ends it", flush=True)
         os.execv(sys.executable, [sys.executable, *words])  # noqa: S606  our own words
 

@@ -18,19 +18,21 @@ import hashlib
 import json
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from deeplab.errors import DataError
+from pipeline.address import short
 from pipeline.errors import run_command
 from pipeline.files import readable
-from pipeline.params import PARAMS, Params, load_params, read_yaml
+from pipeline.params import EXAMPLES, PARAMS, Params, load_params
 from pipeline.provenance import file_sha256
 from pipeline.readme import check as shows_table
 from pipeline.recompute import MismatchError, check_runs, recompute
 from pipeline.results import INTERVAL, SCORES, Result, read_results
+from pipeline.yaml_file import read_yaml
 
 Locked = dict[str, Any]  # stage -> what dvc.lock says of it
 
@@ -46,26 +48,33 @@ class Place:
     lock: Path = Path("dvc.lock")
     params: Path = PARAMS
 
+    def of(self, dataset: str, params: Params) -> "Place":
+        """Where it lies for `dataset`: the examples have a dvc.lock and reports of their own."""
+        if dataset not in params.examples:
+            return self
+        own = self.params.parent / EXAMPLES
+        return replace(self, reports=own / self.reports.name, lock=own / self.lock.name)
+
 
 def run(names: list[str], place: Place, fast: bool) -> list[str]:
     """Verify the cells `names`, or all that show a number; a line about each. MismatchError at the first that fails."""
     params = load_params(place.params)
     for name in names:
         params.cell(name)
-    locked: Locked = (read_yaml(place.lock) if place.lock.exists() else {}).get("stages", {})
     lines = []
     for dataset in params.datasets:
         wanted = [name for name in names if params.cell(name).dataset == dataset]
         if names and not wanted:
             continue
-        shown = check_files(dataset, params, place, locked)
+        shown = check_files(dataset, params, place.of(dataset, params))
         if missing := [name for name in wanted if name not in shown]:
-            raise MismatchError(f"{missing[0]}: {place.readme} shows no number. Run: dvc repro readme@{dataset}")
+            stage = params.stage("readme", dataset)
+            raise MismatchError(f"{missing[0]}: {place.readme} shows no number. Run: dvc repro {stage}")
         for name, results in shown.items():
             if wanted and name not in wanted:
                 continue
             if not fast:
-                check_runs(dataset, name, results)
+                check_runs(name, results, params)
                 if results:
                     recompute(name, results, params, place.runs / name / "weights", place.data / dataset)
             lines.append(f"{name}: " + describe(results, fast))
@@ -79,20 +88,22 @@ def describe(results: list[Result], fast: bool) -> str:
     return f"{100 * fmean(result.scores['mIoU'] for result in results):.2f} %, " + ("as recorded" if fast else "again")
 
 
-def check_files(dataset: str, params: Params, place: Place, locked: Locked) -> dict[str, list[Result]]:
+def check_files(dataset: str, params: Params, place: Place) -> dict[str, list[Result]]:
     """Check what is committed about `dataset`; the results behind each number, none where they are a colleague's."""
+    locked: Locked = (read_yaml(place.lock) if place.lock.exists() else {}).get("stages", {})
     table, sheet = (place.reports / "tables" / f"{dataset}.{kind}" for kind in ("md", "csv"))
+    made_by, filled_by = params.stage("tables", dataset), params.stage("readme", dataset)
     if not table.exists():
-        raise MismatchError(f"{table}: not there. Run: dvc repro tables@{dataset}")
+        raise MismatchError(f"{table}: not there. Run: dvc repro {made_by}")
     if not shows_table(dataset, table, place.readme):
         raise MismatchError(
-            f"{place.readme}: the block results:{dataset} is not {table}. Run: dvc repro -s -f readme@{dataset}"
+            f"{place.readme}: the block results:{dataset} is not {table}. Run: dvc repro -s -f {filled_by}"
         )
     cells = {name: cell for name, cell in params.cells.items() if cell.dataset == dataset}
     rows = dict(zip(cells, read_table(table), strict=False))
     values = read_sheet(sheet)
     if not list(cells) == list(rows) == list(values):
-        raise MismatchError(f"{table}, {sheet}: not the cells of {place.params}. Run: dvc repro tables@{dataset}")
+        raise MismatchError(f"{table}, {sheet}: not the cells of {place.params}. Run: dvc repro {made_by}")
     measured = {name for name, row in rows.items() if row["mIoU"] != "-"}
     records = place.reports / "records" / dataset
     manifest = place.data / dataset / "manifest.json"
@@ -111,11 +122,11 @@ def check_files(dataset: str, params: Params, place: Place, locked: Locked) -> d
         if own:
             compare_sheet(name, sheet, values[name], own)
             metrics, plot = place.reports / "metrics" / f"{name}.json", place.reports / "plots" / name / "classes.csv"
-            check_lock(f"evaluate@{name}", place.lock, locked, [record, metrics, plot])
+            check_lock(params.stage("evaluate", name), place.lock, locked, [record, metrics, plot])
             check_extras(name, own, params, place)
         check_links(name, rows[name]["Download"], place)
     if measured:
-        check_lock(f"tables@{dataset}", place.lock, locked, [table, sheet])
+        check_lock(made_by, place.lock, locked, [table, sheet])
     return found
 
 
@@ -165,9 +176,10 @@ def compare_sheet(name: str, sheet: Path, row: dict[str, str], results: list[Res
 def check_lock(stage: str, lock: Path, locked: Locked, files: list[Path]) -> None:
     """The files must be those that DVC recorded when the stage made them: nobody edited them by hand since."""
     remedy = f"Run: dvc repro -f {stage}"
-    if stage not in locked:
-        raise MismatchError(f"{lock}: knows no {stage}. {remedy}")
-    recorded = {out["path"]: out.get("md5") for out in locked[stage].get("outs", [])}
+    entry = locked.get(short(stage))
+    if entry is None:
+        raise MismatchError(f"{lock}: knows no {short(stage)}. {remedy}")
+    recorded = {out["path"]: out.get("md5") for out in entry.get("outs", [])}
     for file in files:
         if not file.exists():
             raise MismatchError(f"{file}: not there. {remedy}")
@@ -193,12 +205,13 @@ def check_extras(name: str, results: list[Result], params: Params, place: Place)
     statistics = place.reports / "statistics" / f"{dataset}.json"
     if statistics.exists():
         mean = fmean(result.scores["mIoU"] for result in results)
-        with readable(statistics, f"Run: dvc repro -f compare@{dataset}"):
+        stage = params.stage("compare", dataset)
+        with readable(statistics, f"Run: dvc repro -f {stage}"):
             cell = json.loads(statistics.read_bytes())["cells"].get(name)
             differs = cell and abs(cell["mIoU"] - mean) > 2e-6
         if differs:
             raise MismatchError(
-                f"{name}: {statistics} says mIoU {cell['mIoU']}, the record {mean}. Run: dvc repro compare@{dataset}"
+                f"{name}: {statistics} says mIoU {cell['mIoU']}, the record {mean}. Run: dvc repro {stage}"
             )
 
 
@@ -206,7 +219,7 @@ def check_links(name: str, links: str, place: Place) -> None:
     """What is committed and linked must be there; weights and logs are where DVC has them."""
     for path in re.findall(r"\(([^)]*)\)", links):
         file = place.readme.parent / path
-        if Path(path).parts[0] == place.reports.name and not file.exists():
+        if place.reports.name in Path(path).parts[:2] and not file.exists():
             raise MismatchError(f"{name}: {place.readme} links to {path}, which is not there")
 
 

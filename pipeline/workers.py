@@ -63,7 +63,8 @@ class Workers:
         process: subprocess.Popen[bytes] | Fork
         with self.log(name).open("ab" if settings else "wb") as log:
             if self.parts:
-                process = fork_stage(self.parts.begin(name), name, log.fileno(), variables)
+                assert self.guard.stdin is not None
+                process = fork_stage(self.parts.begin(name), name, log.fileno(), variables, self.guard.stdin.fileno())
             else:
                 process = subprocess.Popen(
                     # --wait-for-lock: without it half of twelve calls at once fail. It has to stand before the verb.
@@ -75,7 +76,7 @@ class Workers:
                     env=variables,
                     process_group=0,  # so that Ctrl-C reaches the runner alone, which passes it on with care
                 )
-        self.tell_guard(process.pid)
+                self.tell_guard(process.pid)
         self.running[name] = Job(process=process, slot=slot, began=time.monotonic())
 
     def ended(self) -> list[tuple[str, int, float]]:

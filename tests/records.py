@@ -12,8 +12,9 @@ import numpy as np
 from deeplab.counts import gather, write_counts
 from deeplab.metrics import score
 from pipeline import tables
-from pipeline.params import load_params, read_yaml
+from pipeline.params import load_params
 from pipeline.provenance import code_fingerprint
+from pipeline.yaml_file import read_yaml
 
 ROOT = Path(__file__).parents[1]
 CELL, OTHER = "shapes_resnet18_os8", "shapes_resnet18_os16"
@@ -29,6 +30,7 @@ class Folder:
         if blank_database:
             shutil.copyfile(blank_database, path / "mlflow.db")
         self.raw = read_yaml(ROOT / "params.yaml")
+        self.raw["examples"] = {}
         self.raw["grid"] = {name: self.raw["grid"][name] for name in (CELL, OTHER)}
         # Numbers of its own, so that the demo may change.
         self.raw["recipes"]["shapes"].update(crop=[64, 64], resize=[96, 64], lr=0.02, batch_size=16, epochs=4)

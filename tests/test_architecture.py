@@ -25,7 +25,7 @@ EDGES = {
     "pipeline/__init__.py", "pipeline/datasets/__init__.py", "deeplab/__init__.py", "deeplab/config.py",
     "deeplab/errors.py", "pipeline/errors.py", "pipeline/params.py", "pipeline/process.py", "pipeline/progress.py",
     "pipeline/provenance.py", "pipeline/tracking.py", "pipeline/mirror.py", "pipeline/folder_options.py",
-    "pipeline/slurm_options.py", "pipeline/launch.py", "pipeline/files.py",
+    "pipeline/slurm_options.py", "pipeline/archive_options.py", "pipeline/launch.py", "pipeline/files.py",
 }  # fmt: skip
 
 

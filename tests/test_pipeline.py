@@ -37,7 +37,7 @@ def dvc(*arguments, cwd, check=True):
 
 def stale(cwd):
     """The stages that DVC itself would run again, not those that follow from them."""
-    status = json.loads(dvc("status", "--json", cwd=cwd).stdout)
+    status = json.loads(dvc("status", "--json", "dvc.yaml", cwd=cwd).stdout)
     return {stage for stage, reasons in status.items() if any("changed" in str(reason) for reason in reasons)}
 
 

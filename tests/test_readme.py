@@ -83,7 +83,7 @@ def test_without_one_ordered_pair_of_markers_the_file_stays_and_the_error_says_w
 
 @tried.README
 def test_a_missing_table_names_the_stage_that_makes_it(tmp_path, page):
-    with pytest.raises(DataError, match=r"voc\.md: not there\. Run: dvc repro tables@voc"):
+    with pytest.raises(DataError, match=r"voc\.md: not there\. Run: python -m pipeline\.grid tables@voc"):
         readme.run("voc", tmp_path / "voc.md", page(BLOCK))
 
 

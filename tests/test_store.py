@@ -1,7 +1,10 @@
+import ctypes
+import errno
 import json
 import pickle
 import resource
 from contextlib import suppress
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deeplab import store_writer
 from deeplab.data import TrainingSamples, training_loader
 from deeplab.decode import read_image
 from deeplab.errors import DataError
@@ -97,8 +101,29 @@ def test_a_disk_that_is_too_small_is_known_before_anything_is_written(tmp_path):
         pytest.raises(OSError, match=r"No space left on device: .*\(1,000,000,000,000,000 bytes needed, [\d,]+ free"),
         StoreWriter(tmp_path, CLASSES, PALETTE) as writer,
     ):
-        writer.need(10**15)
+        writer.reserve(10**15 // 4)
     assert list(tmp_path.iterdir()) == []
+
+
+def unsupported(*_):
+    ctypes.set_errno(errno.EOPNOTSUPP)
+    return -1
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_room_that_is_taken_before_changes_nothing_in_the_store(tmp_path, monkeypatch, supported):
+    monkeypatch.setattr(store_writer, "DIRTY", 1)  # bring each sample to the disk at once
+    if not supported:
+        monkeypatch.setattr(store_writer, "LIBC", SimpleNamespace(fallocate=unsupported, sync_file_range=unsupported))
+    pair = np.full((4, 5, 3), 7, np.uint8), np.full((4, 5), 2, np.uint8)
+    as_it_comes = write(tmp_path / "a", [("train", *pair)] * 3)
+    with StoreWriter(tmp_path / "b", CLASSES, PALETTE) as writer:
+        writer.reserve(60)
+        for index in range(3):
+            writer.add("train", f"id {index}", *pair)
+    assert Store(tmp_path / "b").fingerprint == as_it_comes.fingerprint
+    for name in ("images.bin", "masks.bin"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_views_that_are_not_contiguous_are_written_as_they_look(tmp_path):

@@ -1,6 +1,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,9 +22,8 @@ from tests.tiny import tiny_params, write_store
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder with settings and a store, and no parent to die with."""
-    monkeypatch.setattr(train, "die_with_parent", lambda: None)
+def place(tmp_path):
+    """A folder with settings and a store."""
     tiny_params(tmp_path / "params.yaml")
     write_store(tmp_path / "data", {"train": 12, "val": 3})
     return tmp_path
@@ -83,6 +83,33 @@ def test_a_signal_saves_and_the_same_command_ends_where_an_unbroken_run_does(pla
     resumed = load_file(place / "out/weights/seed0.safetensors"), (place / "out/history.csv").read_bytes()
     assert resumed[1] == unbroken[1]
     assert all(value.equal(resumed[0][key]) for key, value in unbroken[0].items())
+
+
+def test_a_signal_after_the_last_step_keeps_the_result_for_the_same_command(place, monkeypatch):
+    """The signal may have ended DVC too, which would have recorded what is published."""
+    original = publish.publish
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        original(*arguments)
+
+    monkeypatch.setattr(train, "publish", signalled)
+    with pytest.raises(StoppedError, match="tiny_os8: trained, then stopped by a signal. Run the same command again"):
+        run(place)
+    monkeypatch.setattr(train, "publish", original)
+    monkeypatch.setattr(train, "train_seed", lambda *_: pytest.fail("trained again"))
+    run(place)
+    assert (place / "out/weights/seed0.safetensors").exists()
+    assert not list(place.glob("*resume*"))
+
+
+def test_a_run_that_was_killed_while_it_cleaned_up_is_followed_by_a_whole_one(place):
+    """Its history may be gone and a checkpoint not, which together would be an error."""
+    run(place)
+    (place / ".resume.gone").mkdir()
+    (place / ".resume.gone/step-000000006-0123456789abcdef.pt").touch()
+    run(place)
+    assert not list(place.glob("*resume*")) + list(place.glob(".resume*"))
 
 
 def test_a_changed_setting_starts_over_and_says_which(place, monkeypatch, capsys):
@@ -170,6 +197,17 @@ def test_the_lock_is_waited_for(tmp_path):
     threading.Timer(0.5, other.close).start()
     with process.locked(tmp_path / "lock", "cell"):
         assert str(os.getpid()) in (tmp_path / "lock").read_text()
+
+
+def test_a_lock_whose_folder_was_removed_meanwhile_is_taken_in_the_new_one(tmp_path):
+    """As when the run before has just finished: two processes would else hold the lock, one of them of a file that is gone."""
+    path = tmp_path / "cell/.lock"
+    other = process.take(path)
+    thread = threading.Timer(0.3, lambda: (shutil.rmtree(path.parent), other.close()))
+    thread.start()
+    with process.locked(path, "cell"):
+        thread.join()
+        assert process.take(path) is None
 
 
 def test_outside_of_git_the_commit_is_unknown_and_why_is_said(monkeypatch, tmp_path):

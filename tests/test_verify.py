@@ -154,24 +154,22 @@ def test_a_cell_without_a_number_and_an_unknown_one_are_told(folder):
 
 
 def test_the_run_of_a_number_is_found_with_its_commit_or_missed(folder):
-    shown = verify.check_files(
-        "shapes", folder.params, verify.Place(), json.loads(Path("dvc.lock").read_text())["stages"]
-    )
+    shown = verify.check_files("shapes", folder.params, verify.Place())
     (result,) = shown[CELL]
-    check_runs("shapes", CELL, [result])
+    check_runs(CELL, [result], folder.params)
     with pytest.raises(MismatchError, match=f"{CELL}: no run in MLflow has the key"):
-        check_runs("shapes", CELL, [replace(result, seed=1)])
+        check_runs(CELL, [replace(result, seed=1)], folder.params)
     from pipeline.tracking import open_experiment
 
     with open_experiment("shapes", timeout=5) as experiment:
         (run,) = experiment.runs(key=result.key)
         experiment.set_tags(run.info.run_id, {"commit": "unknown"})
     with pytest.raises(MismatchError, match="knows no commit"):
-        check_runs("shapes", CELL, [result])
+        check_runs(CELL, [result], folder.params)
     with open_experiment("shapes", timeout=5) as experiment:
         experiment.set_tags(run.info.run_id, {"weights_sha256": "0" * 64})
     with pytest.raises(MismatchError, match=f"weights_sha256 {'0' * 64}, the record"):
-        check_runs("shapes", CELL, [result])
+        check_runs(CELL, [result], folder.params)
 
 
 def test_the_weights_give_the_number_again_or_not(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from pipeline.address import kind_and_name
 from pipeline.params import RuntimeConfig
 from pipeline.slots import find_slots
 from pipeline.workers import Workers
@@ -64,7 +65,7 @@ def here(order: Order) -> Engine:
 
 def local_slots(order: Order) -> list[dict[str, str]]:
     """The slots of this machine; a GPU is needed only where something trains or evaluates."""
-    computes = any(name.startswith(("train@", "evaluate@")) for name in order.stages)
+    computes = any(kind_and_name(name)[0] in ("train", "evaluate") for name in order.stages)
     device = order.params.device if computes else "cpu"
     return find_slots(order.count, device, order.threads, order.params.gpus_per_cell)
 

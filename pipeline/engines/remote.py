@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from pipeline.address import short
 from pipeline.engines import Order
 from pipeline.errors import BusyError, ParamsError
 from pipeline.slots import cores
@@ -87,6 +88,8 @@ class Remote:
     """Trains and evaluates through `cells`, runs all else here, and looks like Workers to the runner."""
 
     def __init__(self, order: Order, cells: Cells) -> None:
+        if elsewhere := [name for name in order.stages if short(name) != name]:
+            raise ParamsError(f"{elsewhere[0]}: the examples run on this machine only. Leave out --on.")
         self.commit = committed(Path.cwd())
         self.order, self.cells = order, cells
         self.place = cells.place

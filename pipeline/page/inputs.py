@@ -16,7 +16,7 @@ import pandas as pd
 
 from deeplab.errors import DataError
 from pipeline.page.reference import COLUMNS, Comparison, compare, read_reference
-from pipeline.params import Params
+from pipeline.params import EXAMPLES, Params
 
 Facts = dict[str, Any]
 
@@ -30,6 +30,11 @@ class Folders:
     reports: Path
     runs: Path
     data: Path
+
+    @property
+    def of_examples(self) -> bool:
+        """Whether it is the examples' page, which stands beside their reports."""
+        return self.reports.parent.name == EXAMPLES.name
 
 
 @dataclass(kw_only=True)
@@ -92,7 +97,7 @@ def read_pages(params: Params, folders: Folders) -> list[DatasetPage]:
         reference = read_reference(path.read_text(encoding="utf-8"))
     known = set(reference["dataset"])
     used = {cell.dataset for cell in params.cells.values()}
-    names = [name for name in params.datasets if name in used]
+    names = [name for name in params.datasets if name in used and (name in params.examples) == folders.of_examples]
     pages = [
         read_dataset(name, params, folders, reference) for name in sorted(names, key=lambda name: name not in known)
     ]
@@ -115,7 +120,7 @@ def read_dataset(name: str, params: Params, folders: Folders, reference: pd.Data
             for row, words in zip(rows, shown, strict=True)
         ]
     except (OSError, ValueError, KeyError, DataError) as error:
-        page.gaps.append(f"{tables}/{name}.csv and .md: {reason(error)}. Run: dvc repro tables@{name}")
+        page.gaps.append(f"{tables}/{name}.csv and .md: {reason(error)}. Run: dvc repro {params.stage('tables', name)}")
     for cell in page.measured:
         read_run(cell, params, folders, page.gaps)
     if len(page.measured) < len(page.cells):
@@ -143,7 +148,7 @@ def read_cell(row: dict[str, str], shown: dict[str, str], params: Params, refere
 def read_run(cell: CellPage, params: Params, folders: Folders, gaps: list[str]) -> None:
     """Add to `cell` what belongs to the weights of its row, and to `gaps` what does not."""
     run = folders.runs / cell.name
-    again = f"To get it: dvc pull, or dvc repro evaluate@{cell.name}"
+    again = f"To get it: dvc pull, or dvc repro {params.stage('evaluate', cell.name)}"
     with noted(gaps, run / "run.json", f"No cost, commit and curves of {cell.name}. {again}"):
         seeds = json.loads((run / "run.json").read_text(encoding="utf-8"))["seeds"]
         cell.facts = {seed: facts for seed, facts in seeds.items() if facts["weights"]["sha256"] in cell.weights}

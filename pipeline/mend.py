@@ -1,0 +1,92 @@
+"""Mend what a DVC that was killed while it wrote has left torn, so that the next one can read it.
+
+DVC writes dvc.lock and its list of who works on what in place. The runner mends them when it starts; before
+`dvc repro` alone it is `python -m pipeline.mend`. What is cut off dvc.lock runs again, or comes from DVC's run cache
+without running, as a training does.
+"""
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.errors import run_command
+
+LOCKS = (Path("dvc.lock"), Path("examples/dvc.lock"))
+NONE = "schema: '2.0'\n"  # a dvc.lock without stages
+TMP = Path(".dvc/tmp")  # where DVC keeps who reads and writes what
+
+
+def mend(locks: Sequence[Path] = LOCKS, tmp: Path = TMP) -> list[str]:
+    """Mend them, and say what was done. What is whole, or broken in another way, is left alone."""
+    said = [
+        f"{lock}: torn by a kill, {lost} bytes cut off its end. What they told of runs again."
+        for lock in locks
+        if (lost := cut_torn(lock))
+    ]
+    if remove_torn(tmp):
+        said.append(f"{tmp / 'rwlock'}: torn by a kill, removed")
+    return said
+
+
+def cut_torn(lock: Path) -> int:
+    """Cut the entry that was not written to its end off dvc.lock, and say how many bytes that was."""
+    text = lock.read_text(encoding="utf-8") if lock.exists() else NONE
+    if is_whole(text) or not (NONE + "stages:\n").startswith(text[: len(NONE) + 8]):
+        return 0
+    begins = [match.start() for match in re.finditer(r"^  \S", text, re.M)]
+    kept = text[: begins[-1]] if begins[1:] else NONE
+    if not is_whole(kept) or "\n<<<<<<<" in text:  # a merge that is not finished is not ours to end
+        return 0
+    replace(lock, kept)
+    return max(1, len(text) - len(kept))
+
+
+def is_whole(text: str) -> bool:
+    """Whether DVC can read this dvc.lock."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
+    from voluptuous import Invalid
+
+    try:
+        COMPILED_LOCKFILE_SCHEMA(parse_yaml(text, "dvc.lock"))
+    except (YAMLFileCorruptedError, Invalid):
+        return False
+    return True
+
+
+def remove_torn(tmp: Path) -> bool:
+    """Remove DVC's list of readers and writers if it cannot be read: the processes that it knew of are gone."""
+    from dvc.lock import make_lock
+
+    path = tmp / "rwlock"
+    if not path.exists():
+        return False
+    with make_lock(str(tmp / "rwlock.lock"), tmp_dir=str(tmp)):  # as DVC does while it writes
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            path.unlink()
+            return True
+    return False
+
+
+def replace(path: Path, text: str) -> None:
+    """Put `text` at `path`, whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    print("\n".join(mend()) or "nothing to mend")
+
+
+if __name__ == "__main__":
+    run_command(main)

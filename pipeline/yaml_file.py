@@ -1,0 +1,35 @@
+"""A YAML file as DVC reads it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ParamsError
+
+MAX_BYTES = 1_000_000
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in `path`, read as YAML 1.2, so that this reader and DVC always see the same values."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ParamsError(f"{path}: {error.strerror}. Run the command from the folder that holds it.") from None
+    if len(text) > MAX_BYTES:
+        raise ParamsError(f"{path}: {len(text):,} bytes, expected at most {MAX_BYTES:,}")
+    try:
+        raw = YAML(typ="safe", pure=True).load(text)
+        json.dumps(raw, default=str)  # an alias inside of itself has no end
+    except (RecursionError, ValueError) as error:
+        raise ParamsError(f"{path}: nested without end ({type(error).__name__})") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        said = str(getattr(error, "problem", None) or error)
+        raise ParamsError(f"{place}: {' '.join(said.split())}") from None
+    if not isinstance(raw, dict):
+        raise ParamsError(f"{path}: expected a mapping of sections, got {type(raw).__name__}")
+    return raw

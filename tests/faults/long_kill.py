@@ -1,0 +1,182 @@
+"""A whole grid of two cells, killed again and again, ends byte for byte where an undisturbed one does."""
+
+import random
+import re
+import signal
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from tests.faults.small_grid import (
+    DVC,
+    GRID,
+    MEND,
+    below,
+    end_all,
+    finish,
+    kill_group,
+    left_after,
+    make,
+    output,
+    record,
+    results,
+    send,
+    start,
+    strays,
+)  # fmt: skip
+
+SEED = 7
+KILL, TERM = signal.SIGKILL, signal.SIGTERM
+
+
+@dataclass
+class Moment:
+    """When to kill whom: so many seconds (at random, at most) after `phase` was seen."""
+
+    phase: str  # a key of SEEN, or the name of a stage
+    span: float
+    number: signal.Signals
+    whom: str  # command (dvc, or the runner), stage (the process of one), all
+
+    def __str__(self):
+        return f"{self.number.name} to {self.whom}, at most {self.span} s after {self.phase}"
+
+
+def newer(paths, since):
+    for path in paths:
+        try:
+            if path.stat().st_mtime > since:
+                return True
+        except FileNotFoundError:
+            continue
+    return False
+
+
+# What is seen in the folder, as long as the command, begun at a time, runs.
+SEEN = {
+    "the start": lambda folder, began: True,
+    "a step": lambda folder, began: newer(folder.glob("runs/.resume/*/*/history.csv"), began),
+    "a checkpoint is written": lambda folder, began: any(folder.glob("runs/.resume/*/*/step-*.part")),
+    "the last step": lambda folder, began: any(folder.glob("runs/.resume/*/*/weights.safetensors*")),
+    "weights are published": lambda folder, began: newer(folder.glob("runs/*/run.json"), began),
+    "dvc.lock is written": lambda folder, began: newer([folder / "dvc.lock", *folder.glob("runs/.locks/*")], began),
+    "the page is written": lambda folder, began: newer([folder / "reports/index.html"], began),
+}
+
+MOMENTS = [
+    Moment("the start", 3, KILL, "all"),
+    Moment("prepare", 2, KILL, "command"),
+    Moment("prepare", 3, TERM, "all"),
+    Moment("train", 4, KILL, "command"),
+    Moment("a step", 0.2, KILL, "all"),
+    Moment("a checkpoint is written", 0, KILL, "stage"),
+    Moment("a checkpoint is written", 0, KILL, "all"),
+    Moment("a step", 0.2, TERM, "all"),
+    Moment("a step", 0.2, TERM, "command"),
+    Moment("the last step", 0.1, KILL, "all"),
+    Moment("weights are published", 0.5, KILL, "command"),
+    Moment("evaluate", 6, KILL, "command"),
+    Moment("evaluate", 8, KILL, "all"),
+    Moment("a checkpoint is written", 0.05, KILL, "command"),
+    Moment("the start", 12, KILL, "all"),
+    Moment("tables", 6, KILL, "stage"),
+    Moment("tables", 10, KILL, "all"),
+    Moment("tables", 12, KILL, "command"),
+]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = finish(make(tmp_path_factory.mktemp("undisturbed") / "grid", **PACE), DVC)
+    return results(folder), record(folder)
+
+
+PACE = {"checkpoint_every": 0.01, "tracking_every": 0.5}
+
+
+def seen(moment, folder, process, began):
+    """Wait for the phase; False when the command ends before."""
+    look = SEEN.get(moment.phase, lambda folder, began: below(process.pid, f"pipeline.{moment.phase} "))
+    while process.poll() is None:
+        if look(folder, began):
+            return True
+        time.sleep(0.005)
+        assert time.time() - began < 200, f"{moment.phase} not seen: {output(folder).read_text()[-3000:]}"
+    return False
+
+
+def strike(moment, folder, process, pause):
+    """Send the signal, and see that the command ends."""
+    if moment.whom == "command":
+        process.send_signal(moment.number)
+    elif moment.whom == "stage":
+        stages = [child for child in below(process.pid, "-m pipeline.") if not below_is_helper(child)]
+        send(stages[:1] or below(process.pid), moment.number)
+        time.sleep(pause)
+        kill_group(process)  # else the runner goes on with the other cell
+    else:
+        others = below(process.pid)  # those of other groups too
+        kill_group(process, moment.number)
+        send(others, moment.number)
+    process.wait(70)
+
+
+def below_is_helper(process):
+    """Whether a process only serves another one."""
+    return any(word in " ".join(process.cmdline()) for word in ("pipeline.guard", "pipeline.mirror", "sh -c"))
+
+
+def mended(folder):
+    """Do what docs/reliability.md says when DVC cannot read what it was writing when it was killed; whether it was so."""
+    last = output(folder).read_text().rpartition("\n--- ")[2]
+    if not re.search("Unable to read RWLock-file|dvc.lock.* (validation failed|structure is corrupted)", last):
+        return False
+    finish(folder, MEND)
+    return True
+
+
+@pytest.mark.fault(
+    "kill",
+    "a whole grid is killed again and again",
+    "kill -9 and SIGTERM, to dvc or the runner, to the stage and to all, from prepare to tables",
+    "the same command goes on; weights, metrics, tables, README and the record end as undisturbed",
+)
+@pytest.mark.parametrize("command", [DVC, GRID], ids=["dvc repro", "pipeline.grid"])
+def test_a_grid_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
+    command, undisturbed, tmp_path, record_property
+):
+    rng = random.Random(SEED)
+    folder = make(tmp_path / "grid", **PACE)
+    struck, torn, moments = 0, 0, list(reversed(MOMENTS))
+    try:
+        while moments:
+            moment = moments.pop()
+            began = time.time()
+            process = start(folder, command)
+            if not seen(moment, folder, process, began):
+                print(f"{moment}: not seen, {time.time() - began:.1f} s", flush=True)
+                if process.returncode:
+                    assert mended(folder), f"{moment}: {output(folder).read_text()[-5000:]}"
+                    torn += 1
+                    moments.append(moment)
+                continue
+            delay = rng.uniform(0, moment.span)
+            time.sleep(delay)
+            if process.poll() is None:
+                strike(moment, folder, process, 2 * rng.random())
+                struck += 1
+            print(f"{moment}: {delay:.2f} s, after {time.time() - began:.1f} s, code {process.returncode}", flush=True)
+        process = start(folder, command)
+        if process.wait(400) and mended(folder):
+            torn += 1
+        finish(folder, command)
+        assert left_after(folder, 70) == []
+    finally:
+        end_all(folder)
+    if torn:
+        record_property("measured", f"`python -m pipeline.mend` was needed {torn} times")
+    record_property("tries", struck)
+    assert results(folder) == undisturbed[0]
+    assert record(folder) == undisturbed[1]
+    assert strays(folder) == []

@@ -1,0 +1,134 @@
+"""Small files that would fill the memory or the disk are refused before anything is decoded."""
+
+import json
+import tracemalloc
+import zipfile
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab import load_model
+from deeplab.counts import read_counts
+from deeplab.decode import MAX_PIXELS, read_image, read_size
+from deeplab.errors import DataError
+from pipeline import predict, prepare
+from pipeline.datasets.decode import read_labels
+from pipeline.folder_options import FolderOptions
+from tests.faults.hostile import PICTURES, bmp, jpeg, png, tiff
+from tests.raw import dataset_config, write_grey_mask, write_image
+from tests.tiny import model_config, tiny_cell, write_weights
+
+BOMB = pytest.mark.fault(
+    "security",
+    "a picture that claims more pixels than memory holds",
+    "headers of PNG, JPEG, BMP and TIFF that say 60,000 x 60,000, as image and as mask, to prepare and to predict",
+    "refused by its header, with its name; nothing is decoded",
+)
+SIDE = 60_000  # as an image it would take 11 GB
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+@BOMB
+def test_a_picture_that_claims_billions_of_pixels_is_refused_by_its_header(tmp_path, kind, monkeypatch):
+    path = tmp_path / f"bomb.{kind}"
+    path.write_bytes(PICTURES[kind](SIDE, SIDE))
+    monkeypatch.setattr("cv2.imdecode", lambda *_: pytest.fail("decoded"))
+    for read in (read_image, read_size):
+        with pytest.raises(DataError, match=rf"bomb\.{kind}: (60000x60000 pixels|not a readable image)"):
+            read(path)
+
+
+@pytest.mark.parametrize("kind", ["png", "bmp", "tif"])
+@BOMB
+def test_a_mask_that_claims_billions_of_pixels_is_refused_by_its_header(tmp_path, kind):
+    path = tmp_path / f"bomb.{kind}"
+    path.write_bytes(PICTURES[kind](SIDE, SIDE))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"not a readable mask, or cut short \(DecompressionBombError\)"):
+            read_labels(path)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_limit_is_the_one_of_pillow():
+    assert MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
+
+
+@BOMB
+def test_prepare_names_the_picture_and_reserves_no_disk_for_it(tmp_path):
+    raw = tmp_path / "raw"
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            write_image(raw / f"images/{split}/{name}.png")
+            write_grey_mask(raw / f"masks/{split}/{name}.png", np.zeros((24, 36), np.uint8))
+    (raw / "classes.txt").write_text("0 ground\n")
+    (raw / "images/train/b.png").write_bytes(png(SIDE, SIDE))
+    options = FolderOptions(images="images/{split}", masks="masks/{split}", classes="classes.txt")
+    config = dataset_config("folder", {"train": 2, "val": 2}, folder=options)
+    with pytest.raises(DataError, match=r"b\.png: 60000x60000 pixels, expected at most 178,956,970"):
+        prepare.run("mine", config, ("train", "val"), raw, tmp_path / "out", workers=1)
+    assert not list((tmp_path / "out").glob("*.bin"))
+
+
+@BOMB
+def test_predict_leaves_the_picture_out_and_goes_on(tmp_path, capsys):
+    model = load_model(write_weights(tmp_path / "seed0.safetensors"))
+    write_image(tmp_path / "photos/good.png")
+    for name, content in (("a.png", png), ("b.jpg", jpeg), ("c.bmp", bmp), ("d.tif", tiff)):
+        (tmp_path / "photos" / name).write_bytes(content(SIDE, SIDE))
+    assert predict.run(model, tmp_path / "photos", tmp_path / "out", 8, None) == 1
+    said = capsys.readouterr()
+    assert said.err.count("left out: ") == 4
+    assert "1 of 5 images segmented" in said.out
+
+
+@pytest.mark.fault(
+    "security",
+    "counts that unpack to more than the disk holds",
+    "an .npz whose members say 3 GB; one whose array says 10^15 numbers",
+    "refused, with its name",
+)
+@pytest.mark.parametrize("how", ["a long member", "a long array"])
+def test_counts_that_unpack_without_end_are_refused(tmp_path, how, monkeypatch):
+    path = tmp_path / "counts.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000000,), }\n"
+        names = ["images", "classes", *(f"0/single_scale/{name}" for name in ("image", "truth", "predicted", "pixels"))]
+        for name in names:
+            packed.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    if how == "a long member":
+        content = bytearray(path.read_bytes())
+        place = content.index(b"PK\x01\x02") + 24  # the length that the table of contents tells
+        content[place : place + 4] = (3_000_000_000).to_bytes(4, "little")
+        path.write_bytes(content)
+    if how == "a long member":
+        monkeypatch.setattr("numpy.load", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(DataError, match=r"counts\.npz: not counts as evaluate writes them"):
+        read_counts(path)
+
+
+@pytest.mark.fault(
+    "security",
+    "weights that ask for a network of any size",
+    "a weights file whose text claims a million channels, or a hundred branches",
+    "refused by comparing the text with the tensors, before a network is built",
+)
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"aspp_channels": 1_000_000},
+        {"auxiliary_channels": 1_000_000},
+        {"aspp_rates": tuple(range(1, 101))},
+    ],
+    ids=["channels", "auxiliary channels", "branches"],
+)
+def test_weights_that_claim_another_size_than_they_have_are_refused_unbuilt(tmp_path, model, monkeypatch):
+    settings = asdict(tiny_cell(model=model_config(**model)))
+    path = write_weights(tmp_path / "seed0.safetensors", settings=json.loads(json.dumps(settings)))
+    monkeypatch.setattr("deeplab.pretrained.DeepLabV3", lambda *_: pytest.fail("built"))
+    with pytest.raises(DataError, match="does not fit the network that its settings describe"):
+        load_model(path)

@@ -1,0 +1,96 @@
+"""What a DVC that was killed while it wrote has left torn is mended, and nothing else."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.mend import NONE, is_whole, mend
+
+LOCK = """schema: '2.0'
+stages:
+  train@a:
+    cmd: python train.py a
+    deps:
+    - path: train.py
+      hash: md5
+      md5: 0123456789abcdef0123456789abcdef
+      size: 10
+  train@b:
+    cmd: python train.py b
+    outs:
+    - path: runs/b
+      hash: md5
+      md5: 0123456789abcdef0123456789abcdee
+      size: 10
+"""
+FIRST = LOCK[: LOCK.index("  train@b")]
+
+
+@pytest.fixture(autouse=True)
+def repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".dvc/tmp").mkdir(parents=True)
+    return tmp_path
+
+
+def torn_anywhere():
+    return [LOCK[:length] for length in range(len(LOCK)) if not is_whole(LOCK[:length])]
+
+
+@pytest.mark.fault(
+    "kill",
+    "dvc.lock is torn: DVC writes it in place",
+    "cut after any byte",
+    "`python -m pipeline.grid` (or `python -m pipeline.mend`) keeps all whole entries",
+)
+def test_a_torn_dvc_lock_keeps_its_whole_entries(record_property):
+    torn = torn_anywhere()
+    assert len(torn) > 100
+    record_property("tries", len(torn))
+    for text in torn:
+        Path("dvc.lock").write_text(text)
+        (said,) = mend()
+        assert said.startswith("dvc.lock: torn by a kill, ")
+        left = Path("dvc.lock").read_text()
+        assert is_whole(left)
+        assert left == (FIRST if len(text) > len(FIRST) else NONE)
+    assert sorted(path.name for path in Path().iterdir()) == [".dvc", "dvc.lock"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LOCK,
+        "schema: '2.0'\n",
+        LOCK.replace("  train@b:", "<<<<<<< HEAD\n  train@b:"),
+        LOCK.replace("schema", "  - x\n"),
+    ],
+    ids=["whole", "without stages", "in a merge", "broken at its start"],
+)
+def test_a_dvc_lock_that_no_kill_has_torn_is_left_alone(text):
+    Path("dvc.lock").write_text(text)
+    assert mend() == []
+    assert Path("dvc.lock").read_text() == text
+
+
+def test_a_torn_list_of_readers_and_writers_is_removed_and_a_whole_one_stays():
+    path = Path(".dvc/tmp/rwlock")
+    path.write_text(json.dumps({"read": {}, "write": {}}))
+    assert mend() == []
+    path.write_text('{"write": {"/a/runs')
+    assert mend() == [".dvc/tmp/rwlock: torn by a kill, removed"]
+    assert not path.exists()
+    assert mend() == []
+
+
+def test_the_command_says_what_it_did():
+    Path("dvc.lock").write_text(torn_anywhere()[-1])
+    code = "import sys; from pipeline.mend import main; main()"
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": root}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("dvc.lock: torn by a kill, ")
