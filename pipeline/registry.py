@@ -5,8 +5,10 @@ A model is a name for the weights that DVC keeps: their SHA-256, their scores, a
 """
 
 import json
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -111,9 +113,28 @@ def version_of(experiment: Experiment, name: str, result: Result, runs: Path, lo
         show_version(experiment, model, name, version)
         return version
     tags = {"key": result.key, "cell": result.cell, "seed": str(result.seed), "mIoU": f"{result.scores['mIoU']:.6f}"}
-    version = str(client.create_model_version(name, f"models:/{model}", result.run, tags=tags, model_id=model).version)
+    with as_default(experiment.uri):
+        made = client.create_model_version(name, f"models:/{model}", result.run, tags=tags, model_id=model)
+    version = str(made.version)
     show_version(experiment, model, name, version)
     return version
+
+
+@contextmanager
+def as_default(uri: str) -> Iterator[None]:
+    """Name `uri` to clients that MLflow makes for itself.
+
+    Its own guess has the blanks of this folder's name in the form %20, and it makes a folder that is called so.
+    """
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def show_version(experiment: Experiment, model: str, name: str, version: str) -> None:
