@@ -109,7 +109,9 @@ def version_of(experiment: Experiment, name: str, result: Result, runs: Path, lo
         client.create_registered_model(name, description=f"DeepLabv3 on {name.removeprefix(PREFIX)}")
     found = client.search_model_versions(f"name = '{name}' and tags.key = '{result.key}'")
     if found:
-        version = str(found[0].version)
+        version, *doubles = (str(each.version) for each in sorted(found, key=lambda each: int(each.version)))
+        for double in doubles:  # the server made one and its answer was lost, so that it was asked again
+            client.delete_model_version(name, double)
         show_version(experiment, model, name, version)
         return version
     tags = {"key": result.key, "cell": result.cell, "seed": str(result.seed), "mIoU": f"{result.scores['mIoU']:.6f}"}
@@ -156,10 +158,11 @@ def model_of(experiment: Experiment, name: str, result: Result) -> str:
     client = experiment.client
     found = client.search_logged_models([experiment.number], f"tags.key = '{result.key}'")
     ready = [model.model_id for model in found if str(model.status) == "READY"]
+    for model in found:  # a call that was interrupted, or made twice
+        if model.model_id not in ready[:1]:
+            client.delete_logged_model(model.model_id)
     if ready:
         return str(ready[0])
-    for model in found:  # a call that was interrupted
-        client.delete_logged_model(model.model_id)
     params = {"cell": result.cell, "seed": str(result.seed)}
     tags = {"key": result.key, "weights_sha256": result.weights["sha256"], "mlflow.model.isExternal": "true"}
     model = client.create_logged_model(experiment.number, result.cell, result.run, tags, params)
