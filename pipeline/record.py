@@ -45,6 +45,7 @@ def record(
     `departs` says where the cell departs from its published recipe.
     """
     if experiment.runs(key=result.key, complete="1"):
+        delete_doubles(experiment, result)
         return
     client = experiment.client
     facts = training_facts(runs / result.cell / "run.json", result)
@@ -77,6 +78,13 @@ def record(
     add_artifacts(experiment, run, result, facts, runs, reports)
     client.set_terminated(run, end_time=end)
     client.set_tag(run, "complete", "1")
+    delete_doubles(experiment, result)
+
+
+def delete_doubles(experiment: Experiment, result: Result) -> None:
+    """Delete what was begun for `result` beside its complete run: MLflow asks twice when an answer is lost."""
+    for run in experiment.runs(key=result.key, complete="0"):
+        experiment.client.delete_run(run.info.run_id)
 
 
 def training_facts(path: Path, result: Result) -> Facts:

@@ -5,8 +5,10 @@ A model is a name for the weights that DVC keeps: their SHA-256, their scores, a
 """
 
 import json
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -107,13 +109,34 @@ def version_of(experiment: Experiment, name: str, result: Result, runs: Path, lo
         client.create_registered_model(name, description=f"DeepLabv3 on {name.removeprefix(PREFIX)}")
     found = client.search_model_versions(f"name = '{name}' and tags.key = '{result.key}'")
     if found:
-        version = str(found[0].version)
+        version, *doubles = (str(each.version) for each in sorted(found, key=lambda each: int(each.version)))
+        for double in doubles:  # the server made one and its answer was lost, so that it was asked again
+            client.delete_model_version(name, double)
         show_version(experiment, model, name, version)
         return version
     tags = {"key": result.key, "cell": result.cell, "seed": str(result.seed), "mIoU": f"{result.scores['mIoU']:.6f}"}
-    version = str(client.create_model_version(name, f"models:/{model}", result.run, tags=tags, model_id=model).version)
+    with as_default(experiment.uri):
+        made = client.create_model_version(name, f"models:/{model}", result.run, tags=tags, model_id=model)
+    version = str(made.version)
     show_version(experiment, model, name, version)
     return version
+
+
+@contextmanager
+def as_default(uri: str) -> Iterator[None]:
+    """Name `uri` to clients that MLflow makes for itself.
+
+    Its own guess has the blanks of this folder's name in the form %20, and it makes a folder that is called so.
+    """
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def show_version(experiment: Experiment, model: str, name: str, version: str) -> None:
@@ -135,10 +158,11 @@ def model_of(experiment: Experiment, name: str, result: Result) -> str:
     client = experiment.client
     found = client.search_logged_models([experiment.number], f"tags.key = '{result.key}'")
     ready = [model.model_id for model in found if str(model.status) == "READY"]
+    for model in found:  # a call that was interrupted, or made twice
+        if model.model_id not in ready[:1]:
+            client.delete_logged_model(model.model_id)
     if ready:
         return str(ready[0])
-    for model in found:  # a call that was interrupted
-        client.delete_logged_model(model.model_id)
     params = {"cell": result.cell, "seed": str(result.seed)}
     tags = {"key": result.key, "weights_sha256": result.weights["sha256"], "mlflow.model.isExternal": "true"}
     model = client.create_logged_model(experiment.number, result.cell, result.run, tags, params)
