@@ -76,9 +76,8 @@ class Experiment:
         points = []
         for step, values in curves:
             for key, value in values.items():
-                if step > last.setdefault(
-                    key, self._last_step(run, key)
-                ):  # speeds of steps made twice stand there twice
+                # a resumed run made some steps twice, and their speeds stand there twice
+                if step > last.setdefault(key, self._last_step(run, key)):
                     points.append(Metric(key, value, moment(step), step))
                     last[key] = step
         for start in range(0, len(points), 1000):  # one by one would take thirty times as long

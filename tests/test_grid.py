@@ -358,6 +358,12 @@ def test_two_slots_run_a_grid_in_order_and_past_a_failure(project):
     assert (third.returncode, third.stdout) == (0, "up to date: 7 stages\n")
 
 
+@pytest.mark.fault(
+    "kill",
+    "the runner is stopped",
+    "SIGTERM to it",
+    "its stages save, exit code 143; a second runner meanwhile leaves with 73",
+)
 def test_a_signal_lets_the_stage_save_and_a_second_runner_leaves_at_once(project):
     with started(project) as runner:
         other = call(project, "tables")
@@ -373,6 +379,12 @@ def test_a_signal_lets_the_stage_save_and_a_second_runner_leaves_at_once(project
     assert not any(json.loads((project / ".dvc/tmp/rwlock").read_text()).values())
 
 
+@pytest.mark.fault(
+    "kill",
+    "the runner is killed",
+    "kill -9, also right after a fork",
+    "its stages save and end; the next runner goes on",
+)
 def test_a_killed_runner_leaves_no_stage_behind(project):
     with started(project) as runner:
         left = stages_below(runner)
@@ -382,6 +394,47 @@ def test_a_killed_runner_leaves_no_stage_behind(project):
     assert not alive
     assert (project / "saved").read_text() == "SIGINT"
     assert call(project, "long", "--dry-run").stdout == "long  has not run yet\n1 of 1 stages to run\n"
+
+
+@pytest.mark.fault(
+    "kill",
+    "the runner is killed",
+    "kill -9, also right after a fork",
+    "its stages save and end; the next runner goes on",
+)
+def test_a_runner_that_is_killed_right_after_a_fork_leaves_no_stage_behind(project):
+    """The new process has told the guard of itself; the runner had no time to."""
+    code = """if True:
+        import os, signal, sys
+        from pipeline import grid, workers
+        original = workers.fork_stage
+        def killed(*arguments):
+            print(original(*arguments).pid, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        workers.fork_stage = killed
+        sys.argv = ["grid", "long"]
+        grid.main()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, env=surroundings(), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == -signal.SIGKILL
+    left = int(done.stdout.split()[-1])
+    deadline = time.monotonic() + 50  # the stage itself would take a minute
+    while psutil.pid_exists(left) and psutil.Process(left).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.fault("kill", "a stage does not listen", "two signals to the runner", "all ends at once")
+def test_the_runner_mends_what_a_killed_dvc_has_left_torn(project):
+    with (project / "dvc.lock").open("a") as lock:
+        lock.write("  long:\n    cm")
+    (project / ".dvc/tmp/rwlock").write_text("")
+    done = call(project, "train@a")
+    assert done.returncode == 0, done.stderr
+    assert "dvc.lock: torn by a kill, 14 bytes cut off its end" in done.stdout
+    assert "rwlock: torn by a kill, removed" in done.stdout
 
 
 def test_a_second_signal_ends_a_stage_that_does_not_listen(project):

@@ -65,6 +65,12 @@ def test_the_parts_give_the_dvc_lock_that_dvc_writes_itself(project):
     assert "Stage 'train@a' didn't change, skipping" in call(LockParts(), "train@a")
 
 
+@pytest.mark.fault(
+    "kill",
+    "the runner is killed before it has written dvc.lock",
+    "finished stages not yet in it",
+    "the next runner puts them in; nothing is run twice",
+)
 def test_what_a_killed_runner_left_is_put_in_by_the_next_one_unless_dvc_lock_is_newer(project):
     parts = LockParts()
     call(parts, "train@a")
@@ -80,6 +86,31 @@ def test_what_a_killed_runner_left_is_put_in_by_the_next_one_unless_dvc_lock_is_
     recover()
     assert Path("dvc.lock").read_bytes() == before
     assert not list(parts.folder.iterdir())
+
+
+def test_a_kill_while_dvc_lock_is_written_leaves_the_old_one_and_the_next_runner_writes_it(project, monkeypatch):
+    parts = LockParts()
+    call(parts, "train@a")
+    parts.end("train@a", well=True)
+    before = Path("dvc.lock").read_bytes()
+    call(parts, "train@b")
+
+    class KilledError(BaseException):
+        pass
+
+    def killed(_):
+        raise KilledError
+
+    parts.spent = float("inf")  # so that it waits
+    parts.end("train@b", well=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.mend.os.fsync", killed)
+        with pytest.raises(KilledError):
+            parts.flush()
+    assert Path("dvc.lock").read_bytes() == before
+    recover()
+    assert "train@b" in Path("dvc.lock").read_text()
+    assert not Path("dvc.lock.part").exists()
 
 
 def test_a_failed_stage_leaves_dvc_lock_as_it_was(project):

@@ -169,6 +169,9 @@ def test_a_failed_cell_is_told_with_its_own_words_and_not_tried_again(project):
     assert "error: bad: no data" in Path("runs/.logs/train@bad.log").read_text()
 
 
+@pytest.mark.fault(
+    "kill", "a worker of a cluster is killed", "kill -9", "it is started again and goes on from what was saved"
+)
 def test_a_worker_that_is_killed_is_started_again_and_its_cell_has_saved(project):
     cells = Processes()
     killed = []
@@ -211,6 +214,12 @@ def test_a_request_to_stop_reaches_the_cells_by_a_file(project):
     assert Path("runs/.resume/saved_slow").exists()
 
 
+@pytest.mark.fault(
+    "kill",
+    "the runner of a cluster goes away",
+    "a second runner while cells of the first are at work",
+    "it takes them over",
+)
 def test_a_later_runner_goes_on_with_the_cells_that_an_earlier_one_left_at_work(project):
     first, second = Remote(order_for("train@slow"), Processes()), Processes()
     first.__enter__()

@@ -74,6 +74,12 @@ def dying(original, calls, number):
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 5])
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.fault(
+    "kill",
+    "a training is stopped",
+    "SIGTERM noted at steps 1 to 5, 0 or 2 workers",
+    "weights, optimizer and history end bit for bit as unbroken",
+)
 def test_a_stopped_run_goes_on(split, tmp_path, unbroken, stop_after, workers):
     calls = iter(range(1, 100))
     pace = replace(PACE, workers=workers)
@@ -84,6 +90,12 @@ def test_a_stopped_run_goes_on(split, tmp_path, unbroken, stop_after, workers):
 
 
 @pytest.mark.parametrize(("die_at", "workers"), [(1, 2), (3, 0), (5, 1)])
+@pytest.mark.fault(
+    "kill",
+    "a training is killed",
+    "kill -9 after steps 1, 3, 5",
+    "weights, optimizer and history end bit for bit as unbroken",
+)
 def test_a_killed_run_goes_on(split, tmp_path, unbroken, die_at, workers):
     calls = iter(range(1, 100))
     pace = replace(EAGER, workers=workers)
@@ -92,6 +104,12 @@ def test_a_killed_run_goes_on(split, tmp_path, unbroken, die_at, workers):
 
 
 @pytest.mark.parametrize("number", range(8, 13))  # in the third of its saves, the first that removes an old checkpoint
+@pytest.mark.fault(
+    "kill",
+    "a training is killed while it saves",
+    "kill -9 before each fsync, rename and removal of a save",
+    "the old checkpoint or the new one is there; the end is bit for bit as unbroken",
+)
 def test_a_run_killed_while_a_checkpoint_is_written_goes_on(split, tmp_path, unbroken, number):
     def prepare():
         calls = itertools.count()
@@ -104,6 +122,12 @@ def test_a_run_killed_while_a_checkpoint_is_written_goes_on(split, tmp_path, unb
     assert_equal(end(tmp_path, split, replace(PACE, workers=(workers + 1) % 3)), unbroken)
 
 
+@pytest.mark.fault(
+    "kill",
+    "a training is killed with half a checkpoint written",
+    "kill -9",
+    "the checkpoint before is used, the half one removed",
+)
 def test_a_run_killed_with_half_a_checkpoint_written_goes_on_and_leaves_nothing_behind(split, tmp_path, unbroken):
     def write_half(path, content):
         path.with_name(path.name + ".part").write_bytes(content[: len(content) // 2])

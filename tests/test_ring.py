@@ -182,6 +182,9 @@ def test_an_error_of_a_worker_is_raised_as_it_is(kind, workers):
         (signal.SIGABRT, r"worker \d+ ended with exit code -6; its last words stand above."),
     ],
 )
+@pytest.mark.fault(
+    "kill", "a data worker is killed", "kill -9, a crash", "one line, exit code 71, the checkpoint stays"
+)
 def test_a_worker_that_dies_is_one_clear_error(number, message):
     def die(slot, job):
         if job == 5:
@@ -199,6 +202,7 @@ def test_a_bug_in_a_worker_shows_its_traceback_and_ends_the_run(capfd):
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
+@pytest.mark.fault("kill", "a data worker hangs", "it sleeps", "one line after the patience, not for ever")
 def test_a_worker_that_hangs_is_an_error(monkeypatch):
     monkeypatch.setattr(ring, "PATIENCE", 0.2)
     with pytest.raises(WorkerError, match="no batch from a worker in 0 s. Does the disk of the data answer?"):
@@ -220,6 +224,7 @@ def test_leaving_early_ends_the_workers():
     batches.close()
 
 
+@pytest.mark.fault("kill", "the trainer of data workers is killed", "kill -9", "the workers end")
 def test_workers_end_when_their_parent_is_killed(monkeypatch):
     monkeypatch.setattr(ring, "HEARTBEAT", 0.05)
     ours, theirs = multiprocessing.Pipe()

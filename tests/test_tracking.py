@@ -151,6 +151,9 @@ def test_facts_of_another_training_are_not_recorded_with_a_result(folder, experi
 
 
 @pytest.mark.parametrize("broken", ["add_dataset", "add_artifacts"])
+@pytest.mark.fault(
+    "server", "`tables` is killed while it records", "in the middle of its calls", "the next one completes the same run"
+)
 def test_an_interrupted_recording_is_taken_up_in_the_same_run(folder, experiment, monkeypatch, broken):
     folder.train(CELL)
     folder.evaluate(CELL)
@@ -171,6 +174,9 @@ def test_an_interrupted_recording_is_taken_up_in_the_same_run(folder, experiment
     assert steps(experiment, run.info.run_id, "final/mIoU") == [0]
 
 
+@pytest.mark.fault(
+    "server", "a training is given up", "its folder removed", "its run ends as KILLED; those of others stay"
+)
 def test_a_live_run_is_killed_in_the_record_when_its_training_was_given_up(folder, experiment):
     given_up, goes_on = training(folder, CELL), training(folder, OTHER)
     for path in (given_up, goes_on):
@@ -183,6 +189,7 @@ def test_a_live_run_is_killed_in_the_record_when_its_training_was_given_up(folde
     assert elsewhere
 
 
+@pytest.mark.fault("server", "a training is resumed", "steps made twice", "one run, each point once")
 def test_only_new_points_are_sent_and_a_resumed_training_goes_on_in_its_run(folder, experiment):
     path = training(folder)
     facts = json.loads((path / "facts.json").read_text())
@@ -195,6 +202,8 @@ def test_only_new_points_are_sent_and_a_resumed_training_goes_on_in_its_run(fold
     assert live_run(experiment, path, facts | {"started": "2026-01-02T04:00:00+00:00"}) == run
     send(experiment, run, path)
     write_history(path, 20, 40, 60, 80)
+    with (path / "speed.csv").open("a") as file:  # of steps that were made again after a kill
+        file.write("80,13.5\n80,14.5\n")
     send(experiment, run, path)
     assert steps(experiment, run, "train/loss") == [20, 40, 60, 80]
     assert steps(experiment, run, "train/images_per_second") == [20, 40, 60, 80]
@@ -208,6 +217,7 @@ def test_a_line_that_is_still_being_written_is_not_read(tmp_path):
     assert read_curves(tmp_path / "not there.csv") == []
 
 
+@pytest.mark.fault("server", "two processes make the database", "at once", "one waits for the other")
 def test_the_experiment_is_made_by_one_process_at_a_time(folder):
     opened = threading.Event()
 
@@ -223,6 +233,7 @@ def test_the_experiment_is_made_by_one_process_at_a_time(folder):
     assert opened.is_set()
 
 
+@pytest.mark.fault("server", "the database cannot be read", "not a database", "one warning, the training goes on")
 def test_a_database_that_cannot_be_used_is_said_once_while_training(folder, monkeypatch, capsys):
     path = training(folder)
     Path("mlflow.db").write_bytes(b"not a database" * 100)
@@ -259,6 +270,7 @@ def test_a_mirror_that_cannot_start_is_a_warning(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux")
+@pytest.mark.fault("server", "the trainer is killed while it is mirrored", "kill -9", "the mirror ends too")
 def test_the_mirror_dies_with_a_trainer_that_is_killed(tmp_path):
     code = f"""
 import time
@@ -290,6 +302,9 @@ def asks_for_death(process: int) -> bool:
     return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[16] == "10"
 
 
+@pytest.mark.fault(
+    "server", "the database is half made", "kill -9 while MLflow creates it", "the next call makes it anew"
+)
 def test_a_kill_while_the_database_is_made_leaves_none_and_the_next_call_makes_it(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)

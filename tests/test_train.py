@@ -85,6 +85,12 @@ def test_a_signal_saves_and_the_same_command_ends_where_an_unbroken_run_does(pla
     assert all(value.equal(resumed[0][key]) for key, value in unbroken[0].items())
 
 
+@pytest.mark.fault(
+    "kill",
+    "a training is stopped after its last step",
+    "SIGTERM while it publishes",
+    "the same command publishes it without training",
+)
 def test_a_signal_after_the_last_step_keeps_the_result_for_the_same_command(place, monkeypatch):
     """The signal may have ended DVC too, which would have recorded what is published."""
     original = publish.publish
@@ -103,6 +109,12 @@ def test_a_signal_after_the_last_step_keeps_the_result_for_the_same_command(plac
     assert not list(place.glob("*resume*"))
 
 
+@pytest.mark.fault(
+    "kill",
+    "a training is killed while it cleans up",
+    "half of its folder left",
+    "no error about it, nothing stays behind",
+)
 def test_a_run_that_was_killed_while_it_cleaned_up_is_followed_by_a_whole_one(place):
     """Its history may be gone and a checkpoint not, which together would be an error."""
     run(place)
@@ -144,6 +156,12 @@ def test_settings_edited_while_training_are_refused_and_nothing_is_lost(place, m
     assert (place / "out/weights/seed0.safetensors").exists()
 
 
+@pytest.mark.fault(
+    "kill",
+    "two processes train one cell",
+    "a second one while the lock is held",
+    "it leaves with 73 and names the first",
+)
 def test_one_cell_is_trained_by_one_process_at_a_time(place, monkeypatch):
     monkeypatch.setattr(process, "LOCK_PATIENCE", 0.1)
     (place / "resume").mkdir()
@@ -190,6 +208,9 @@ def test_a_second_signal_ends_the_process_at_once():
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
+@pytest.mark.fault(
+    "kill", "the workers of a killed training hold its lock", "the lock freed late", "the next one waits for it"
+)
 def test_the_lock_is_waited_for(tmp_path):
     """The data workers of a killed run hold its lock for some seconds."""
     other = (tmp_path / "lock").open("w")
@@ -199,6 +220,12 @@ def test_the_lock_is_waited_for(tmp_path):
         assert str(os.getpid()) in (tmp_path / "lock").read_text()
 
 
+@pytest.mark.fault(
+    "kill",
+    "the lock goes while a process waits for it",
+    "its folder removed",
+    "one process holds the lock of the new folder",
+)
 def test_a_lock_whose_folder_was_removed_meanwhile_is_taken_in_the_new_one(tmp_path):
     """As when the run before has just finished: two processes would else hold the lock, one of them of a file that is gone."""
     path = tmp_path / "cell/.lock"

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
@@ -20,20 +20,21 @@ DVC = (sys.executable, "-m", "dvc", "repro")
 GRID = (sys.executable, "-m", "pipeline.grid", "--slots", "2")
 MEND = (sys.executable, "-m", "pipeline.mend")
 MARK = "FAULTS_PROJECT"  # in the environment of all that works on a project, however it was started
-CHANGING = re.compile(  # in two undisturbed runs these are not the same either: times, ids, what a command keeps for itself
-    r"\.git/|\.dvc/(cache|tmp)/|\.site/|mlartifacts/|mlflow\.db|.*__pycache__/|runs/\.(logs|grid|locks)|runs/.*run\.json"
-    r"|dvc\.lock|reports/index\.html|.*\.csv\.metadata"
-)
+RESULTS = ("data/", "runs/", "reports/", "README.md")
+CHANGING = re.compile(
+    r"runs/(\.(logs|grid|locks)|.*run\.json)|reports/index\.html"
+)  # hold times, or are of the runner itself
 OF_A_TRY = ("commit", "started", "host", "folder", "mlflow.user", "mlflow.source.git.commit", "mlflow.loggedArtifacts")
 
 
-def make(folder, epochs=4, **runtime):
+def make(folder, epochs=16, **runtime):
     """A clean commit of this code with two cells; `runtime` goes into params.yaml."""
     folder.mkdir()
     checkout(folder)
 
     def two_cells(params):
         row = params["grid"]["tiny_os8"]
+        row["backbone"] = "mobilenetv3_small_050"  # a checkpoint of 3 MB
         params["grid"]["tiny_os16"] = {**row, "output_stride": 16}
         params["recipes"]["tiny"]["epochs"] = epochs
         params["runtime"].update(runtime)
@@ -126,7 +127,8 @@ def results(folder):
     """Path -> content of all that has to be byte for byte the same."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     names = {path.relative_to(folder).as_posix(): path for path in paths}
-    return {name: path.read_bytes() for name, path in names.items() if not CHANGING.match(name)}
+    chosen = (name for name in names if name.startswith(RESULTS) and not CHANGING.match(name))
+    return {name: names[name].read_bytes() for name in chosen}
 
 
 def strays(folder):
@@ -141,30 +143,32 @@ def strays(folder):
     return sorted({*parts, *(name for name in names if name.startswith(".dvc/cache/") and not kept.fullmatch(name))})
 
 
-def record(folder):
-    """What MLflow shows of the project, without times and ids."""
-    with sqlite3.connect(folder / "mlflow.db") as base:
-        runs = base.execute("select run_uuid, name, status from runs where lifecycle_stage = 'active'").fetchall()
+def record(folder, experiment="%"):
+    """What MLflow shows of the project, without times and ids; `experiment` is its name in a base that has others."""
+    with closing(sqlite3.connect(folder / "mlflow.db")) as base:
+        own = "experiment_id in (select experiment_id from experiments where name like ?)"
+        alive = f"lifecycle_stage = 'active' and {own}"
+        runs = base.execute(f"select run_uuid, name, status from runs where {alive}", [experiment]).fetchall()
         shown = {}
         for run_id, name, status in runs:
             tags = dict(base.execute("select key, value from tags where run_uuid = ?", [run_id]))
             params = dict(base.execute("select key, value from params where run_uuid = ?", [run_id]))
             points = base.execute("select key, step, value from metrics where run_uuid = ?", [run_id]).fetchall()
             places = Counter((key, step) for key, step, _ in points)
+            timeless = [point for point in points if not point[0].startswith("perf/") and "second" not in point[0]]
             shown.setdefault(name, []).append(
                 {
                     "status": status,
                     "tags": {key: value for key, value in tags.items() if key not in OF_A_TRY},
                     "params": params,
-                    "points": sorted(
-                        point for point in points if not point[0].startswith("perf/") and "second" not in point[0]
-                    ),
+                    "points": sorted(timeless),
                     "twice": [place for place, count in places.items() if count > 1],
                 }
             )
-        models = base.execute("select name, status from logged_models where lifecycle_stage = 'active'").fetchall()
+        models = base.execute(f"select name, status from logged_models where {alive}", [experiment]).fetchall()
+        named = "where name like ?"
         versions = base.execute(
-            "select name, version from model_versions where current_stage != 'Deleted_Internal'"
+            f"select name, version from model_versions {named} and current_stage != 'Deleted_Internal'", [experiment]
         ).fetchall()
-        aliases = base.execute("select name, alias from registered_model_aliases").fetchall()
+        aliases = base.execute(f"select name, alias from registered_model_aliases {named}", [experiment]).fetchall()
     return {"runs": shown, "models": sorted(models), "versions": sorted(versions), "aliases": sorted(aliases)}

@@ -1,0 +1,222 @@
+"""Whatever the tracking server does, a training keeps its speed and its result, and the next `tables` completes the record."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from statistics import median
+
+import psutil
+import pytest
+
+from pipeline import evaluate, tables
+from tests.faults.proxy import tracking_server
+from tests.faults.recording import FAULTS, KilledError, interrupt
+from tests.faults.small_grid import record
+from tests.records import CELL, Folder, blank_database
+from tests.tiny import tiny_params, write_store
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
+
+ROOT = Path(__file__).parents[2]
+TURN = 1.5  # seconds with the mirror, then as many without, and so on
+LIMIT = 1.5  # of the ratio of speeds: it is measured, not asserted, for other processes move it more than tracking does
+PROMISE = "the training neither waits nor fails; the next `tables` completes the record, without doubles"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("store"), {"train": 12, "val": 3})
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory):
+    with tracking_server(tmp_path_factory.mktemp("server")) as proxy:
+        yield proxy
+
+
+class Training:
+    """A cell of the data set `name` in a folder of its own, `uri` the server that it reports to."""
+
+    def __init__(self, folder, name, store, uri=None):
+        self.folder, self.name, self.store, self.uri = folder, name, store, uri
+
+        def long_enough(params):
+            params["grid"]["tiny_os8"]["backbone"] = "mobilenetv3_small_050"
+            params["recipes"]["tiny"]["epochs"] = 80
+            params["runtime"].update(tracking_every=0.2, checkpoint_every=1)
+
+        params = tiny_params(folder / "params.yaml", long_enough)
+        params.write_text(params.read_text().replace('"tiny"', json.dumps(name)))
+
+    @contextmanager
+    def begun(self):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **({"MLFLOW_TRACKING_URI": self.uri} if self.uri else {})}
+        words = [
+            "tiny_os8",
+            "--data",
+            str(self.store),
+            "--pretrained",
+            "none",
+            "--resume",
+            "resume",
+            "--out",
+            "runs/tiny_os8",
+        ]
+        with (self.folder / "train.txt").open("w") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.train", *words],
+                cwd=self.folder,
+                env=environment,
+                stdout=out,
+                stderr=out,
+            )
+            try:
+                yield process
+            finally:
+                process.kill()
+                process.wait()
+
+    def end(self, process):
+        """Its speed with the mirror at work over that with the mirror held, in turn."""
+        while not (speeds := [*self.folder.glob("resume/*/speed.csv")]):
+            assert process.poll() is None, (self.folder / "train.txt").read_text()
+            time.sleep(0.1)
+        (mirror,) = [child for child in psutil.Process(process.pid).children() if "pipeline.mirror" in child.cmdline()]
+        time.sleep(4)  # it has to import MLflow first
+        with suppress(psutil.NoSuchProcess, FileNotFoundError):
+            lines, held, found = 0, False, {True: [], False: []}
+            while process.poll() is None:
+                time.sleep(TURN)
+                now = speeds[0].read_text().splitlines()
+                found[held] += [float(line.split(",")[1]) for line in now[lines + 1 :]]
+                lines, held = len(now), not held
+                mirror.send_signal(signal.SIGSTOP if held else signal.SIGCONT)
+        assert process.wait(300) == 0, (self.folder / "train.txt").read_text()
+        return median(found[False]) / median(found[True]) if all(found.values()) else None
+
+    def evaluate(self):
+        reports = self.folder / "reports"
+        evaluate.run(
+            "tiny_os8", self.store, self.folder / "runs/tiny_os8/weights", reports / "metrics/tiny_os8.json",
+            reports / f"records/{self.name}/tiny_os8.json", reports / "images/tiny_os8.npz", reports / "plots/tiny_os8",
+            reports / "figures/tiny_os8", self.folder / "params.yaml",
+        )  # fmt: skip
+
+    def tables(self):
+        reports = Path("reports")
+        tables.run(self.name, reports / f"records/{self.name}", Path("runs"), reports, self.store, reports / "tables")
+        return (reports / f"tables/{self.name}.md").read_text()
+
+
+def check(shown):
+    """One complete run with all points, one model, one version."""
+    (run,) = shown["runs"]["tiny_os8"]
+    assert (run["status"], run["tags"]["complete"], run["tags"]["current"], run["twice"]) == ("FINISHED", "1", "1", [])
+    assert [step for key, step, _ in run["points"] if key == "train/loss"] == list(range(1, 241))
+    assert {key for key, *_ in run["points"]} >= {"final/mIoU", "train/lr", "model/mIoU"}
+    assert [status for _, status in shown["models"]] == [2]  # ready
+    assert [version for _, version in shown["versions"]] == [1]
+
+
+def say(record_property, ratio):
+    if ratio:
+        record_property("measured", f"images/s with tracking over without, in turn: {ratio:.3f}")
+        assert ratio > 1 / LIMIT
+
+
+@pytest.mark.fault(
+    "server", "MLflow is down, dies, is slow, or answers with errors", "a real server behind a proxy", PROMISE
+)
+@pytest.mark.parametrize("fault", ["down", "dies", "slow", "500", "answers are lost"])
+def test_a_training_goes_on_and_the_record_is_completed(fault, proxy, store, tmp_path, monkeypatch, record_property):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.address)
+    training = Training(tmp_path, fault.replace(" ", "_").replace("500", "errors"), store, proxy.address)
+    proxy.fault, proxy.calls = "" if fault == "dies" else fault, 0
+    with training.begun() as process:
+        if fault == "dies":
+            while proxy.calls < 12 and process.poll() is None:
+                time.sleep(0.01)
+            proxy.fault = "down"
+        ratio = training.end(process)
+    assert proxy.calls  # else the fault was never met
+    training.evaluate()
+    if fault != "slow":  # which would take minutes, and then succeed
+        assert "%" in training.tables()  # from the files, with a warning
+    proxy.fault = ""
+    assert "%" in training.tables()
+    check(record(proxy.folder, f"deeplabv3-{training.name}"))
+    say(record_property, ratio)
+
+
+WRITER = """
+import os, sqlite3, sys, time
+os.nice(10)
+base = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)
+base.execute("create table if not exists others (x)")
+while True:
+    base.execute("begin immediate")
+    base.execute("insert into others values (1)")
+    time.sleep(0.1)
+    base.execute("commit")
+"""
+
+
+@pytest.mark.fault("server", "the database is locked by others", "8 processes that write to it all the time", PROMISE)
+def test_a_locked_database_stops_nothing(store, tmp_path, tmp_path_factory, monkeypatch, record_property):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    base = tmp_path / "mlflow.db"
+    base.write_bytes(blank_database(tmp_path_factory.getbasetemp()).read_bytes())
+    training = Training(tmp_path, "locked", store)
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(base)]) for _ in range(8)]
+    try:
+        with training.begun() as process:
+            ratio = training.end(process)
+        training.evaluate()
+        assert "%" in training.tables()
+        assert all(writer.poll() is None for writer in writers)
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.wait()
+    assert "%" in training.tables()
+    check(record(tmp_path, "deeplabv3-locked"))
+    say(record_property, ratio)
+
+
+@pytest.mark.fault(
+    "server",
+    "a recording ends in the middle",
+    "killed before or after a call, an answer lost, a call made twice, at calls spread over all",
+    "the next `tables` completes the same run; what is shown is as if nothing had happened",
+)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_recording_that_ends_in_the_middle_is_completed(
+    fault, tmp_path, tmp_path_factory, monkeypatch, record_property
+):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def recorded(which):
+        folder = Folder(tmp_path / f"{which}", blank_database(tmp_path_factory.getbasetemp()))
+        monkeypatch.chdir(folder.path)
+        folder.train(CELL)
+        folder.evaluate(CELL)
+        folder.measure(CELL, 0.5)
+        with pytest.MonkeyPatch.context() as patch:
+            calls = interrupt(patch, fault, which)
+            with suppress(KilledError):
+                folder.tables()
+        folder.tables()
+        return record(folder.path), len(calls)
+
+    expected, count = recorded(-1)
+    tried = range(FAULTS.index(fault), count, len(FAULTS))
+    record_property("tries", len(tried))
+    for number in tried:
+        assert recorded(number)[0] == expected, f"call {number}"
