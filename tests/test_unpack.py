@@ -291,3 +291,11 @@ def test_a_full_disk_is_named_with_its_file(tmp_path, write):
     assert describe(caught.value) == (
         f"{tmp_path}/out/a/big: no space left on the disk. Free some and run the same command again."
     )
+
+
+@tried.ARCHIVES
+def test_a_zip_whose_member_lies_before_its_beginning_is_broken(tmp_path):
+    path = write_zip(tmp_path / "x.zip", GOOD, ("a/2", b"second"))
+    content = path.read_bytes()
+    path.write_bytes(content[:2] + content[4:])  # all places in its directory are then two bytes off
+    assert refused(path).startswith("broken or cut short (")
