@@ -14,6 +14,7 @@ The four columns are ordered by image, truth and prediction. Equal counts give e
 """
 
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -32,7 +33,7 @@ MAX_BYTES = 1 << 31  # of a file when unpacked; a hundred times what 2000 images
 # What reading a file that is no counts, or damaged, raises.
 BROKEN = (
     OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError, MemoryError,
-    OverflowError, SyntaxError, struct.error, zlib.error, zipfile.BadZipFile,
+    OverflowError, SyntaxError, tokenize.TokenError, struct.error, zlib.error, zipfile.BadZipFile,
 )  # fmt: skip
 
 Run = tuple[int, str]  # seed, name of the protocol

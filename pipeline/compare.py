@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from deeplab.counts import Counts
     from deeplab.intervals import Interval
 
+MAX_PAIRS = 200  # of cells; a minute or two for a large data set, where all pairs of 200 cells would take hours
 NOTE = (
     "95 % over validation images, bootstrap of {resamples} resamples: what another set of as many images would change. "
     "Where a cell has several seeds, low_seeds and high_seeds also hold what another seed would change; with one "
@@ -52,8 +53,11 @@ def run(
             print(f"{name}: left out: {error}", file=sys.stderr)
     told = {name: describe_cell(runs) for name, runs in found.items()}
     closest_first = sorted(combinations(found, 2), key=lambda pair: len(differing(cells[pair[0]], cells[pair[1]])))
-    pairs = [describe_pair(*((name, cells[name], found[name]) for name in pair)) for pair in closest_first]
+    shown = closest_first[:MAX_PAIRS]
+    pairs = [describe_pair(*((name, cells[name], found[name]) for name in pair)) for pair in shown]
     note = NOTE.format(resamples=RESAMPLES)
+    if len(shown) < len(closest_first):
+        note += f" Only the {len(shown)} of {len(closest_first)} pairs are here that differ in the fewest settings."
     value = {"level": LEVEL, "samples": RESAMPLES, "cells": told, "pairs": pairs, "note": note}
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,15 @@ LIBRARY = Path(__file__).parents[1] / "deeplab"
 
 def code_fingerprint() -> str:
     """SHA-256 of what the training code does: comments and layout do not count, so mending one keeps a checkpoint."""
-    trees = (ast.dump(ast.parse((LIBRARY / f"{name}.py").read_bytes())) for name in TRAINING_CODE)
+    files = [LIBRARY / f"{name}.py" for name in TRAINING_CODE]
+    states = [file.stat() for file in files]
+    return fingerprint_of(tuple(files), tuple((state.st_mtime_ns, state.st_size) for state in states))
+
+
+@cache
+def fingerprint_of(files: tuple[Path, ...], _: tuple[tuple[int, int], ...]) -> str:
+    """The same of `files`, once for each state that they were in: a table asks for it for every cell."""
+    trees = (ast.dump(ast.parse(file.read_bytes())) for file in files)
     return hashlib.sha256("\n".join(trees).encode()).hexdigest()
 
 

@@ -158,12 +158,12 @@ def first_protocol(rows: list[dict[str, str]], seed: int) -> list[dict[str, str]
     return [row for row in own if row["protocol"] == own[0]["protocol"]]
 
 
-def read_back(experiment: Experiment, tags: dict[str, str]) -> Result | None:
-    """The newest complete run with `tags`, as a result."""
-    runs = experiment.runs(**tags, complete="1")
-    if not runs:
+def read_back(runs: list[Any], tags: dict[str, str]) -> Result | None:
+    """The first of `runs` with `tags`, as a result."""
+    found = next((run for run in runs if tags.items() <= run.data.tags.items()), None)
+    if not found:
         return None
-    metrics, held = runs[0].data.metrics, runs[0].data.tags
+    metrics, held = found.data.metrics, found.data.tags
     return Result(
         cell=held["cell"],
         seed=int(held["seed"]),
@@ -171,26 +171,29 @@ def read_back(experiment: Experiment, tags: dict[str, str]) -> Result | None:
         images=json.loads(held["images"]),
         fingerprint={part: held[f"{part}_fingerprint"] for part in FINGERPRINTS},
         weights={name: held[f"weights_{name}"] for name in ("file", "sha256")},
-        run=runs[0].info.run_id,
+        run=found.info.run_id,
     )
 
 
-def mark_current(experiment: Experiment, shown: list[str]) -> None:
-    """Tag the runs that stand in the table, in its order, with current=1 and a colour each, and all others with 0."""
+def mark_current(experiment: Experiment, runs: list[Any], shown: list[str]) -> None:
+    """Tag those of the complete `runs` that stand in the table, in its order, with current=1 and a colour each.
+
+    All others get 0.
+    """
     colors = dict(zip(shown, cycle(COLORS), strict=False))
-    for run in experiment.runs(complete="1"):
+    for run in runs:
         color = colors.get(run.info.run_id)
         tags = {"current": "1", "mlflow.runColor": color} if color else {"current": "0"}
         if not tags.items() <= run.data.tags.items():
             experiment.set_tags(run.info.run_id, tags)
 
 
-def end_leftovers(experiment: Experiment) -> None:
-    """End the live runs of trainings that are over on this machine; others may still be alive.
+def end_leftovers(experiment: Experiment, runs: list[Any]) -> None:
+    """End the live runs of trainings that are over on this machine; others may still be alive. `runs` are complete.
 
     One that repeated a training which is complete has nothing of its own and goes; else it was given up, and is killed.
     """
-    known = [training_identity(run.data.tags) for run in experiment.runs(complete="1")]
+    known = [training_identity(run.data.tags) for run in runs]
     for run in experiment.runs(complete="0"):
         tags = run.data.tags
         here = tags.get("host") == socket.gethostname() and not (Path(tags["folder"]) / "facts.json").exists()

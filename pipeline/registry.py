@@ -5,8 +5,11 @@ A model is a name for the weights that DVC keeps: their SHA-256, their scores, a
 """
 
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -57,13 +60,42 @@ def register(experiment: Experiment, dataset: str, results: list[Result], runs: 
 
     try:
         name = f"{PREFIX}{dataset}"
-        versions = {result.key: version_of(experiment, name, result, runs, log_weights) for result in results}
+        found = {} if log_weights else registered(experiment, name)
+        versions = {
+            result.key: found.get(result.key) or version_of(experiment, name, result, runs, log_weights)
+            for result in results
+        }
         best = max(results, key=lambda result: result.scores["mIoU"])
         known = experiment.client.get_registered_model(name).aliases
         if str(known.get(BEST)) != versions[best.key]:
             experiment.client.set_registered_model_alias(name, BEST, versions[best.key])
     except MlflowException as error:
         print(f"warning: no models in MLflow: {str(error).splitlines()[0]}", file=sys.stderr)
+
+
+def registered(experiment: Experiment, name: str) -> dict[str, str]:
+    """Key of a result -> the number of its version, where model and version are as `version_of` leaves them."""
+    client = experiment.client
+    models = every(partial(client.search_logged_models, [experiment.number], max_results=500))
+    said = {
+        model.tags.get("key"): model.tags.get(VERSIONS) for model in reversed(models) if str(model.status) == "READY"
+    }
+    versions = every(partial(client.search_model_versions, f"name = '{name}'", max_results=500))
+    return {
+        version.tags["key"]: str(version.version)
+        for version in versions
+        if said.get(version.tags.get("key"), "") == versions_tag(name, str(version.version))
+    }
+
+
+def every(search: Callable[..., Any]) -> list[Any]:
+    """What `search` finds, over all its pages."""
+    page = search()
+    found = list(page)
+    while page.token:
+        page = search(page_token=page.token)
+        found += page
+    return found
 
 
 def version_of(experiment: Experiment, name: str, result: Result, runs: Path, log_weights: bool) -> str:
@@ -83,16 +115,40 @@ def version_of(experiment: Experiment, name: str, result: Result, runs: Path, lo
         show_version(experiment, model, name, version)
         return version
     tags = {"key": result.key, "cell": result.cell, "seed": str(result.seed), "mIoU": f"{result.scores['mIoU']:.6f}"}
-    version = str(client.create_model_version(name, f"models:/{model}", result.run, tags=tags, model_id=model).version)
+    with as_default(experiment.uri):
+        made = client.create_model_version(name, f"models:/{model}", result.run, tags=tags, model_id=model)
+    version = str(made.version)
     show_version(experiment, model, name, version)
     return version
 
 
+@contextmanager
+def as_default(uri: str) -> Iterator[None]:
+    """Name `uri` to clients that MLflow makes for itself.
+
+    Its own guess has the blanks of this folder's name in the form %20, and it makes a folder that is called so.
+    """
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
 def show_version(experiment: Experiment, model: str, name: str, version: str) -> None:
     """Say on the model under which version it is registered."""
-    said = json.dumps([{"name": name, "version": version}])
+    said = versions_tag(name, version)
     if experiment.client.get_logged_model(model).tags.get(VERSIONS) != said:
         experiment.client.set_logged_model_tags(model, {VERSIONS: said})
+
+
+def versions_tag(name: str, version: str) -> str:
+    """What a model says of its version."""
+    return json.dumps([{"name": name, "version": version}])
 
 
 def model_of(experiment: Experiment, name: str, result: Result) -> str:

@@ -76,7 +76,7 @@ class Experiment:
         points = []
         for step, values in curves:
             for key, value in values.items():
-                # Steps that were made again after a kill have two speeds.
+                # a resumed run made some steps twice, and their speeds stand there twice
                 if step > last.setdefault(key, self._last_step(run, key)):
                     points.append(Metric(key, value, moment(step), step))
                     last[key] = step

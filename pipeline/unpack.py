@@ -3,6 +3,7 @@
 Python's own `extractall` is not used: in 3.11 it follows links out of the folder, and its `data` filter was bypassed.
 """
 
+import errno
 import gzip
 import stat
 import struct
@@ -68,6 +69,10 @@ def unpack(
                 write(archive, member, into / path, report)
     except BROKEN as error:
         raise DataError(f"{archive}: broken or cut short ({error or type(error).__name__})") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise DataError(f"{archive}: broken or cut short (a member lies outside of it)") from None
     if missing := [str(folder) for folder in wanted if folder not in found]:
         raise DataError(f"{archive}: holds no files in {' and '.join(missing)}. Is it the right archive?")
 

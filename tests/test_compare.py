@@ -66,6 +66,18 @@ def test_cells_that_differ_in_more_are_called_by_their_names(folder):
     assert compared()["pairs"][0]["sentence"].startswith("OS8: resnet34 better than resnet18 by ")
 
 
+def test_of_many_pairs_those_that_differ_least_are_told_and_that_others_are_not(folder, monkeypatch):
+    folder.raw["grid"]["third"] = folder.raw["grid"][OTHER] | {"backbone": "resnet34"}
+    folder.write_params()
+    for cell in (CELL, OTHER, "third"):
+        measured(folder, cell, 0.80)
+    assert len(compared()["pairs"]) == 3
+    monkeypatch.setattr(compare, "MAX_PAIRS", 2)
+    found = compared()
+    assert [{pair["better"], pair["than"]} for pair in found["pairs"]] == [{CELL, OTHER}, {OTHER, "third"}]
+    assert found["note"].endswith("Only the 2 of 3 pairs are here that differ in the fewest settings.")
+
+
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [

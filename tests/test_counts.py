@@ -1,3 +1,6 @@
+import struct
+import zipfile
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -81,3 +84,13 @@ def test_a_file_with_pickled_objects_or_without_a_column_is_refused(tmp_path, co
         read_counts(path)
     with pytest.raises(DataError, match="no such file"):
         read_counts(tmp_path / "none.npz")
+
+
+@tried.RESULTS
+def test_a_column_whose_header_ends_too_soon_is_refused(tmp_path):
+    header = b"{'descr': '<i4', 'shape': (3,"
+    with zipfile.ZipFile(tmp_path / "cell.npz", "w") as archive:
+        for name in ("images", "classes", "0/a/image"):
+            archive.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+    with pytest.raises(DataError, match="not counts as evaluate writes them"):
+        read_counts(tmp_path / "cell.npz")

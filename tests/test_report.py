@@ -17,6 +17,7 @@ from pipeline.page.html import table
 from pipeline.page.inputs import Folders, read_pages
 from pipeline.params import load_params
 from tests.fake_grid import ROOT, FakeGrid
+from tests.faults import tried
 
 CELL = "voc_resnet50_os8"
 NASTY = ["</td><script>alert(1)</script>", "a & b", "\"'><img src=x>", "$\\frac{1}{2}$", "{{ 7 * 7 }}", "日本語"]
@@ -81,6 +82,7 @@ def test_the_page_is_valid_html_with_each_id_once_and_every_link_leading_somewhe
     assert len([target for target in targets if target.startswith("#provenance-")]) == 15
 
 
+@tried.PAGE
 def test_the_page_loads_nothing_and_runs_nothing(whole):
     text = whole[1]
     tree = parsed(text)
@@ -137,6 +139,7 @@ def test_the_same_files_give_the_same_bytes(grid):
     assert page(grid) == page(grid)
 
 
+@tried.PAGE
 def test_names_from_the_data_are_shown_as_they_are_and_never_read_as_html(tmp_path):
     grid = two_cells(tmp_path).fill(classes=NASTY)
     text = page(grid)
@@ -148,6 +151,7 @@ def test_names_from_the_data_are_shown_as_they_are_and_never_read_as_html(tmp_pa
 
 
 @given(st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=30))
+@tried.PAGE
 def test_any_text_survives_a_table(text):
     tree = html5lib.parse(str(table([{text: text, "b": text}], text)))
     cells = ["".join(cell.itertext()) for cell in (*elements(tree, "td"), *elements(tree, "th"))]

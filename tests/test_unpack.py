@@ -62,6 +62,7 @@ def test_an_archive_without_the_named_folders_is_not_the_right_one(tmp_path):
         unpack(path, tmp_path / "out", ["b", "a", "c"], 100)
 
 
+@tried.ESCAPES
 def test_owner_and_mode_of_the_archive_are_dropped(tmp_path):
     tar = write_tar(tmp_path / "x.tar", ("a/run", {"mode": 0o6777, "uid": 12345}))
     packed = write_zip(tmp_path / "x.zip", ("a/run2", b"", stat.S_IFREG | 0o6777))
@@ -77,6 +78,7 @@ OUTSIDE = ["../canary", "a/../../canary", "/tmp/canary", "a/../b", "a\\..\\..\\c
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
+@tried.ESCAPES
 def test_a_member_that_leaves_the_folder_is_refused_by_name(tmp_path, name):
     tar = write_tar(tmp_path / "x.tar", GOOD, (name, b"bad"))
     assert refused(tar) == f"refused: {name!a} leaves the folder"
@@ -99,6 +101,7 @@ def test_a_member_that_leaves_the_folder_is_refused_by_name(tmp_path, name):
         ({"type": tarfile.CONTTYPE}, "of an unknown kind"),
     ],
 )
+@tried.ESCAPES
 def test_a_tar_member_that_is_no_file_is_refused_wherever_it_goes(tmp_path, attributes, what, folder):
     name = f"{folder}/odd"
     path = write_tar(tmp_path / "x.tar", GOOD, (name, attributes))
@@ -109,6 +112,7 @@ def test_a_tar_member_that_is_no_file_is_refused_wherever_it_goes(tmp_path, attr
     ("mode", "what"),
     [(stat.S_IFLNK | 0o777, "a link"), (stat.S_IFCHR, "a device or a pipe"), (stat.S_IFIFO, "a device or a pipe")],
 )
+@tried.ESCAPES
 def test_a_zip_member_that_is_no_file_is_refused(tmp_path, mode, what):
     path = write_zip(tmp_path / "x.zip", GOOD, ("a/odd", b"../../canary", mode))
     assert refused(path) == f"refused: 'a/odd' is {what}, expected only files and folders"
@@ -124,6 +128,7 @@ def test_an_encrypted_zip_is_refused(tmp_path):
     assert refused(path) == "refused: 'a/good.txt' is encrypted, expected only files and folders"
 
 
+@tried.ESCAPES
 def test_links_nested_beyond_the_length_of_a_path_do_not_lead_outside(tmp_path):
     """The way of CVE-2025-4517: a path so long that checking it gives up, and then a link that leads out of it."""
     entries, path, step = [], "a", "d" * 200
@@ -156,6 +161,7 @@ def test_names_that_no_file_should_have_are_refused(tmp_path):
         assert refused(path) == f"refused: {name!a} has a name that no file should have"
 
 
+@tried.BOMBS
 def test_a_bomb_is_refused_before_its_member_is_written(tmp_path):
     bomb = bytes(5_000_000)
     path = write_zip(tmp_path / "x.zip", GOOD, ("a/bomb", bomb))
@@ -168,11 +174,13 @@ def test_a_bomb_is_refused_before_its_member_is_written(tmp_path):
     assert refused(path) == "refused: unpacks to more than 10,000 bytes (at 'elsewhere/bomb')"
 
 
+@tried.BOMBS
 def test_the_limit_is_on_all_members_together(tmp_path):
     path = write_tar(tmp_path / "x.tar", *((f"a/{n}", bytes(1000)) for n in range(11)))
     assert refused(path) == "refused: unpacks to more than 10,000 bytes (at 'a/10')"
 
 
+@tried.BOMBS
 def test_more_members_than_any_data_set_has_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MAX_MEMBERS", 3)
     path = write_zip(tmp_path / "x.zip", *((f"a/{n}", b"") for n in range(4)))
@@ -283,3 +291,11 @@ def test_a_full_disk_is_named_with_its_file(tmp_path, write):
     assert describe(caught.value) == (
         f"{tmp_path}/out/a/big: no space left on the disk. Free some and run the same command again."
     )
+
+
+@tried.ARCHIVES
+def test_a_zip_whose_member_lies_before_its_beginning_is_broken(tmp_path):
+    path = write_zip(tmp_path / "x.zip", GOOD, ("a/2", b"second"))
+    content = path.read_bytes()
+    path.write_bytes(content[:2] + content[4:])  # all places in its directory are then two bytes off
+    assert refused(path).startswith("broken or cut short (")

@@ -12,6 +12,7 @@ from PIL import Image
 
 from deeplab import load_model
 from pipeline import compare, export, predict, readme, report
+from pipeline.video import check_frames
 from tests.fake_grid import FakeGrid
 from tests.faults.disk import NO_SPACE, no_file_longer_than, outcome, small_disk
 from tests.records import CELL, OTHER, Folder, blank_database, measured
@@ -191,6 +192,12 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_each_file_old_or_new(prepared
         command = prepared(name, disk.path)
         disk.fill(left)
         check(command, disk.files, disk.free)
+
+
+def test_a_video_that_was_written_without_its_frames_is_a_full_disk(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"")
+    with pytest.raises(OSError, match="No space left on device"):
+        check_frames(tmp_path / "a.mp4", 12)
 
 
 @pytest.mark.fault("disk", "a limit on the size of files", "RLIMIT_FSIZE of 200 bytes", PROMISE)

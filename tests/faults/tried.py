@@ -66,3 +66,23 @@ DVC = row(
     "a tmpfs of 300 kB as cache, under the runner",
     "the stage counts as failed although DVC may exit with 0; its result stays, and the command that keeps it is told",
 )
+
+# Security: the rest of its tests stand in this folder.
+ESCAPES = row(
+    "security",
+    "an archive that leaves its folder",
+    "`..`, absolute names, backslashes, links, devices, pipes, setuid, a name twice, the nested links of CVE-2025-4517",
+    "refused with the name of the member, or without what makes it dangerous; nothing outside is touched",
+)
+BOMBS = row(
+    "security",
+    "an archive that unpacks without end",
+    "bombs, sizes that lie, 200,000 members, a reader without end",
+    "refused with the name of the member, at the latest at the limit of params.yaml",
+)
+PAGE = row(
+    "security",
+    "a class or a cell whose name is HTML",
+    "`<script>`, attributes, templates and random text as names on the page of results",
+    "shown as text; the page runs nothing and loads nothing",
+)
