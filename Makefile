@@ -26,7 +26,7 @@ check: test
 
 # Everything that docs/reliability.md promises is tried, and its tables are filled with the result.
 test-faults: .venv/ready
-	pytest -n 2 --dist loadfile -m fault --reliability docs/reliability.md tests tests/faults/long_*.py
+	pytest -n 2 --dist loadfile --no-loadscope-reorder -m fault --reliability docs/reliability.md tests/faults/long_*.py tests
 
 # A grid of twelve cells on a real cluster, all of it on this machine, with workers killed and nodes lost: about ten minutes each.
 test-ray: .venv/ready  ## installs Ray into .venv

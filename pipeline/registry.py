@@ -7,6 +7,7 @@ A model is a name for the weights that DVC keeps: their SHA-256, their scores, a
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -74,17 +75,18 @@ def register(experiment: Experiment, dataset: str, results: list[Result], runs: 
 
 
 def registered(experiment: Experiment, name: str) -> dict[str, str]:
-    """Key of a result -> the number of its version, where model and version are as `version_of` leaves them."""
+    """Key of a result -> the number of its version, where model and only version are as `version_of` leaves them."""
     client = experiment.client
     models = every(partial(client.search_logged_models, [experiment.number], max_results=500))
     said = {
         model.tags.get("key"): model.tags.get(VERSIONS) for model in reversed(models) if str(model.status) == "READY"
     }
     versions = every(partial(client.search_model_versions, f"name = '{name}'", max_results=500))
+    times = Counter(version.tags.get("key") for version in versions)
     return {
-        version.tags["key"]: str(version.version)
+        key: str(version.version)
         for version in versions
-        if said.get(version.tags.get("key"), "") == versions_tag(name, str(version.version))
+        if times[key := version.tags.get("key")] == 1 and said.get(key) == versions_tag(name, str(version.version))
     }
 
 

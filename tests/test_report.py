@@ -150,7 +150,7 @@ def test_names_from_the_data_are_shown_as_they_are_and_never_read_as_html(tmp_pa
         assert name in "".join(tree.itertext()), name
 
 
-@given(st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=30))
+@given(st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=30).filter(lambda text: text != "b"))
 @tried.PAGE
 def test_any_text_survives_a_table(text):
     tree = html5lib.parse(str(table([{text: text, "b": text}], text)))
