@@ -26,7 +26,8 @@ check: test
 
 # Everything that docs/reliability.md promises is tried, and its tables are filled with the result.
 test-faults: .venv/ready
-	pytest -n 2 --dist loadfile --no-loadscope-reorder -m fault --reliability docs/reliability.md tests/faults/long_*.py tests
+	pytest -n 2 --dist loadfile --no-loadscope-reorder -m fault --reliability docs/reliability.md \
+		tests/faults/long_*.py tests/faults/test_*.py tests/test_*.py  # files, for a folder among them would hide the long ones
 
 # A grid of twelve cells on a real cluster, all of it on this machine, with workers killed and nodes lost: about ten minutes each.
 test-ray: .venv/ready  ## installs Ray into .venv
