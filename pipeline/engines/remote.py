@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -94,7 +95,7 @@ class Remote:
         self.order, self.cells = order, cells
         self.place = cells.place
         self.local = Workers([{} for _ in range(max(2, cores()))], order.logs)
-        self.call = CALLS / time.strftime("%Y%m%d-%H%M%S")
+        self.call = CALLS / f"{datetime.now():%Y%m%d-%H%M%S-%f}"
         self.units: dict[str, Unit] = {}
         self.away: dict[str, Unit] = {}  # stages whose cell is not home yet
         self.fresh: list[str] = []  # cells to submit together
