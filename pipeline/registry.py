@@ -75,18 +75,19 @@ def register(experiment: Experiment, dataset: str, results: list[Result], runs: 
 
 
 def registered(experiment: Experiment, name: str) -> dict[str, str]:
-    """Key of a result -> the number of its version, where model and only version are as `version_of` leaves them."""
+    """Key of a result -> the number of its version, where its one model and version are as `version_of` leaves them."""
     client = experiment.client
     models = every(partial(client.search_logged_models, [experiment.number], max_results=500))
     said = {
         model.tags.get("key"): model.tags.get(VERSIONS) for model in reversed(models) if str(model.status) == "READY"
     }
     versions = every(partial(client.search_model_versions, f"name = '{name}'", max_results=500))
-    times = Counter(version.tags.get("key") for version in versions)
+    times = Counter(each.tags.get("key") for each in versions)
+    times.update(each.tags.get("key") for each in models)
     return {
         key: str(version.version)
         for version in versions
-        if times[key := version.tags.get("key")] == 1 and said.get(key) == versions_tag(name, str(version.version))
+        if times[key := version.tags.get("key")] == 2 and said.get(key) == versions_tag(name, str(version.version))
     }
 
 
@@ -175,6 +176,7 @@ def model_of(experiment: Experiment, name: str, result: Result) -> str:
         result.run,
         "model/mIoU",
         score,
+        timestamp=model.creation_timestamp,  # the same when it is said again, so that it stands there once
         model_id=model.model_id,
         dataset_name=name.removeprefix(PREFIX),
         dataset_digest=digest,
