@@ -1,6 +1,7 @@
 """The tables of docs/reliability.md, written by the tests that try each fault: `make test-faults`."""
 
 import re
+import signal
 from collections import defaultdict
 from pathlib import Path
 
@@ -13,6 +14,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # a shell starts what runs behind it so, and tests send Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line(
         "markers",
         "fault(area, fault, injected, promised): a row of docs/reliability.md. One parameter set is one try, unless the "
@@ -52,12 +57,20 @@ class Reliability:
     def pytest_sessionfinish(self):
         text = self.path.read_text()
         for area in AREAS:
-            lines = [table_line(row, tries) for row, tries in sorted(self.tries.items()) if row[0] == area]
-            block = f"<!-- faults:{area} -->\n{HEADER}{''.join(lines)}<!-- /faults:{area} -->"
-            pattern = re.compile(f"<!-- faults:{area} -->.*<!-- /faults:{area} -->", re.DOTALL)
-            text, found = pattern.subn(lambda _, block=block: block, text)
-            assert found == 1, f"{self.path}: expected the two lines faults:{area} once"
+            pattern = re.compile(f"<!-- faults:{area} -->\n(.*)<!-- /faults:{area} -->", re.DOTALL)
+            found = pattern.findall(text)
+            assert len(found) == 1, f"{self.path}: expected the two lines faults:{area} once"
+            lines = {key_of(line): line for line in found[0].splitlines(keepends=True)[HEADER.count("\n") :]}
+            tried = (table_line(row, tries) for row, tries in self.tries.items() if row[0] == area)
+            lines |= {key_of(line): line for line in tried}  # a row that was not tried now stays as it was
+            block = f"<!-- faults:{area} -->\n{HEADER}{''.join(sorted(lines.values()))}<!-- /faults:{area} -->"
+            text = pattern.sub(lambda _, block=block: block, text)
         self.path.write_text(text)
+
+
+def key_of(line):
+    """What makes a line of a table a row of its own: fault, injection and promise."""
+    return tuple(line.split(" | ")[:3])
 
 
 def table_line(row, tries):
