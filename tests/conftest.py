@@ -1,12 +1,34 @@
-"""The tables of docs/reliability.md, written by the tests that try each fault: `make test-faults`."""
+"""What many tests share, and the tables of docs/reliability.md, written by the tests that try each fault: `make test-faults`."""
 
 import re
 import signal
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
+
 AREAS = ("kill", "disk", "server", "input", "security", "load", "safeguards")
 HEADER = "| Fault | How it is injected | What is promised | Tries | Result |\n|---|---|---|---:|---|\n"
+
+
+@pytest.fixture
+def one_thread():
+    """As the tiny cell says; and a forked process cannot use the threads of its parent."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    """13 samples to train on."""
+    from deeplab.store import Store
+    from tests.tiny import write_store
+
+    return Store(write_store(tmp_path_factory.mktemp("store"), {"train": 13})).split("train")
 
 
 def pytest_addoption(parser):

@@ -18,9 +18,10 @@ from deeplab.data import StepKeys
 from deeplab.errors import SettingsError
 from deeplab.ranks import ALONE, Ranks
 from deeplab.step import build_optimizer, step_loss, train_step
-from deeplab.store import Store
 from tests.fitting import run
 from tests.tiny import recipe_config, tiny_cell, tiny_params, write_store
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
@@ -42,20 +43,6 @@ class Plain(nn.Module):
 def plain():
     torch.manual_seed(0)
     return Plain()
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """A forked process cannot use the threads of its parent."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def split(tmp_path_factory):
-    return Store(write_store(tmp_path_factory.mktemp("store"), {"train": 13})).split("train")
 
 
 def together(work, folder, world=2):

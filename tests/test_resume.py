@@ -11,25 +11,10 @@ import torch
 
 from deeplab import checkpoint
 from deeplab.checkpoint import load_checkpoint
-from deeplab.store import Store
 from tests.fitting import PACE, assert_equal, run
-from tests.tiny import write_store
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 EAGER = replace(PACE, checkpoint_every=1e-9)  # a checkpoint after every step
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As the tiny cell says; and a forked process cannot use the threads of its parent."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def split(tmp_path_factory):
-    return Store(write_store(tmp_path_factory.mktemp("store"), {"train": 13})).split("train")
 
 
 @pytest.fixture(scope="module")

@@ -13,19 +13,7 @@ from pipeline.params import load_params
 from tests.fitting import PACE, assert_equal, run, small
 from tests.tiny import model_config, recipe_config, tiny_cell, train_config, write_store
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As the tiny cell says; and a forked process cannot use the threads of its parent."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def split(tmp_path_factory):
-    return Store(write_store(tmp_path_factory.mktemp("store"), {"train": 13})).split("train")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(("images", "batch", "epochs", "steps"), [

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from deeplab.checkpoint import load_checkpoint
-from deeplab.store import Store
 from pipeline import download
 from pipeline.archive_options import Archive
 from pipeline.fetch import Patience
@@ -21,24 +20,11 @@ from tests.faults.disk import NO_SPACE, no_file_longer_than, outcome, small_disk
 from tests.fitting import PACE, assert_equal, run
 from tests.raw import dataset_config
 from tests.server import Server, file
-from tests.tiny import write_store
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 EAGER = replace(PACE, checkpoint_every=1e-9)  # a checkpoint after every step
 ROOT = Path(__file__).parents[2]
 BYTES = random.Random(0).randbytes
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def split(tmp_path_factory):
-    return Store(write_store(tmp_path_factory.mktemp("store"), {"train": 13})).split("train")
 
 
 def trained(folder, split, at=lambda step: None):
