@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 FOLDER = Path(__file__).parent
 NUMBER = re.compile(r"[-+]?[\d.,]+( ± [\d.]+)?( [%A-Za-z]{1,3})?|\[[-+\d., ]+\]|-")  # stands at the right of its column
@@ -24,7 +24,13 @@ def environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     made.tests["numeral"] = lambda value: NUMBER.fullmatch(re.sub(r"<[^>]*>", "", str(value))) is not None
+    made.filters["breakable"] = breakable
     return made
+
+
+def breakable(value: object) -> Markup:
+    """`value` escaped, with places after its underscores where a narrow column may break it."""
+    return value if isinstance(value, Markup) else escape(value).replace("_", Markup("_<wbr>"))
 
 
 def part(name: str, *values: Any, **options: Any) -> Markup:
