@@ -60,7 +60,7 @@ def read_costs(params: Params, names: Sequence[str]) -> dict[str, Cost]:
     measured = read_measurements(device)
     done = finished(params)
     images = {name: count_images(params, name) for name in {params.cells[cell].dataset for cell in names}}
-    classes = {name: count_classes(name) for name in images}
+    classes = {name: count_classes(params, name) for name in images}
     costs = {}
     for name in names:
         cell = params.cells[name]
@@ -100,16 +100,16 @@ def count_images(params: Params, dataset: str) -> int:
     split = params.splits[dataset][0]
     manifest = DATA / dataset / "manifest.json"
     if manifest.exists():
-        with readable(manifest, f"Run: dvc repro -f prepare@{dataset}"):
+        with readable(manifest, f"Run: dvc repro -f {params.stage('prepare', dataset)}"):
             samples = json.loads(manifest.read_bytes())["samples"]
             return sum(sample["split"] == split for sample in samples)
     return params.datasets[dataset].images.get(split, 0)
 
 
-def count_classes(dataset: str) -> int:
+def count_classes(params: Params, dataset: str) -> int:
     """How many classes the prepared store has; 21 if it is not there, which moves the size by a thousandth."""
     manifest = DATA / dataset / "manifest.json"
-    with readable(manifest, f"Run: dvc repro -f prepare@{dataset}"):
+    with readable(manifest, f"Run: dvc repro -f {params.stage('prepare', dataset)}"):
         return len(json.loads(manifest.read_bytes())["classes"]) if manifest.exists() else 21
 
 

@@ -138,14 +138,15 @@ def find_weights(name: str, runs: Path, seed: int) -> Path:
 
 def require_evaluated(cell: str, file: Path, records: Path) -> None:
     """Refuse weights of a cell that are not those its record tells of: then its number and its card are of others."""
+    stage = load_params().stage("evaluate", cell)
     for record in (*records.glob(f"*/{cell}.json"), *(EXAMPLES / records).glob(f"*/{cell}.json")):
-        with readable(record, f"Run: dvc repro -f evaluate@{cell}"):
+        with readable(record, f"Run: dvc repro -f {stage}"):
             held = json.loads(record.read_bytes())["weights"].values()
             known = {weights["file"]: weights["sha256"] for weights in held}
         if file.name in known and known[file.name] != file_sha256(file):
             raise DataError(
                 f"{file}: not the weights that {record} tells of (other SHA-256): damaged, or trained anew. Run: "
-                f"dvc repro evaluate@{cell}, or name the file to use it as it is."
+                f"dvc repro {stage}, or name the file to use it as it is."
             )
 
 
