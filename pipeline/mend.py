@@ -16,6 +16,7 @@ from pipeline.errors import run_command
 
 LOCKS = (Path("dvc.lock"), Path("examples/dvc.lock"))
 NONE = "schema: '2.0'\n"  # a dvc.lock without stages
+STAGES = "stages:\n"  # what follows where there are some
 TMP = Path(".dvc/tmp")  # where DVC keeps who reads and writes what
 
 
@@ -34,9 +35,11 @@ def mend(locks: Sequence[Path] = LOCKS, tmp: Path = TMP) -> list[str]:
 def cut_torn(lock: Path) -> int:
     """Cut the entry that was not written to its end off dvc.lock, and say how many bytes that was."""
     text = lock.read_text(encoding="utf-8") if lock.exists() else NONE
-    if is_whole(text) or not (NONE + "stages:\n").startswith(text[: len(NONE) + 8]):
-        return 0
     begins = [match.start() for match in re.finditer(r"^  \S", text, re.M)]
+    # A kill tears the end, so that is read alone: all of a long file takes DVC's reader seconds.
+    end = NONE + STAGES + text[begins[-1] :] if begins else text
+    if is_whole(end) or not (NONE + STAGES).startswith(text[: len(NONE + STAGES)]):
+        return 0
     kept = text[: begins[-1]] if begins[1:] else NONE
     if not is_whole(kept) or "\n<<<<<<<" in text:  # a merge that is not finished is not ours to end
         return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.mend import NONE, is_whole, mend
+from pipeline.mend import NONE, STAGES, is_whole, mend
 
 LOCK = """schema: '2.0'
 stages:
@@ -74,6 +74,14 @@ def test_a_dvc_lock_that_no_kill_has_torn_is_left_alone(text):
     Path("dvc.lock").write_text(text)
     assert mend() == []
     assert Path("dvc.lock").read_text() == text
+
+
+def test_of_a_whole_dvc_lock_only_the_last_entry_is_read_however_long_it_is(monkeypatch):
+    read = []
+    monkeypatch.setattr("pipeline.mend.is_whole", lambda text: not read.append(text))
+    Path("dvc.lock").write_text(LOCK)
+    assert mend() == []
+    assert read == [NONE + STAGES + LOCK.removeprefix(FIRST), NONE]  # NONE: there is no examples/dvc.lock
 
 
 def test_a_torn_list_of_readers_and_writers_is_removed_and_a_whole_one_stays():
