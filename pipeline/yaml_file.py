@@ -23,13 +23,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         raw = YAML(typ="safe", pure=True).load(text)
         json.dumps(raw, default=str)  # an alias inside of itself has no end
+        YAML(typ="safe").load(text)  # DVC's reader is in C, and does not take a bare address within brackets
     except (RecursionError, ValueError) as error:
         raise ParamsError(f"{path}: nested without end ({type(error).__name__})") from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
-        said = str(getattr(error, "problem", None) or error)
-        raise ParamsError(f"{place}: {' '.join(said.split())}") from None
+        said = " ".join(str(getattr(error, "problem", None) or error).split())
+        remedy = ". Put what stands before it in quotes" if said == "found unexpected ':'" else ""
+        raise ParamsError(f"{place}: {said}{remedy}") from None
     if not isinstance(raw, dict):
         raise ParamsError(f"{path}: expected a mapping of sections, got {type(raw).__name__}")
     return raw

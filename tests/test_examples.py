@@ -143,7 +143,7 @@ def test_the_parts_of_an_example_go_into_its_own_lock_file(tmp_path, monkeypatch
     (tmp_path / "examples").mkdir()
     parts = LockParts()
     for name in names:
-        parts.begin(name).write_text(f"schema: '2.0'\nstages:\n  report: {{cmd: {name!r}}}\n")
+        parts.begin(name).write_text(f"schema: '2.0'\nstages:\n  report:\n    cmd: {name}\n")
     recover()
     for name, path in zip(names, ("dvc.lock", "examples/dvc.lock"), strict=True):
         assert YAML(typ="safe").load(Path(path).read_text())["stages"] == {"report": {"cmd": name}}

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import ruamel.yaml
 
 from pipeline.errors import ParamsError
 from pipeline.params import load_params
@@ -65,6 +66,11 @@ def test_a_recipe_overrides_the_shared_sections_and_a_row_overrides_both(edited)
     assert row.fingerprint != other.fingerprint
 
 
+def test_dvc_reads_yaml_in_c():
+    """Once per stage: in Python, 200 cells take a minute."""
+    assert ruamel.yaml.__with_libyaml__
+
+
 def test_numbers_are_read_as_yaml_1_2_the_way_dvc_reads_them(edited):
     assert edited("weight_decay: 5.0e-4", "weight_decay: 1e-2").cells["voc_resnet50_os8"].train.weight_decay == 0.01
 
@@ -110,6 +116,9 @@ def test_runtime_settings_are_no_part_of_a_cells_fingerprint(edited):
     ("name: benchmark.tgz", "name: ../benchmark.tgz", "archives.1.name: got '../benchmark.tgz', expected a file name that ends in .tar"),
     ("folders: [VOCdevkit]", "folders: []", "datasets.voc.archives.0.folders: got [], expected at least 1 item"),
     ("seeds: [0]", "seeds: [0", "params.yaml:"),
+    ('["http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"]',
+     '[http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip]',
+     "params.yaml:72: found unexpected ':'. Put what stands before it in quotes"),
 ])  # fmt: skip
 @tried.SETTINGS
 def test_a_mistake_is_answered_with_its_place_and_the_remedy(edited, old, new, message):
