@@ -128,7 +128,7 @@ def test_a_full_disk_gets_no_half_database(folder, tmp_path, monkeypatch, found)
     "server",
     "the disk of the database is full",
     "a tmpfs that is full when a training begins, and later again",
-    "one warning, the training goes on and is mirrored when there is space; the next `tables` completes the record, without doubles",
+    "one warning; it is mirrored when there is space, and the next `tables` completes the record, without doubles",
 )
 def test_a_training_is_mirrored_when_the_disk_of_the_database_has_space(folder, tmp_path, monkeypatch, recorded_blank):
     path = training(folder)
@@ -157,6 +157,9 @@ def test_a_training_is_mirrored_when_the_disk_of_the_database_has_space(folder, 
         assert said[0].endswith(". Free some space.")
         look()
         assert mirrored_points == [[20], [20], list(range(20, 4000))]
+        assert outcome(folder.tables) == (0, [UNMEASURED])
+        (run,) = record(disk.path)["runs"][CELL]
+        assert (run["status"], run["tags"]["complete"], run["twice"]) == ("FINISHED", "1", [])
 
 
 def half(path, content):
