@@ -98,8 +98,7 @@ def only_runner(path: Path = LOCK) -> Iterator[None]:
             ) from None
         with naming(path):
             file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            os.write(file.fileno(), str(os.getpid()).encode())  # held in a buffer, it would fail again when that closes
         yield
 
 

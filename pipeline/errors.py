@@ -67,6 +67,8 @@ def describe(mistake: BaseException) -> str:
         return f"{mistake.filename}: no permission. Give yourself access to it, or link another folder there."
     if isinstance(mistake, FileExistsError | NotADirectoryError) and mistake.filename:
         return f"{mistake.filename}: a file is in the way of a folder. Move it away, or name another place."
+    if isinstance(mistake, IsADirectoryError) and mistake.filename:
+        return f"{mistake.filename}: a folder is in the way of a file. Move it away, or name another place."
     if isinstance(mistake, OSError) and mistake.errno == errno.EROFS:
         place = f"{mistake.filename}: " if mistake.filename else ""
         return f"{place}the disk can only be read. Name another place, or mount it to be written."

@@ -8,12 +8,15 @@ put there by the next one.
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.address import lock_of, short
-from pipeline.mend import replace
+from pipeline.files import whole
+from pipeline.mend import is_whole, replace
 from pipeline.quick_params import quick_params
+from pipeline.stages import open_repo
 
 PARTS = Path("runs/.locks")  # below it the folders of the files that they are parts of
 SHARE = 0.1  # of the time may go into writing dvc.lock
@@ -41,7 +44,8 @@ class LockParts:
             self.known[lock] = load_yaml(str(lock)).get("stages", {}) if lock.exists() else {}
         held = {entry: self.known[lock][entry]} if entry in self.known[lock] else {}
         part.parent.mkdir(parents=True, exist_ok=True)
-        dump_yaml(str(part), {"schema": "2.0", "stages": held})
+        with whole(part) as partial:
+            dump_yaml(str(partial), {"schema": "2.0", "stages": held})
         return part
 
     def end(self, name: str, well: bool) -> None:
@@ -49,7 +53,8 @@ class LockParts:
         if well:
             self.done.append(self.part(name))
             if self.spent <= SHARE * (time.monotonic() - self.began):
-                self.flush()
+                with suppress(OSError):  # a full disk must not stop what runs, and `flush` at the end will tell it
+                    self.flush()
         else:
             self.part(name).unlink(missing_ok=True)
 
@@ -65,10 +70,9 @@ def put_together(parts: list[Path], folder: Path) -> None:
     """Put `parts`, which lie in `folder`, each into its dvc.lock, and delete them."""
     if not parts:
         return
-    from dvc.repo import Repo
     from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
 
-    with Repo(_wait_for_lock=True) as repo, repo.lock:
+    with open_repo() as repo, repo.lock:
         for path in {home(part, folder) for part in parts}:
             lock = parse_yaml_for_update(path.read_text(), str(path)) if path.exists() else {}
             lock.setdefault("schema", "2.0")
@@ -100,12 +104,9 @@ def is_newer(part: Path, lock: Path) -> bool:
 
 def is_result(part: Path) -> bool:
     """Whether a part is whole, and not as empty as it was before the first run of its stage."""
-    from dvc.utils.serialize import YAMLFileCorruptedError, load_yaml
+    from dvc.utils.serialize import load_yaml
 
-    try:
-        return bool(load_yaml(str(part)).get("stages"))
-    except YAMLFileCorruptedError:
-        return False
+    return is_whole(part.read_text(encoding="utf-8")) and bool(load_yaml(str(part)).get("stages"))
 
 
 def run_stage(part: Path, name: str) -> int:

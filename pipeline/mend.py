@@ -1,4 +1,4 @@
-"""Mend what a DVC that was killed while it wrote has left torn, so that the next one can read it.
+"""Mend what a DVC that was killed or found the disk full while it wrote has left torn, so that the next can read it.
 
 DVC writes dvc.lock and its list of who works on what in place. The runner mends them when it starts; before
 `dvc repro` alone it is `python -m pipeline.mend`. What is cut off dvc.lock runs again, or comes from DVC's run cache
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import run_command
+from pipeline.files import whole
 
 LOCKS = (Path("dvc.lock"), Path("examples/dvc.lock"))
 NONE = "schema: '2.0'\n"  # a dvc.lock without stages
@@ -23,12 +24,12 @@ TMP = Path(".dvc/tmp")  # where DVC keeps who reads and writes what
 def mend(locks: Sequence[Path] = LOCKS, tmp: Path = TMP) -> list[str]:
     """Mend them, and say what was done. What is whole, or broken in another way, is left alone."""
     said = [
-        f"{lock}: torn by a kill, {lost} bytes cut off its end. What they told of runs again."
+        f"{lock}: torn by a kill or a full disk, {lost} bytes cut off its end. What they told of runs again."
         for lock in locks
         if (lost := cut_torn(lock))
     ]
     if remove_torn(tmp):
-        said.append(f"{tmp / 'rwlock'}: torn by a kill, removed")
+        said.append(f"{tmp / 'rwlock'}: torn by a kill or a full disk, removed")
     return said
 
 
@@ -77,13 +78,11 @@ def remove_torn(tmp: Path) -> bool:
 
 
 def replace(path: Path, text: str) -> None:
-    """Put `text` at `path`, whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
+    """Put `text` at `path`, whole or not at all, also when the power fails."""
+    with whole(path) as part, part.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from deeplab.errors import naming
 from pipeline.errors import BusyError
 
 SAVE_AND_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # SIGUSR2 is how submitit announces the end of a job
@@ -48,9 +49,9 @@ def locked(path: Path, name: str, doing: str = "trained") -> Iterator[None]:
             raise BusyError(f"{name}: already being {doing} ({holder}). Wait for it, or end it.")
         time.sleep(0.2)
     with file:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with naming(path):
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
 
 

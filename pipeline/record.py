@@ -7,11 +7,13 @@ The tag `complete` is written last: what was interrupted before is taken up agai
 import csv
 import json
 import socket
+import sys
+from contextlib import suppress
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import readable
+from pipeline.files import BROKEN, readable
 from pipeline.results import FINGERPRINTS, Result, numbers_in
 from pipeline.tracking import (
     Experiment,
@@ -159,20 +161,29 @@ def first_protocol(rows: list[dict[str, str]], seed: int) -> list[dict[str, str]
 
 
 def read_back(runs: list[Any], tags: dict[str, str]) -> Result | None:
-    """The first of `runs` with `tags`, as a result."""
+    """The first of `runs` with `tags`, as a result; none, and a warning, when it is not what its key was made of."""
     found = next((run for run in runs if tags.items() <= run.data.tags.items()), None)
     if not found:
         return None
     metrics, held = found.data.metrics, found.data.tags
-    return Result(
-        cell=held["cell"],
-        seed=int(held["seed"]),
-        scores=numbers_in(metrics, "final/"),
-        images=json.loads(held["images"]),
-        fingerprint={part: held[f"{part}_fingerprint"] for part in FINGERPRINTS},
-        weights={name: held[f"weights_{name}"] for name in ("file", "sha256")},
-        run=found.info.run_id,
+    with suppress(*BROKEN):
+        result = Result(
+            cell=held["cell"],
+            seed=int(held["seed"]),
+            scores=numbers_in(metrics, "final/"),
+            images=json.loads(held["images"]),
+            fingerprint={part: held[f"{part}_fingerprint"] for part in FINGERPRINTS},
+            weights={name: held[f"weights_{name}"] for name in ("file", "sha256")},
+            run=found.info.run_id,
+        )
+        if result.key == held["key"]:
+            return result
+    print(
+        f"warning: left out what MLflow's run {found.info.run_id} says of {held.get('cell')}: it is not what was "
+        "recorded. Delete the run there, and the next `tables` records anew what this folder has.",
+        file=sys.stderr,
     )
+    return None
 
 
 def mark_current(experiment: Experiment, runs: list[Any], shown: list[str]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.markdown import plain
 from pipeline.results import Result
-from pipeline.tracking import PREFIX, Experiment
+from pipeline.tracking import PREFIX, Experiment, cause
 
 NOTE = "mlflow.note.content"  # shown above a run or an experiment, as Markdown
 BEST = "best"
@@ -71,7 +71,7 @@ def register(experiment: Experiment, dataset: str, results: list[Result], runs: 
         if str(known.get(BEST)) != versions[best.key]:
             experiment.client.set_registered_model_alias(name, BEST, versions[best.key])
     except MlflowException as error:
-        print(f"warning: no models in MLflow: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(f"warning: no models in MLflow: {cause(error)}", file=sys.stderr)
 
 
 def registered(experiment: Experiment, name: str) -> dict[str, str]:

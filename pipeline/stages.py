@@ -1,7 +1,9 @@
 """What has to run, in which order, and why: DVC's graph and status as plain values."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from graphlib import TopologicalSorter
@@ -34,10 +36,9 @@ def read_stages(targets: Sequence[str]) -> dict[str, Stage]:
     """
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
-    from dvc.repo import Repo
 
     try:
-        with Repo(_wait_for_lock=True) as repo:
+        with open_repo() as repo:
             graph = repo.index.graph
             found = {stage.addressing: stage for stage in repo.index.stages}
             needs = {
@@ -60,6 +61,20 @@ def read_stages(targets: Sequence[str]) -> dict[str, Stage]:
         )
         for name in names
     }
+
+
+@contextmanager
+def open_repo() -> Iterator[Any]:
+    """This folder as DVC sees it; OSError when DVC cannot write down, outside of it, what it has seen of files."""
+    from dvc.dirs import site_cache_dir
+    from dvc.repo import Repo
+
+    try:
+        with Repo(_wait_for_lock=True) as repo:
+            yield repo
+    except sqlite3.OperationalError as error:
+        remedy = "Free some space there, or name another folder in DVC_SITE_CACHE_DIR."
+        raise OSError(f"{site_cache_dir()}: DVC cannot write its notes about files: {error}. {remedy}") from None
 
 
 def describe_changes(stage: Any, status: list[Any]) -> str:

@@ -123,7 +123,7 @@ def synchronise(
 
 def show_off(dataset: str, rows: list[Row], runs: Path, log_weights: bool) -> None:
     """Make the runs of the table easy to find in MLflow, which answered a moment ago; a failure costs a warning."""
-    results = [result for row in rows for result in row.results]
+    results = [result for row in rows for result in row.results if result.run]  # the run of another is damaged
     if not results:
         return
     shown = {row.name: {title: column(row) for title, column in COLUMNS.items()} for row in rows}

@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import describe
 from pipeline.files import readable
 
 Facts = dict[str, Any]  # what the trainer wrote down about one seed of a cell
@@ -126,9 +127,15 @@ def open_experiment(dataset: str, *, timeout: int) -> Iterator[Experiment]:
 
 
 def cause(error: Exception) -> str:
-    """The line of `error` that says what is wrong: the database's own stands below what SQLAlchemy did then."""
+    """The line of `error` that says what is wrong, and what to do about it if that is known.
+
+    The database's own stands below what SQLAlchemy did then.
+    """
+    if isinstance(error, OSError):
+        return describe(error)
     lines = str(error).splitlines() or [type(error).__name__]
-    return next((line for line in lines if not line.startswith("(raised as a result of")), lines[0])
+    line = next((line for line in lines if not line.startswith("(raised as a result of")), lines[0])
+    return next((f"{line.rstrip('.')}. {remedy}" for words, remedy in REMEDIES.items() if words in line), line)
 
 
 def without_password(text: str) -> str:
@@ -151,19 +158,28 @@ def locked(uri: str) -> Iterator[None]:
 
 
 def create_database(uri: str) -> None:
-    """Make the SQLite database of `uri` if there is none, whole or not at all.
+    """Make the SQLite database of `uri` if there is none, or an empty file; whole or not at all.
 
-    MLflow does it in many steps, and cannot open any more what a kill between two of them has left.
+    MLflow does it in many steps, and cannot open any more what a kill between two of them has left. OSError when it
+    cannot be opened at all: MLflow would try that for minutes.
     """
     from mlflow import MlflowClient
 
-    path = Path(uri.removeprefix(SQLITE))
-    if not uri.startswith(SQLITE) or path.exists():
+    if not uri.startswith(SQLITE):
         return
+    path = Path(uri.removeprefix(SQLITE)).resolve()  # a link stays a link
+    if path.exists():
+        with path.open("rb") as file:
+            if file.read(1):
+                return
+    path.parent.stat()  # an OSError of ours
     partial = path.with_name(f"{path.name}.part")
     partial.unlink(missing_ok=True)
-    MlflowClient(f"{SQLITE}{partial}").search_experiments(max_results=1)
-    partial.rename(path)
+    try:
+        MlflowClient(f"{SQLITE}{partial}").search_experiments(max_results=1)
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def find_experiment(client: Any, uri: str, name: str) -> Experiment:
@@ -238,3 +254,16 @@ def read_curves(path: Path, seed: int | None = None, columns: tuple[str, ...] | 
             for row in rows
             if seed is None or row["seed"] == str(seed)
         ]
+
+
+AGAIN = "move it away, then make it anew from the files: dvc repro --force --single-item --glob 'tables@*'"
+DAMAGED = f"It is damaged: {AGAIN}"
+
+# What SQLite or MLflow says of a database -> what to do.
+REMEDIES = {
+    "malformed": DAMAGED,
+    "file is not a database": DAMAGED,
+    "Could not decode to UTF-8": DAMAGED,
+    "out-of-date database schema": f"If a newer MLflow made it, install that one, or {AGAIN}",
+    "disk is full": "Free some space.",
+}

@@ -434,8 +434,8 @@ def test_the_runner_mends_what_a_killed_dvc_has_left_torn(project):
     (project / "repaired").touch()
     done = call(project, "train@c")
     assert done.returncode == 0, done.stderr
-    assert "dvc.lock: torn by a kill, " in done.stdout
-    assert "rwlock: torn by a kill, removed" in done.stdout
+    assert "dvc.lock: torn by a kill or a full disk, " in done.stdout
+    assert "rwlock: torn by a kill or a full disk, removed" in done.stdout
 
 
 def test_a_second_signal_ends_a_stage_that_does_not_listen(project):

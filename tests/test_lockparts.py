@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.lockparts import LockParts, recover
+from pipeline.mend import is_whole
 
 REPOSITORY = Path(__file__).parents[1]
 STAGES = """
@@ -86,6 +87,23 @@ def test_what_a_killed_runner_left_is_put_in_by_the_next_one_unless_dvc_lock_is_
     recover()
     assert Path("dvc.lock").read_bytes() == before
     assert not list(parts.folder.iterdir())
+
+
+@pytest.mark.fault(
+    "kill",
+    "the runner is killed while DVC writes the entry of a stage",
+    "its file cut after any byte",
+    "dvc.lock stays one that DVC can read",
+)
+def test_an_entry_that_was_not_written_to_its_end_does_not_break_dvc_lock(project, record_property):
+    part = LockParts().begin("train@a")
+    entry = "schema: '2.0'\nstages:\n  train@a:\n    cmd: cp code_a a\n    deps:\n    - path: code_a\n      size: 1\n"
+    record_property("tries", len(entry))
+    for length in range(len(entry)):
+        part.write_text(entry[:length])
+        recover()
+        assert not part.exists()
+        assert not Path("dvc.lock").exists() or is_whole(Path("dvc.lock").read_text()), entry[:length]
 
 
 def test_a_kill_while_dvc_lock_is_written_leaves_the_old_one_and_the_next_runner_writes_it(project, monkeypatch):

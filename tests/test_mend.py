@@ -53,7 +53,7 @@ def test_a_torn_dvc_lock_keeps_its_whole_entries(record_property):
     for text in torn:
         Path("dvc.lock").write_text(text)
         (said,) = mend()
-        assert said.startswith("dvc.lock: torn by a kill, ")
+        assert said.startswith("dvc.lock: torn by a kill or a full disk, ")
         left = Path("dvc.lock").read_text()
         assert is_whole(left)
         assert left == (FIRST if len(text) > len(FIRST) else NONE)
@@ -89,7 +89,7 @@ def test_a_torn_list_of_readers_and_writers_is_removed_and_a_whole_one_stays():
     path.write_text(json.dumps({"read": {}, "write": {}}))
     assert mend() == []
     path.write_text('{"write": {"/a/runs')
-    assert mend() == [".dvc/tmp/rwlock: torn by a kill, removed"]
+    assert mend() == [".dvc/tmp/rwlock: torn by a kill or a full disk, removed"]
     assert not path.exists()
     assert mend() == []
 
@@ -101,4 +101,4 @@ def test_the_command_says_what_it_did():
     done = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONPATH": root}, capture_output=True, text=True, check=True
     )
-    assert done.stdout.startswith("dvc.lock: torn by a kill, ")
+    assert done.stdout.startswith("dvc.lock: torn by a kill or a full disk, ")

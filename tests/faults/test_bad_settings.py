@@ -189,7 +189,10 @@ def test_a_readme_that_may_not_be_written_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "README.md").mkdir()
     words = ["tiny", "--table", str(tmp_path / "tiny.md"), "--readme", str(tmp_path / "README.md")]
     code, said = command(monkeypatch, readme, *words)
-    assert (code, said) == (74, [f"error: {tmp_path}/README.md: Is a directory"])
+    assert (code, said) == (
+        74,
+        [f"error: {tmp_path}/README.md: a folder is in the way of a file. Move it away, or name another place."],
+    )
 
 
 def test_the_settings_of_this_repository_are_right(edited, monkeypatch):

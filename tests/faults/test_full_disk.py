@@ -30,6 +30,7 @@ COMMANDS = (
     "masks",
     "video",
     "exported model",
+    "torchscript",
 )
 PROMISE = (
     "exit code 74, one line that names the file, every file old or new and whole, no half file; with space it goes on"
@@ -140,6 +141,15 @@ def export_model(folder, roomy):
     return partial(export.run, again, roomy / "other.safetensors", "huggingface", folder / "out", roomy / "card.md")
 
 
+def export_to(name):
+    def prepare(folder, roomy):
+        (folder / "out").mkdir()
+        (folder / f"out/model{export.FORMATS[name][0]}").write_bytes(b"of an older network")
+        return partial(export.run, loaded(roomy), roomy / "seed0.safetensors", name, folder / "out")
+
+    return prepare
+
+
 def loaded(roomy):
     return load_model(write_weights(roomy / "seed0.safetensors"))
 
@@ -149,6 +159,7 @@ MAKERS = dict(
         COMMANDS,
         (
             fill_readme, fill_tables, make_comparison, make_page, evaluate, segment_images, segment_video, export_model,
+            export_to("torchscript"),
         ),
         strict=True,
     )
@@ -201,7 +212,7 @@ def test_a_video_that_was_written_without_its_frames_is_a_full_disk(tmp_path):
 
 
 @pytest.mark.fault("disk", "a limit on the size of files", "RLIMIT_FSIZE of 200 bytes", PROMISE)
-@pytest.mark.parametrize("name", ["the README", "tables and cards", "comparison", "the page", "masks"])
+@pytest.mark.parametrize("name", ["the README", "tables and cards", "comparison", "the page", "masks", "torchscript"])
 def test_a_limit_on_files_is_told_as_a_full_disk(prepared, tmp_path, name):
     (tmp_path / "disk").mkdir()
     command = prepared(name, tmp_path / "disk")
