@@ -1,6 +1,7 @@
 """Small files that would fill the memory or the disk are refused before anything is decoded."""
 
 import json
+import struct
 import tracemalloc
 import zipfile
 from dataclasses import asdict
@@ -11,12 +12,12 @@ from PIL import Image
 
 from deeplab import load_model
 from deeplab.counts import read_counts
-from deeplab.decode import MAX_PIXELS, read_image, read_size
+from deeplab.decode import MAX_PIXELS, jpeg_scans, read_image, read_size
 from deeplab.errors import DataError
 from pipeline import predict, prepare
-from pipeline.datasets.decode import read_labels
+from pipeline.datasets.decode import color_lookup, read_colors, read_labels
 from pipeline.folder_options import FolderOptions
-from tests.faults.hostile import PICTURES, bmp, jpeg, png, tiff
+from tests.faults.hostile import PICTURES, bmp, jpeg, jpeg_of_scans, png, tiff
 from tests.raw import dataset_config, write_grey_mask, write_image
 from tests.tiny import model_config, tiny_cell, write_weights
 
@@ -56,6 +57,46 @@ def test_a_mask_that_claims_billions_of_pixels_is_refused_by_its_header(tmp_path
 
 def test_the_limit_is_the_one_of_pillow():
     assert MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB"])
+@BOMB
+def test_a_mask_of_colours_takes_a_few_bytes_for_each_pixel(tmp_path, mode):
+    side = 2000
+    Image.new(mode, (side, side)).save(tmp_path / "a.png")
+    color_lookup.cache_clear()
+    tracemalloc.start()
+    try:
+        assert not read_colors(tmp_path / "a.png", {(0, 0, 0): 0, (9, 9, 9): 1}).any()
+        assert tracemalloc.get_traced_memory()[1] - 2 * 2**24 < 8 * side**2  # the table of colours is always as large
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.fault(
+    "security",
+    "a small picture that is decoded for minutes",
+    "a progressive JPEG of thousands of scans, which takes a pass over all pixels for each",
+    "refused by their number, with its name; nothing is decoded",
+)
+def test_a_picture_of_thousands_of_scans_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("cv2.imdecode", lambda *_: pytest.fail("decoded"))
+    path = tmp_path / "bomb.jpg"
+    path.write_bytes(jpeg_of_scans(64, more=5000))
+    with pytest.raises(DataError, match=r"bomb\.jpg: a JPEG of 5,010 scans, expected at most 100"):
+        read_image(path)
+
+
+def test_what_only_looks_like_scans_does_not_count(tmp_path):
+    content, like = jpeg_of_scans(64, more=0), 5000 * b"\xff\xda\0\2"
+    note = b"\xff\xfe" + struct.pack(">H", 2 + len(like)) + like
+    for name, more in (
+        ("a thumbnail.jpg", content[:2] + note + content[2:]),
+        ("a film.jpg", content + like + b"\xff\xd9"),
+    ):
+        (tmp_path / name).write_bytes(more)
+        assert jpeg_scans(more) == 10
+        assert read_image(tmp_path / name).shape == (64, 64, 3)
 
 
 @BOMB
