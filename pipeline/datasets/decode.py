@@ -17,6 +17,7 @@ from pipeline.datasets.layout import Mask
 if TYPE_CHECKING:
     from PIL import Image
 
+FORMATS = ("PNG", "BMP", "TIFF", "GIF", "JPEG", "WEBP")  # of all that Pillow knows: for one, EPS, it starts Ghostscript
 TILE = 256  # side of what is looked up at once: colours of a whole picture as numbers would take 30 bytes a pixel
 LabelTable = NDArray[np.int16]  # (256,): a file's label -> train id, -1 where the data set has no such label
 
@@ -75,11 +76,11 @@ def read_picture(path: Path) -> "Image.Image":
 
     content = read_content(path)
     try:
-        picture = Image.open(io.BytesIO(content))
+        picture = Image.open(io.BytesIO(content), formats=FORMATS)
         blurred = picture.format in ("JPEG", "WEBP")
         if not blurred:
             picture.verify()  # the checksums of a PNG, which decoding does not look at
-            picture = Image.open(io.BytesIO(content))
+            picture = Image.open(io.BytesIO(content), formats=FORMATS)
             picture.load()
     except Exception as error:  # noqa: BLE001  a broken file makes Pillow raise nearly anything
         raise DataError(f"{path}: not a readable mask, or cut short ({type(error).__name__})") from None

@@ -173,3 +173,16 @@ def test_weights_that_claim_another_size_than_they_have_are_refused_unbuilt(tmp_
     monkeypatch.setattr("deeplab.pretrained.DeepLabV3", lambda *_: pytest.fail("built"))
     with pytest.raises(DataError, match="does not fit the network that its settings describe"):
         load_model(path)
+
+
+@pytest.mark.fault(
+    "security",
+    "a picture that is a program",
+    "PostScript (EPS) under the name of a mask, for which Pillow would start Ghostscript",
+    "refused, with its name; no process is started",
+)
+def test_a_mask_that_is_postscript_is_not_run(tmp_path, monkeypatch):
+    Image.new("L", (8, 8)).save(tmp_path / "mask.png", "EPS")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("run"))
+    with pytest.raises(DataError, match=r"mask\.png: not a readable mask"):
+        read_labels(tmp_path / "mask.png")
