@@ -31,6 +31,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     check_scans(path, content)
     # A file whose end was lost but filled with zeros still decodes, to a picture that is grey from there on.
     whole = not content.startswith(JPEG_START) or content.rfind(JPEG_END) > content.rfind(JPEG_SCAN)
+    whole = whole and (not content.startswith(PNG_START) or png_ends(content))
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if whole else None
@@ -118,6 +119,15 @@ def jpeg_scans(content: bytes) -> int:
         scans += mark[1] == JPEG_SCAN[1:]
         place = mark.end() + int.from_bytes(content[mark.end() : mark.end() + 2], "big")
     return scans
+
+
+def png_ends(content: bytes) -> bool:
+    """Whether a PNG has all that its chunks claim, to the last: OpenCV fills as much memory as one says, up to 4 GB."""
+    place, kind = len(PNG_START), b""
+    while kind != b"IEND" and place < len(content):
+        length, kind = int.from_bytes(content[place : place + 4], "big"), content[place + 4 : place + 8]
+        place += length + 12  # and the length, the kind and the checksum
+    return kind == b"IEND" and place <= len(content)
 
 
 def read_content(path: Path) -> bytes:

@@ -59,6 +59,20 @@ def test_the_limit_is_the_one_of_pillow():
     assert MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
 
 
+@pytest.mark.parametrize("kind", [b"IDAT", b"tEXt", b"IEND"])
+@BOMB
+def test_a_png_is_not_decoded_when_a_part_of_it_claims_more_than_there_is(tmp_path, kind, monkeypatch):
+    content = bytearray(png(8, 8, 8 * bytes(9)))
+    if kind == b"tEXt":
+        content[33:33] = bytes(4) + kind + bytes(4)
+    place = content.index(kind)
+    content[place - 4 : place] = struct.pack(">I", 2**31 - 1)
+    (tmp_path / "bomb.png").write_bytes(content)
+    monkeypatch.setattr("cv2.imdecode", lambda *_: pytest.fail("decoded"))  # to a buffer of 2 GB
+    with pytest.raises(DataError, match=r"bomb\.png: not a readable image, or cut short"):
+        read_image(tmp_path / "bomb.png")
+
+
 @pytest.mark.parametrize("mode", ["P", "RGB"])
 @BOMB
 def test_a_mask_of_colours_takes_a_few_bytes_for_each_pixel(tmp_path, mode):
