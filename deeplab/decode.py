@@ -4,6 +4,7 @@ Whatever is wrong with a file is a DataError that names it.
 """
 
 import io
+import re
 import struct
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -15,8 +16,10 @@ from deeplab.errors import DataError
 
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 JPEG_FRAMES = {0xC0 + kind for kind in range(16)} - {0xC4, 0xC8, 0xCC}  # the segments that tell the size
+JPEG_MARK = re.compile(rb"\xff+([^\x00\xff\x01\xd0-\xd7])")  # those without a length stand between them, and in scans
 PNG_START = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS: Final = 178_956_970  # of one picture, as Pillow has it for masks; a file of a few kB can claim billions
+MAX_SCANS: Final = 100  # of one JPEG: encoders make about ten, and a scan of a few bytes takes a pass over all pixels
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -25,8 +28,10 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
     content = read_content(path)
     check_pixels(path, *(header_size(io.BytesIO(content)) or pillow_size(path, content)))
+    check_scans(path, content)
     # A file whose end was lost but filled with zeros still decodes, to a picture that is grey from there on.
     whole = not content.startswith(JPEG_START) or content.rfind(JPEG_END) > content.rfind(JPEG_SCAN)
+    whole = whole and (not content.startswith(PNG_START) or png_ends(content))
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if whole else None
@@ -57,6 +62,14 @@ def check_pixels(path: Path, height: int, width: int) -> None:
         raise DataError(
             f"{path}: {width}x{height} pixels, expected at most {MAX_PIXELS:,} in one picture. Cut it into pieces."
         )
+
+
+def check_scans(path: Path, content: bytes) -> None:
+    """Refuse a JPEG of thousands of scans, which 100 kB can hold and which would be decoded for minutes."""
+    if not content.startswith(JPEG_START) or content.count(JPEG_SCAN) <= MAX_SCANS:
+        return  # so that the scans of other files need not be told from what looks like one
+    if (scans := jpeg_scans(content)) > MAX_SCANS:
+        raise DataError(f"{path}: a JPEG of {scans:,} scans, expected at most {MAX_SCANS}. Save it anew.")
 
 
 def header_size(file: BinaryIO) -> tuple[int, int] | None:
@@ -97,6 +110,24 @@ def jpeg_size(file: BinaryIO) -> tuple[int, int]:
                 raise ValueError("the height follows later")
             return height, width
         file.seek(length - 2, 1)
+
+
+def jpeg_scans(content: bytes) -> int:
+    """How many scans a JPEG has, without those of its thumbnail and what follows its end."""
+    scans, place = 0, len(JPEG_START)
+    while (mark := JPEG_MARK.search(content, place)) and mark[1] != JPEG_END[1:]:
+        scans += mark[1] == JPEG_SCAN[1:]
+        place = mark.end() + int.from_bytes(content[mark.end() : mark.end() + 2], "big")
+    return scans
+
+
+def png_ends(content: bytes) -> bool:
+    """Whether a PNG has all that its chunks claim, to the last: OpenCV fills as much memory as one says, up to 4 GB."""
+    place, kind = len(PNG_START), b""
+    while kind != b"IEND" and place < len(content):
+        length, kind = int.from_bytes(content[place : place + 4], "big"), content[place + 4 : place + 8]
+        place += length + 12  # and the length, the kind and the checksum
+    return kind == b"IEND" and place <= len(content)
 
 
 def read_content(path: Path) -> bytes:

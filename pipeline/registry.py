@@ -106,8 +106,8 @@ def version_of(experiment: Experiment, name: str, result: Result, runs: Path, lo
     client = experiment.client
     model = model_of(experiment, name, result)
     weights = runs / result.cell / "weights" / result.weights["file"]
-    if log_weights and weights.exists() and not client.list_logged_model_artifacts(model, "weights"):
-        client.log_model_artifact(model, str(weights), "weights")
+    if log_weights and weights.exists():
+        add_weights(client, model, weights)
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name, description=f"DeepLabv3 on {name.removeprefix(PREFIX)}")
     found = client.search_model_versions(f"name = '{name}' and tags.key = '{result.key}'")
@@ -123,6 +123,13 @@ def version_of(experiment: Experiment, name: str, result: Result, runs: Path, lo
     version = str(made.version)
     show_version(experiment, model, name, version)
     return version
+
+
+def add_weights(client: Any, model: str, weights: Path) -> None:
+    """Copy `weights` to the model, unless they are there: a copy that was killed is shorter than they are."""
+    sizes = [file.file_size for file in client.list_logged_model_artifacts(model, "weights")]
+    if sizes != [weights.stat().st_size]:
+        client.log_model_artifact(model, str(weights), "weights")
 
 
 @contextmanager
@@ -155,22 +162,31 @@ def versions_tag(name: str, version: str) -> str:
 
 
 def model_of(experiment: Experiment, name: str, result: Result) -> str:
-    """The id of the model that is `result`, made if there is none, with its scores."""
-    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
-
+    """The id of the model that is `result`: the one that is there, finished if it was only begun, or else a new one."""
     client = experiment.client
     found = client.search_logged_models([experiment.number], f"tags.key = '{result.key}'")
-    ready = [model.model_id for model in found if str(model.status) == "READY"]
-    for model in found:  # a call that was interrupted, or made twice
-        if model.model_id not in ready[:1]:
-            client.delete_logged_model(model.model_id)
-    if ready:
-        return str(ready[0])
-    params = {"cell": result.cell, "seed": str(result.seed)}
-    tags = {"key": result.key, "weights_sha256": result.weights["sha256"], "mlflow.model.isExternal": "true"}
-    model = client.create_logged_model(experiment.number, result.cell, result.run, tags, params)
+    # A call made twice leaves two. Of those that were only begun the newest is gone on with: its id was the answer.
+    found = sorted(found, key=lambda model: (str(model.status) == "READY", model.creation_timestamp), reverse=True)
+    for double in found[1:]:
+        client.delete_logged_model(double.model_id)
+    if found:
+        model = found[0]
+    else:
+        params = {"cell": result.cell, "seed": str(result.seed)}
+        tags = {"key": result.key, "weights_sha256": result.weights["sha256"], "mlflow.model.isExternal": "true"}
+        model = client.create_logged_model(experiment.number, result.cell, result.run, tags, params)
+    if str(model.status) != "READY":
+        finish_model(client, model, name, result)
+    return str(model.model_id)
+
+
+def finish_model(client: Any, model: Any, name: str, result: Result) -> None:
+    """Link `model` with its run, and give it its score: both once, for it may have been begun before."""
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+
     describe(client, model)
-    client.log_outputs(result.run, [LoggedModelOutput(model.model_id, step=0)])
+    if model.model_id not in [output.model_id for output in client.get_run(result.run).outputs.model_outputs]:
+        client.log_outputs(result.run, [LoggedModelOutput(model.model_id, step=0)])
     score, digest = result.scores["mIoU"], result.fingerprint["data"][:16]  # the digest of the run's data set, too
     client.log_metric(
         result.run,
@@ -182,7 +198,6 @@ def model_of(experiment: Experiment, name: str, result: Result) -> str:
         dataset_digest=digest,
     )
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    return str(model.model_id)
 
 
 def describe(client: Any, model: Any) -> None:

@@ -94,7 +94,7 @@ def test_filling_the_table_again_makes_no_second_model(folder):
         assert len(run.outputs.model_outputs) == 1
 
 
-def test_a_model_that_was_begun_and_never_finished_is_made_anew(folder, monkeypatch):
+def test_a_model_that_was_begun_and_never_finished_is_finished(folder, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.registry.describe", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -117,6 +117,19 @@ def test_weights_are_copied_to_mlflow_only_when_params_say_so(folder, wanted):
         model = models(experiment)[CELL].model_id
         found = [file.path for file in experiment.client.list_logged_model_artifacts(model, "weights")]
     assert found == ["weights/seed0.safetensors"] * wanted
+
+
+def test_a_copy_of_weights_that_was_killed_is_made_again(folder):
+    folder.raw["runtime"]["log_weights"] = True
+    folder.write_params()
+    weights = folder.path / f"runs/{CELL}/weights/seed0.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    folder.tables()
+    (copy,) = Path("mlartifacts").rglob("seed0.safetensors")
+    copy.write_bytes(b"wei")
+    folder.tables()
+    assert copy.read_bytes() == b"weights"
 
 
 def test_without_a_registry_the_table_is_filled_and_a_warning_says_so(folder, monkeypatch, capsys):

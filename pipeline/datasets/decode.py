@@ -1,6 +1,7 @@
 """Mask files -> arrays of train ids. Whatever is wrong with a file is a DataError that names it."""
 
 import io
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from pipeline.datasets.layout import Mask
 if TYPE_CHECKING:
     from PIL import Image
 
+FORMATS = ("PNG", "BMP", "TIFF", "GIF", "JPEG", "WEBP")  # of all that Pillow knows: for one, EPS, it starts Ghostscript
+TILE = 256  # side of what is looked up at once: colours of a whole picture as numbers would take 30 bytes a pixel
 LabelTable = NDArray[np.int16]  # (256,): a file's label -> train id, -1 where the data set has no such label
 
 
@@ -35,36 +38,53 @@ def read_labels(path: Path) -> Bytes:
 
 def read_colors(path: Path, labels: dict[Color, int]) -> Bytes:
     """The label (H, W) of each pixel's colour in the mask `path`; a colour without a label is a DataError naming it."""
-    rgb = np.asarray(read_picture(path).convert("RGB"))
-    codes = rgb @ np.array([1 << 16, 1 << 8, 1])
-    known = np.array([red << 16 | green << 8 | blue for red, green, blue in labels])
-    order = np.argsort(known)
-    nearest = order[np.searchsorted(known, codes, sorter=order).clip(max=len(known) - 1)]
-    wrong = known[nearest] != codes
+    picture = read_picture(path)
+    width, height = picture.size
+    table = color_lookup(tuple(labels.items()))
+    found = np.empty((height, width), dtype=np.int16)
+    for top in range(0, height, TILE):
+        for left in range(0, width, TILE):
+            box = (left, top, min(left + TILE, width), min(top + TILE, height))
+            rgb = np.asarray(picture.crop(box).convert("RGB")).astype(np.int32)
+            codes = rgb[:, :, 0] << 16 | rgb[:, :, 1] << 8 | rgb[:, :, 2]
+            found[top : top + TILE, left : left + TILE] = table[codes]
+    wrong = found == 0
     if wrong.any():
-        row, column = divmod(int(wrong.argmax()), wrong.shape[1])
-        red, green, blue = rgb[row, column]
+        row, column = divmod(int(wrong.argmax()), width)
+        pixel = picture.crop((column, row, column + 1, row + 1)).convert("RGB")
+        red, green, blue = np.asarray(pixel)[0, 0]
         raise LabelError(
-            f"{path}: colour {red} {green} {blue} at row {row}, column {column} is none of the {len(known)} in the "
+            f"{path}: colour {red} {green} {blue} at row {row}, column {column} is none of the {len(labels)} in the "
             f"table of classes ({int(wrong.sum()):,} pixels have such a colour)",
-            shape=(wrong.shape[0], wrong.shape[1]),
+            shape=(height, width),
         )
-    found: Bytes = np.array(list(labels.values()), dtype=np.uint8)[nearest]
-    return found
+    return (found - 1).astype(np.uint8)
+
+
+@lru_cache(maxsize=1)  # of 32 MB, and the same for all masks
+def color_lookup(labels: tuple[tuple[Color, int], ...]) -> NDArray[np.int16]:
+    """(2**24,): a colour as one number -> its label + 1, 0 where no label has it."""
+    table = np.zeros(1 << 24, dtype=np.int16)
+    for (red, green, blue), label in labels:
+        table[red << 16 | green << 8 | blue] = label + 1
+    return table
 
 
 def read_picture(path: Path) -> "Image.Image":
-    """The mask `path` as Pillow sees it, decoded; JPEG and WebP are refused, for they blur labels and colours."""
+    """The mask `path` as Pillow sees it, decoded; JPEG and WebP are refused undecoded, for they blur labels."""
     from PIL import Image
 
     content = read_content(path)
     try:
-        Image.open(io.BytesIO(content)).verify()  # the checksums of a PNG, which decoding does not look at
-        picture = Image.open(io.BytesIO(content))
-        picture.load()
+        picture = Image.open(io.BytesIO(content), formats=FORMATS)
+        blurred = picture.format in ("JPEG", "WEBP")
+        if not blurred:
+            picture.verify()  # the checksums of a PNG, which decoding does not look at
+            picture = Image.open(io.BytesIO(content), formats=FORMATS)
+            picture.load()
     except Exception as error:  # noqa: BLE001  a broken file makes Pillow raise nearly anything
         raise DataError(f"{path}: not a readable mask, or cut short ({type(error).__name__})") from None
-    if picture.format in ("JPEG", "WEBP"):
+    if blurred:
         raise MaskModeError(
             f"{path}: a mask saved as {picture.format}, which blurs labels. Take the original, a PNG say.",
             shape=(picture.height, picture.width),

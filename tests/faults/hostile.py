@@ -75,6 +75,17 @@ def jpeg(width, height):
     return bytes(content)
 
 
+def jpeg_of_scans(side, more):
+    """A progressive JPEG whose last scan is there so many times more."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), (10, 20, 30)).save(buffer, "JPEG", progressive=True)
+    content = buffer.getvalue()
+    last, end = content.rindex(b"\xff\xda"), content.rindex(b"\xff\xd9")
+    return content[:end] + more * content[last:end] + content[end:]
+
+
 def bmp(width, height):
     """The header of a BMP that says it is so large."""
     return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, *[0] * 6)

@@ -149,6 +149,7 @@ def record(folder, experiment="%"):
         own = "experiment_id in (select experiment_id from experiments where name like ?)"
         alive = f"lifecycle_stage = 'active' and {own}"
         runs = base.execute(f"select run_uuid, name, status from runs where {alive}", [experiment]).fetchall()
+        linked = "select source_type, destination_type from inputs where source_id = ? or destination_id = ?"
         shown = {}
         for run_id, name, status in runs:
             tags = dict(base.execute("select key, value from tags where run_uuid = ?", [run_id]))
@@ -163,12 +164,23 @@ def record(folder, experiment="%"):
                     "params": params,
                     "points": sorted(timeless),
                     "twice": [place for place, count in places.items() if count > 1],
+                    "links": sorted(base.execute(linked, [run_id, run_id]).fetchall()),
                 }
             )
         models = base.execute(f"select name, status from logged_models where {alive}", [experiment]).fetchall()
+        of_models = f"model_id in (select model_id from logged_models where {alive})"
+        scores = base.execute(
+            f"select metric_name, metric_value from logged_model_metrics where {of_models}", [experiment]
+        ).fetchall()
         named = "where name like ?"
         versions = base.execute(
             f"select name, version from model_versions {named} and current_stage != 'Deleted_Internal'", [experiment]
         ).fetchall()
         aliases = base.execute(f"select name, alias from registered_model_aliases {named}", [experiment]).fetchall()
-    return {"runs": shown, "models": sorted(models), "versions": sorted(versions), "aliases": sorted(aliases)}
+    return {
+        "runs": shown,
+        "models": sorted(models),
+        "scores": sorted(scores),
+        "versions": sorted(versions),
+        "aliases": sorted(aliases),
+    }

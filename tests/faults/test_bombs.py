@@ -1,6 +1,7 @@
 """Small files that would fill the memory or the disk are refused before anything is decoded."""
 
 import json
+import struct
 import tracemalloc
 import zipfile
 from dataclasses import asdict
@@ -11,12 +12,12 @@ from PIL import Image
 
 from deeplab import load_model
 from deeplab.counts import read_counts
-from deeplab.decode import MAX_PIXELS, read_image, read_size
+from deeplab.decode import MAX_PIXELS, jpeg_scans, read_image, read_size
 from deeplab.errors import DataError
 from pipeline import predict, prepare
-from pipeline.datasets.decode import read_labels
+from pipeline.datasets.decode import color_lookup, read_colors, read_labels
 from pipeline.folder_options import FolderOptions
-from tests.faults.hostile import PICTURES, bmp, jpeg, png, tiff
+from tests.faults.hostile import PICTURES, bmp, jpeg, jpeg_of_scans, png, tiff
 from tests.raw import dataset_config, write_grey_mask, write_image
 from tests.tiny import model_config, tiny_cell, write_weights
 
@@ -56,6 +57,60 @@ def test_a_mask_that_claims_billions_of_pixels_is_refused_by_its_header(tmp_path
 
 def test_the_limit_is_the_one_of_pillow():
     assert MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("kind", [b"IDAT", b"tEXt", b"IEND"])
+@BOMB
+def test_a_png_is_not_decoded_when_a_part_of_it_claims_more_than_there_is(tmp_path, kind, monkeypatch):
+    content = bytearray(png(8, 8, 8 * bytes(9)))
+    if kind == b"tEXt":
+        content[33:33] = bytes(4) + kind + bytes(4)
+    place = content.index(kind)
+    content[place - 4 : place] = struct.pack(">I", 2**31 - 1)
+    (tmp_path / "bomb.png").write_bytes(content)
+    monkeypatch.setattr("cv2.imdecode", lambda *_: pytest.fail("decoded"))  # to a buffer of 2 GB
+    with pytest.raises(DataError, match=r"bomb\.png: not a readable image, or cut short"):
+        read_image(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB"])
+@BOMB
+def test_a_mask_of_colours_takes_a_few_bytes_for_each_pixel(tmp_path, mode):
+    side = 2000
+    Image.new(mode, (side, side)).save(tmp_path / "a.png")
+    color_lookup.cache_clear()
+    tracemalloc.start()
+    try:
+        assert not read_colors(tmp_path / "a.png", {(0, 0, 0): 0, (9, 9, 9): 1}).any()
+        assert tracemalloc.get_traced_memory()[1] - 2 * 2**24 < 8 * side**2  # the table of colours is always as large
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.fault(
+    "security",
+    "a small picture that is decoded for minutes",
+    "a progressive JPEG of thousands of scans, which takes a pass over all pixels for each",
+    "refused by their number, with its name; nothing is decoded",
+)
+def test_a_picture_of_thousands_of_scans_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("cv2.imdecode", lambda *_: pytest.fail("decoded"))
+    path = tmp_path / "bomb.jpg"
+    path.write_bytes(jpeg_of_scans(64, more=5000))
+    with pytest.raises(DataError, match=r"bomb\.jpg: a JPEG of 5,010 scans, expected at most 100"):
+        read_image(path)
+
+
+def test_what_only_looks_like_scans_does_not_count(tmp_path):
+    content, like = jpeg_of_scans(64, more=0), 5000 * b"\xff\xda\0\2"
+    note = b"\xff\xfe" + struct.pack(">H", 2 + len(like)) + like
+    for name, more in (
+        ("a thumbnail.jpg", content[:2] + note + content[2:]),
+        ("a film.jpg", content + like + b"\xff\xd9"),
+    ):
+        (tmp_path / name).write_bytes(more)
+        assert jpeg_scans(more) == 10
+        assert read_image(tmp_path / name).shape == (64, 64, 3)
 
 
 @BOMB
@@ -132,3 +187,16 @@ def test_weights_that_claim_another_size_than_they_have_are_refused_unbuilt(tmp_
     monkeypatch.setattr("deeplab.pretrained.DeepLabV3", lambda *_: pytest.fail("built"))
     with pytest.raises(DataError, match="does not fit the network that its settings describe"):
         load_model(path)
+
+
+@pytest.mark.fault(
+    "security",
+    "a picture that is a program",
+    "PostScript (EPS) under the name of a mask, for which Pillow would start Ghostscript",
+    "refused, with its name; no process is started",
+)
+def test_a_mask_that_is_postscript_is_not_run(tmp_path, monkeypatch):
+    Image.new("L", (8, 8)).save(tmp_path / "mask.png", "EPS")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("run"))
+    with pytest.raises(DataError, match=r"mask\.png: not a readable mask"):
+        read_labels(tmp_path / "mask.png")

@@ -43,8 +43,36 @@ def recorded(folder, fault, which):
 def test_what_was_asked_for_twice_is_there_once(folder, name):
     shown, calls = recorded(folder, "asked twice", name)
     assert calls.count(name) == 1
+    check_once(shown)
+
+
+@pytest.mark.fault(
+    "server",
+    "a recording ends while it makes a model",
+    "killed before or after a call, an answer lost",
+    "the next `tables` goes on with the same model: one score, one link with its run",
+)
+@pytest.mark.parametrize(
+    ("fault", "name"),
+    [
+        ("killed after", "create_logged_model"),
+        ("killed after", "log_outputs"),
+        ("answer lost", "log_metric"),
+        ("killed before", "finalize_logged_model"),
+    ],
+)
+def test_a_model_that_was_only_begun_is_finished(folder, fault, name):
+    shown, calls = recorded(folder, fault, name)
+    assert calls[-1] == name
+    check_once(shown)
+
+
+def check_once(shown):
+    """One complete run with each point once, linked with its data and its model; one score, one version."""
     (runs,) = shown["runs"].values()
     assert [(run["status"], run["tags"]["complete"], run["twice"]) for run in runs] == [("FINISHED", "1", [])]
+    assert runs[0]["links"] == [("DATASET", "RUN"), ("RUN_OUTPUT", "MODEL_OUTPUT")]
     assert [status for _, status in shown["models"]] == [2]  # ready
+    assert shown["scores"] == [("model/mIoU", 0.5)]
     assert [version for _, version in shown["versions"]] == [1]
     assert shown["aliases"] == [("deeplabv3-shapes", "best")]
