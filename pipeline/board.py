@@ -11,13 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-import psutil  # type: ignore[import-untyped]
-
 from deeplab.errors import naming
 from pipeline.address import kind_and_name
 from pipeline.errors import BusyError
 from pipeline.files import readable
-from pipeline.guard import GRACE
+from pipeline.guard import GRACE, is_alive
 
 LOCK = Path("runs/.grid.lock")
 BOARD = Path("runs/.grid.json")
@@ -108,13 +106,10 @@ def only_runner(path: Path = LOCK) -> Iterator[int]:
 def wait_for_lock(file: TextIO, path: Path) -> None:
     """Lock `file`. BusyError when its runner is at work, or has ended and its stages do not end."""
     deadline, told = time.monotonic() + PATIENCE, False
-    while True:
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            runner = file.read().strip()
-        if not has_ended(runner):
+    while not lock(file):
+        file.seek(0)
+        runner = file.read().strip()
+        if not runner or is_alive(int(runner), os.fstat(file.fileno()).st_mtime):
             raise BusyError(
                 f"{path}: another runner (process {runner}) is at work here. Wait for it, or end it. "
                 f"`python -m pipeline.status` shows what it does."
@@ -130,14 +125,13 @@ def wait_for_lock(file: TextIO, path: Path) -> None:
         time.sleep(LOOK)
 
 
-def has_ended(process: str) -> bool:
-    """Whether there is no such process any more. One that nobody waits for stays a zombie, and has ended."""
+def lock(file: TextIO) -> bool:
+    """Whether `file` could be locked."""
     try:
-        return bool(psutil.Process(int(process)).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
-    except ValueError:  # it is about to write its number
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
+    return True
 
 
 def is_held(path: Path) -> bool:

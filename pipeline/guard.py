@@ -59,5 +59,14 @@ def members(group: int) -> set[int]:
     return found
 
 
+def is_alive(process: int, then: float) -> bool:
+    """Whether what had the number `process` at the time `then` is still alive; another one that has it since is not."""
+    try:
+        found = psutil.Process(process)
+        return bool(found.create_time() <= then and found.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 if __name__ == "__main__":
     main()

