@@ -2,6 +2,7 @@
 
 The runner starts this process and names on its stdin each process group that it begins, and again when that has ended.
 The kernel closes the pipe when the runner dies, even by `kill -9`; what is left is then asked to save and stop.
+The file of the runner's lock is open here too, so that the next runner waits until nothing is left.
 """
 
 import contextlib
