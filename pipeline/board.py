@@ -9,14 +9,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 from deeplab.errors import naming
 from pipeline.address import kind_and_name
 from pipeline.errors import BusyError
 from pipeline.files import readable
+from pipeline.guard import GRACE, is_alive
 
 LOCK = Path("runs/.grid.lock")
 BOARD = Path("runs/.grid.json")
+PATIENCE = GRACE + 10.0  # seconds to wait for the stages of a runner that has ended; its guard ends them before
+LOOK = 0.2  # seconds between two looks at the lock meanwhile
 
 
 @dataclass(kw_only=True)
@@ -84,22 +88,49 @@ def plan_board(engine: str, names: Iterable[str], reasons: dict[str, str]) -> Bo
 
 
 @contextmanager
-def only_runner(path: Path = LOCK) -> Iterator[None]:
-    """Hold the runner's lock. The kernel frees it when the process ends, however that happens."""
+def only_runner(path: Path = LOCK) -> Iterator[int]:
+    """Hold the runner's lock, and give its file to share with a guard: it is free when both have ended.
+
+    The kernel frees it, however they end. What a runner that was killed has left at work is waited for.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise BusyError(
-                f"{path}: another runner (process {file.read().strip()}) is at work here. Wait for it, or end it. "
-                f"`python -m pipeline.status` shows what it does."
-            ) from None
+        wait_for_lock(file, path)
         with naming(path):
             file.truncate(0)
             os.write(file.fileno(), str(os.getpid()).encode())  # held in a buffer, it would fail again when that closes
-        yield
+        yield file.fileno()
+
+
+def wait_for_lock(file: TextIO, path: Path) -> None:
+    """Lock `file`. BusyError when its runner is at work, or has ended and its stages do not end."""
+    deadline, told = time.monotonic() + PATIENCE, False
+    while not lock(file):
+        file.seek(0)
+        runner = file.read().strip()
+        if not runner or is_alive(int(runner), os.fstat(file.fileno()).st_mtime):
+            raise BusyError(
+                f"{path}: another runner (process {runner}) is at work here. Wait for it, or end it. "
+                f"`python -m pipeline.status` shows what it does."
+            )
+        if time.monotonic() > deadline:
+            raise BusyError(
+                f"{path}: the runner that was process {runner} has ended, but what it ran has not after "
+                f"{PATIENCE:.0f} s. Wait for it, or end it."
+            )
+        if not told:
+            told = True
+            print(f"the runner before (process {runner}) has ended, its stages save; waiting for them", flush=True)
+        time.sleep(LOOK)
+
+
+def lock(file: TextIO) -> bool:
+    """Whether `file` could be locked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def is_held(path: Path) -> bool:

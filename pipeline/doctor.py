@@ -100,7 +100,7 @@ def check_gpus(params: Params, on: str, address: str | None) -> str:
         return f"{len(visible_gpus())} visible, {len(slots)} cells at a time"
     from pipeline.engines import ENGINES, Order
 
-    order = Order(params=runtime, stages=(), count=None, address=address, threads=1, logs=Path("runs/.logs"))
+    order = Order(params=runtime, stages=(), count=None, address=address, threads=1, logs=Path("runs/.logs"), lock=None)
     return ENGINES[on](order).place
 
 

@@ -40,7 +40,7 @@ def run(targets: Sequence[str], count: int | None = None, on: str = "here", addr
     params = load_params()  # its mistakes are clearer than DVC's, and a name in it may be no path
     check_names(params)
     prepare_engine = ENGINES[on]
-    with only_runner(LOCK):
+    with only_runner(LOCK) as lock:
         for line in mend():
             print(line, flush=True)
         recover()
@@ -57,6 +57,7 @@ def run(targets: Sequence[str], count: int | None = None, on: str = "here", addr
             address=address,
             threads=most_threads(params, reasons),
             logs=LOGS,
+            lock=lock,
         )
         engine = prepare_engine(order)
         print(f"{len(reasons)} of {len(stages)} stages to run {engine.place}; logs in {LOGS}", flush=True)

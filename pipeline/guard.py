@@ -2,6 +2,7 @@
 
 The runner starts this process and names on its stdin each process group that it begins, and again when that has ended.
 The kernel closes the pipe when the runner dies, even by `kill -9`; what is left is then asked to save and stop.
+The file of the runner's lock is open here too, so that the next runner waits until nothing is left.
 """
 
 import contextlib
@@ -57,6 +58,15 @@ def members(group: int) -> set[int]:
             if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
                 found.add(process.pid)
     return found
+
+
+def is_alive(process: int, then: float) -> bool:
+    """Whether what had the number `process` at the time `then` is still alive; another one that has it since is not."""
+    try:
+        found = psutil.Process(process)
+        return bool(found.create_time() <= then and found.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Mend what a DVC that was killed or found the disk full while it wrote has left torn, so that the next can read it.
 
-DVC writes dvc.lock and its list of who works on what in place. The runner mends them when it starts; before
-`dvc repro` alone it is `python -m pipeline.mend`. What is cut off dvc.lock runs again, or comes from DVC's run cache
-without running, as a training does.
+DVC writes dvc.lock and its list of who works on what in place, and whoever is killed stays in that list. The runner
+mends both when it starts; before `dvc repro` alone it is `python -m pipeline.mend`. What is cut off dvc.lock runs
+again, or comes from DVC's run cache without running, as a training does.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline.errors import run_command
 from pipeline.files import whole
+from pipeline.guard import is_alive
 
 LOCKS = (Path("dvc.lock"), Path("examples/dvc.lock"))
 NONE = "schema: '2.0'\n"  # a dvc.lock without stages
@@ -28,8 +29,8 @@ def mend(locks: Sequence[Path] = LOCKS, tmp: Path = TMP) -> list[str]:
         for lock in locks
         if (lost := cut_torn(lock))
     ]
-    if remove_torn(tmp):
-        said.append(f"{tmp / 'rwlock'}: torn by a kill or a full disk, removed")
+    if why := remove_useless(tmp):
+        said.append(f"{tmp / 'rwlock'}: {why}, removed")
     return said
 
 
@@ -61,20 +62,36 @@ def is_whole(text: str) -> bool:
     return True
 
 
-def remove_torn(tmp: Path) -> bool:
-    """Remove DVC's list of readers and writers if it cannot be read: the processes that it knew of are gone."""
+def remove_useless(tmp: Path) -> str:
+    """Remove DVC's list of readers and writers if it cannot be read or all that it names have ended; say why.
+
+    DVC looks for their numbers only, and those may by now be the numbers of others: in a container they soon are.
+    """
     from dvc.lock import make_lock
 
     path = tmp / "rwlock"
     if not path.exists():
-        return False
+        return ""
     with make_lock(str(tmp / "rwlock.lock"), tmp_dir=str(tmp)):  # as DVC does while it writes
-        try:
-            json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            path.unlink()
-            return True
-    return False
+        text, written = path.read_text(encoding="utf-8"), path.stat().st_mtime
+        processes = {int(number) for number in re.findall(r'"pid": (\d+)', text)}
+        if not is_json(text):
+            why = "torn by a kill or a full disk"
+        elif processes and not any(is_alive(process, written) for process in processes):
+            why = "left by processes that have ended"
+        else:
+            return ""
+        path.unlink()
+        return why
+
+
+def is_json(text: str) -> bool:
+    """Whether `text` is whole JSON."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def replace(path: Path, text: str) -> None:

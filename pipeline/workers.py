@@ -34,9 +34,13 @@ class Job:
 class Workers:
     """Runs each stage as `dvc repro --single-item`, so that skipping, run cache and dvc.lock stay DVC's own."""
 
-    def __init__(self, slots: list[Slot], logs: Path, folder: Path | None = None) -> None:
-        """`folder` is the workspace in which the stages run; None is the current one."""
+    def __init__(self, slots: list[Slot], logs: Path, folder: Path | None = None, lock: int | None = None) -> None:
+        """`folder` is the workspace in which the stages run; None is the current one.
+
+        `lock` is the file of a lock that is kept until the last stage has ended, also when this process is killed.
+        """
         self.free, self.logs, self.folder = list(slots), logs, folder
+        self.kept = () if lock is None else (lock,)
         self.place = f"here, {len(slots)} at a time"
         self.parts = LockParts() if folder is None else None  # a snapshot's dvc.lock is short
         self.running: dict[str, Job] = {}
@@ -44,7 +48,9 @@ class Workers:
 
     def __enter__(self) -> "Workers":
         guard = [sys.executable, "-m", "pipeline.guard"]
-        self.guard = subprocess.Popen(guard, stdin=subprocess.PIPE, env=environment({}), start_new_session=True)
+        self.guard = subprocess.Popen(
+            guard, stdin=subprocess.PIPE, env=environment({}), start_new_session=True, pass_fds=self.kept
+        )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

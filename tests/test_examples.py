@@ -153,7 +153,7 @@ def test_the_parts_of_an_example_go_into_its_own_lock_file(tmp_path, monkeypatch
 def test_another_engine_refuses_an_example(params):
     order = Order(
         params=params.runtime, stages=(f"examples/dvc.yaml:train@{CELL}",), count=1, address=None, threads=1,
-        logs=Path("logs"),
+        logs=Path("logs"), lock=None,
     )  # fmt: skip
 
     class Nowhere:

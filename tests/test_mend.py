@@ -1,10 +1,12 @@
 """What a DVC that was killed while it wrote has left torn is mended, and nothing else."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.mend import NONE, STAGES, is_whole, mend
@@ -92,6 +94,41 @@ def test_a_torn_list_of_readers_and_writers_is_removed_and_a_whole_one_stays():
     assert mend() == [".dvc/tmp/rwlock: torn by a kill or a full disk, removed"]
     assert not path.exists()
     assert mend() == []
+
+
+@pytest.fixture
+def process():
+    with subprocess.Popen(["sleep", "60"]) as sleeper:
+        yield sleeper
+        sleeper.kill()
+
+
+def listed(process):
+    """DVC's list as `process` has left it."""
+    info = {"pid": process.pid, "cmd": "dvc repro"}
+    path = Path(".dvc/tmp/rwlock")
+    path.write_text(json.dumps({"read": {"/a/code.py": [info]}, "write": {"/a/runs": info}}))
+    return path
+
+
+@pytest.mark.fault(
+    "kill",
+    "DVC's list of who works on what names a process that was killed",
+    "its number is by now that of another process, or of nobody, or it is a zombie",
+    "`python -m pipeline.grid` (or `python -m pipeline.mend`) forgets it; one that is at work stays",
+)
+@pytest.mark.parametrize("now", ["another", "nobody", "a zombie"])
+def test_a_list_of_processes_that_have_ended_is_removed(process, now):
+    path = listed(process)
+    assert mend() == []
+    if now == "another":
+        born = psutil.Process(process.pid).create_time()
+        os.utime(path, (born - 1, born - 1))
+    else:
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | (os.WNOWAIT if now == "a zombie" else 0))
+    assert mend() == [".dvc/tmp/rwlock: left by processes that have ended, removed"]
+    assert not path.exists()
 
 
 def test_the_command_says_what_it_did():

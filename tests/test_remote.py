@@ -130,7 +130,7 @@ def order_for(*targets):
     settings = {"workers": 0, "log_every": 1, "checkpoint_every": 1.0, "validate_every": 0, "tracking_every": 1.0}
     runtime = RuntimeConfig(device="cpu", gpus_per_cell=1, log_weights=False, slurm=slurm, **settings)
     stages = tuple(outdated(read_stages(targets)))
-    return Order(params=runtime, stages=stages, count=None, address=None, threads=1, logs=Path("runs/.logs"))
+    return Order(params=runtime, stages=stages, count=None, address=None, threads=1, logs=Path("runs/.logs"), lock=None)
 
 
 def run(engine, *targets, meanwhile=None, stops=()):

@@ -22,6 +22,7 @@ class Order:
     address: str | None  # of a running cluster
     threads: int  # that a stage computes with on a CPU
     logs: Path
+    lock: int | None  # the file of the runner's lock
 
 
 class Engine(Protocol):
@@ -60,7 +61,7 @@ class Engine(Protocol):
 
 def here(order: Order) -> Engine:
     """Processes of this machine."""
-    return Workers(local_slots(order), order.logs)
+    return Workers(local_slots(order), order.logs, lock=order.lock)
 
 
 def local_slots(order: Order) -> list[dict[str, str]]:

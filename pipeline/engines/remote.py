@@ -94,7 +94,7 @@ class Remote:
         self.commit = committed(Path.cwd())
         self.order, self.cells = order, cells
         self.place = cells.place
-        self.local = Workers([{} for _ in range(max(2, cores()))], order.logs)
+        self.local = Workers([{} for _ in range(max(2, cores()))], order.logs, lock=order.lock)
         self.call = CALLS / f"{datetime.now():%Y%m%d-%H%M%S-%f}"
         self.units: dict[str, Unit] = {}
         self.away: dict[str, Unit] = {}  # stages whose cell is not home yet

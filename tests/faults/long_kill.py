@@ -54,16 +54,16 @@ def newer(paths, since):
 
 
 STAGES = ("download", "prepare", "train", "evaluate", "tables", "compare", "readme", "report")
-# Within a stage: what is seen in the folder while the command runs that was begun at a time.
+# Within a stage: what is seen in the folder after a time.
 SEEN = {
-    "the start": ("download", lambda folder, began: True),
-    "a step": ("train", lambda folder, began: newer(folder.glob("runs/.resume/*/*/history.csv"), began)),
+    "the start": ("download", lambda folder, since: True),
+    "a step": ("train", lambda folder, since: newer(folder.glob("runs/.resume/*/*/history.csv"), since)),
     "a checkpoint is written": (
         "train",
-        lambda folder, began: newer(folder.glob("runs/.resume/*/*/step-*.part"), began),
+        lambda folder, since: newer(folder.glob("runs/.resume/*/*/step-*.part"), since),
     ),
-    "the last step": ("train", lambda folder, began: any(folder.glob("runs/.resume/*/*/weights.safetensors*"))),
-    "weights are published": ("train", lambda folder, began: newer(folder.glob("runs/*/run.json"), began)),
+    "the last step": ("train", lambda folder, since: any(folder.glob("runs/.resume/*/*/weights.safetensors*"))),
+    "weights are published": ("train", lambda folder, since: newer(folder.glob("runs/*/run.json"), since)),
 }
 
 
@@ -98,17 +98,22 @@ def undisturbed(tmp_path_factory):
 PACE = {"checkpoint_every": 0.1, "tracking_every": 0.5}
 
 
-def seen(moment, folder, process, began):
-    """Wait for the phase, or a later stage when a kill came too late for it; False when the command ends before."""
-    stage, look = SEEN.get(moment.phase, (moment.phase, lambda folder, began: False))
-    due = STAGES.index(stage)
+def seen(moment, folder, process):
+    """Wait for the phase, or a later stage when a kill came too late for it; False when the command ends before.
+
+    What stages of the run before, which save and end, write meanwhile is not meant.
+    """
+    stage, look = SEEN.get(moment.phase, (moment.phase, lambda folder, since: False))
+    due, began, since = STAGES.index(stage), time.time(), None
     while process.poll() is None:
         words = " ".join(" ".join(child.cmdline()) for child in below(process.pid, "-m pipeline."))
         running = [number for number, name in enumerate(STAGES) if f"-m pipeline.{name} " in words]
-        if look(folder, began) or any(number > due or (number == due and stage == moment.phase) for number in running):
+        if any(number > due or (number == due and stage == moment.phase) for number in running):
             return True
+        if due in running or moment.phase == "the start":
+            since = since or time.time()
         for _ in range(10):
-            if look(folder, began):
+            if since and look(folder, since):
                 return True
             time.sleep(0.003)
         assert time.time() - began < 600, f"{moment.phase} not seen: {output(folder).read_text()[-3000:]}"
@@ -163,7 +168,7 @@ def test_a_grid_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
             moment = moments.pop()
             began = time.time()
             process = start(folder, command)
-            if not seen(moment, folder, process, began):
+            if not seen(moment, folder, process):
                 print(f"{moment}: not seen, {time.time() - began:.1f} s", flush=True)
                 if process.returncode:
                     assert mended(folder), f"{moment}: {output(folder).read_text()[-5000:]}"
