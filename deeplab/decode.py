@@ -6,6 +6,7 @@ Whatever is wrong with a file is a DataError that names it.
 import io
 import re
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -29,12 +30,9 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     content = read_content(path)
     check_pixels(path, *(header_size(io.BytesIO(content)) or pillow_size(path, content)))
     check_scans(path, content)
-    # A file whose end was lost but filled with zeros still decodes, to a picture that is grey from there on.
-    whole = not content.startswith(JPEG_START) or content.rfind(JPEG_END) > content.rfind(JPEG_SCAN)
-    whole = whole and (not content.startswith(PNG_START) or png_ends(content))
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if whole else None
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if is_whole(content) else None
     except cv2.error:
         image = None
     if image is None:
@@ -68,8 +66,20 @@ def check_scans(path: Path, content: bytes) -> None:
     """Refuse a JPEG of thousands of scans, which 100 kB can hold and which would be decoded for minutes."""
     if not content.startswith(JPEG_START) or content.count(JPEG_SCAN) <= MAX_SCANS:
         return  # so that the scans of other files need not be told from what looks like one
-    if (scans := jpeg_scans(content)) > MAX_SCANS:
+    if (scans := sum(kind == JPEG_SCAN[1:] for kind in jpeg_segments(content))) > MAX_SCANS:
         raise DataError(f"{path}: a JPEG of {scans:,} scans, expected at most {MAX_SCANS}. Save it anew.")
+
+
+def is_whole(content: bytes) -> bool:
+    """Whether a JPEG or a PNG has its end; another kind of file may.
+
+    A JPEG whose end was lost but filled with zeros still decodes, to a picture that is grey from there on.
+    """
+    if content.startswith(PNG_START):
+        return png_ends(content)
+    if content.startswith(JPEG_START):  # the first answers at once; the second is for a photo that a film follows
+        return content.rfind(JPEG_END) > content.rfind(JPEG_SCAN) or JPEG_END[1:] in jpeg_segments(content)
+    return True
 
 
 def header_size(file: BinaryIO) -> tuple[int, int] | None:
@@ -112,13 +122,14 @@ def jpeg_size(file: BinaryIO) -> tuple[int, int]:
         file.seek(length - 2, 1)
 
 
-def jpeg_scans(content: bytes) -> int:
-    """How many scans a JPEG has, without those of its thumbnail and what follows its end."""
-    scans, place = 0, len(JPEG_START)
-    while (mark := JPEG_MARK.search(content, place)) and mark[1] != JPEG_END[1:]:
-        scans += mark[1] == JPEG_SCAN[1:]
+def jpeg_segments(content: bytes) -> Iterator[bytes]:
+    """The kinds of a JPEG's segments, to its end: without those of its thumbnail and of a film that follows it."""
+    place = len(JPEG_START)
+    while mark := JPEG_MARK.search(content, place):
+        yield mark[1]
+        if mark[1] == JPEG_END[1:]:
+            return
         place = mark.end() + int.from_bytes(content[mark.end() : mark.end() + 2], "big")
-    return scans
 
 
 def png_ends(content: bytes) -> bool:

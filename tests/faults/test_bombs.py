@@ -12,7 +12,7 @@ from PIL import Image
 
 from deeplab import load_model
 from deeplab.counts import read_counts
-from deeplab.decode import MAX_PIXELS, jpeg_scans, read_image, read_size
+from deeplab.decode import JPEG_SCAN, MAX_PIXELS, jpeg_segments, read_image, read_size
 from deeplab.errors import DataError
 from pipeline import predict, prepare
 from pipeline.datasets.decode import color_lookup, read_colors, read_labels
@@ -107,9 +107,10 @@ def test_what_only_looks_like_scans_does_not_count(tmp_path):
     for name, more in (
         ("a thumbnail.jpg", content[:2] + note + content[2:]),
         ("a film.jpg", content + like + b"\xff\xd9"),
+        ("a film without an end.jpg", content + like),
     ):
         (tmp_path / name).write_bytes(more)
-        assert jpeg_scans(more) == 10
+        assert list(jpeg_segments(more)).count(JPEG_SCAN[1:]) == 10
         assert read_image(tmp_path / name).shape == (64, 64, 3)
 
 
