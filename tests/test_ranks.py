@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from deeplab.errors import SettingsError
 from deeplab.ranks import ALONE, Ranks
 from deeplab.step import build_optimizer, step_loss, train_step
 from tests.fitting import run
+from tests.forked import forked
 from tests.tiny import recipe_config, tiny_cell, tiny_params, write_store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,19 +47,13 @@ def plain():
 
 def together(work, folder, world=2):
     """Run `work(ranks)` in so many forked processes that form a group; returns what each gave back."""
-    children = []
-    for rank in range(world):
-        child = os.fork()
-        if child == 0:
-            try:
-                dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
-                torch.save(work(Ranks(rank, world)), folder / f"rank{rank}.pt")
-                dist.destroy_process_group()
-            except Exception:  # noqa: BLE001  a forked test must not go on as its parent
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        children.append(child)
+
+    def take_part(rank):
+        dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
+        torch.save(work(Ranks(rank, world)), folder / f"rank{rank}.pt")
+        dist.destroy_process_group()
+
+    children = [forked(take_part, rank) for rank in range(world)]
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * world
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(world)]
 

@@ -12,6 +12,7 @@ import torch
 from deeplab import checkpoint
 from deeplab.checkpoint import load_checkpoint
 from tests.fitting import PACE, assert_equal, run
+from tests.forked import forked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EAGER = replace(PACE, checkpoint_every=1e-9)  # a checkpoint after every step
@@ -33,12 +34,12 @@ def end(folder, split, pace=PACE):
 
 def killed(folder, split, pace, prepare, stop=lambda: False):
     """Train in a forked process that `prepare` has made to kill itself."""
-    child = os.fork()
-    if child == 0:
+
+    def train():
         prepare()
         run(folder, split, pace=pace, stop=stop)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
+
+    _, status = os.waitpid(forked(train), 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
 
 

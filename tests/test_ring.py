@@ -20,6 +20,7 @@ import torch
 from deeplab import ring
 from deeplab.errors import DataError, SettingsError, SizeError, WorkerError
 from deeplab.ring import Ring, fill_in_turn
+from tests.forked import forked
 
 LAYOUT = (((2, 3000), np.uint8), ((5,), np.int64))
 
@@ -57,11 +58,7 @@ def test_the_jobs_are_dealt_out_in_turn_and_none_is_done_here():
 
 def test_a_batch_is_the_memory_that_the_worker_wrote():
     images, _ = next(batches := run())
-    child = os.fork()
-    if child == 0:
-        images[:] = 77
-        os._exit(0)
-    os.waitpid(child, 0)
+    os.waitpid(forked(images.fill, 77), 0)
     assert (images == 77).all()
     batches.close()
 
@@ -228,11 +225,13 @@ def test_leaving_early_ends_the_workers():
 def test_workers_end_when_their_parent_is_killed(monkeypatch):
     monkeypatch.setattr(ring, "HEARTBEAT", 0.05)
     ours, theirs = multiprocessing.Pipe()
-    child = os.fork()
-    if child == 0:
+
+    def train():
         batches = run(jobs=100)
         theirs.send([int(next(batches)[1][0]) for _ in range(2)])
         time.sleep(60)
+
+    child = forked(train)
     workers = [psutil.Process(pid) for pid in ours.recv()]
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)

@@ -2,15 +2,32 @@
 
 import os
 import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-import torch
 
-from pipeline import train
 from tests.tiny import tiny_params, write_store
 
-TALK = ("socket.connect", "socket.getaddrinfo", "sqlite3.connect")
+ROOT = Path(__file__).parents[2]
+TRAINER = """
+import sys
+from pathlib import Path
+
+talked = []
+
+def note(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "sqlite3.connect") or (event == "import" and arguments[0] == "mlflow"):
+        talked.append((event, arguments))
+
+sys.addaudithook(note)
+
+from pipeline import train
+
+train.run("tiny_os8", *map(Path, ("data", "pretrained", "resume", "out")))
+sys.exit(str(talked) if talked else 0)
+"""
 
 
 @pytest.mark.fault(
@@ -30,22 +47,8 @@ def test_the_trainer_itself_talks_to_no_server_and_no_database(tmp_path, monkeyp
             params["runtime"]["tracking_every"] = 0.01
 
         tiny_params(tmp_path / "params.yaml", small)
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)  # a forked process cannot use the threads of its parent
-        child = os.fork()
-        if child == 0:
-            talked = []
-
-            def note(event, arguments):
-                if event in TALK or (event == "import" and arguments[0] == "mlflow"):
-                    talked.append((event, arguments))
-
-            sys.modules.pop("mlflow", None)  # of another test
-            sys.addaudithook(note)
-            train.run("tiny_os8", *(tmp_path / name for name in ("data", "pretrained", "resume", "out")))
-            print(talked, file=sys.stderr)
-            os._exit(len(talked))
-        torch.set_num_threads(before)
-        _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+        done = subprocess.run(
+            [sys.executable, "-c", TRAINER], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
+    assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "out/weights/seed0.safetensors").exists()
