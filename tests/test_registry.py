@@ -105,14 +105,18 @@ def test_a_model_that_was_begun_and_never_finished_is_finished(folder, monkeypat
         assert len(experiment.client.search_logged_models([experiment.number])) == 2
 
 
-@pytest.mark.parametrize("wanted", [False, True])
-def test_weights_are_copied_to_mlflow_only_when_params_say_so(folder, wanted):
-    folder.raw["runtime"]["log_weights"] = wanted
+def fill_with_weights(folder, copied):
+    folder.raw["runtime"]["log_weights"] = copied
     folder.write_params()
     weights = folder.path / f"runs/{CELL}/weights/seed0.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"weights")
     folder.tables()
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_weights_are_copied_to_mlflow_only_when_params_say_so(folder, wanted):
+    fill_with_weights(folder, copied=wanted)
     with open_experiment("shapes", timeout=5) as experiment:
         model = models(experiment)[CELL].model_id
         found = [file.path for file in experiment.client.list_logged_model_artifacts(model, "weights")]
@@ -120,12 +124,7 @@ def test_weights_are_copied_to_mlflow_only_when_params_say_so(folder, wanted):
 
 
 def test_a_copy_of_weights_that_was_killed_is_made_again(folder):
-    folder.raw["runtime"]["log_weights"] = True
-    folder.write_params()
-    weights = folder.path / f"runs/{CELL}/weights/seed0.safetensors"
-    weights.parent.mkdir(parents=True)
-    weights.write_bytes(b"weights")
-    folder.tables()
+    fill_with_weights(folder, copied=True)
     (copy,) = Path("mlartifacts").rglob("seed0.safetensors")
     copy.write_bytes(b"wei")
     folder.tables()
