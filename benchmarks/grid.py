@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.errors import run_command
-from pipeline.params import PARAMS, read_yaml
+from pipeline.settings.params import PARAMS, read_yaml
 
 ROOT = Path(__file__).parents[1]
 SIZES = (12, 50, 200)

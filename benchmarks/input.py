@@ -38,7 +38,7 @@ from deeplab.data import Batch, StepKeys, TrainingSamples, batch_layout, network
 from deeplab.ring import Ring
 from deeplab.store import Split, Store
 from deeplab.store_writer import StoreWriter
-from pipeline.params import load_params
+from pipeline.settings.params import load_params
 
 OURS_CPU, OURS_DEVICE = "this project, colours on the CPU", "this project, colours on the device"
 OURS = OURS_CPU, OURS_DEVICE

@@ -34,7 +34,7 @@ from deeplab.store_writer import StoreWriter, crc32
 from pipeline import pack, prepare
 from pipeline.datasets import voc
 from pipeline.datasets.layout import RawSample
-from pipeline.params import load_params
+from pipeline.settings.params import load_params
 
 SIZE = 375, 500  # height and width of a picture that is made
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from deeplab.config import Cell
 from pipeline.errors import run_command
-from pipeline.params import load_params
+from pipeline.settings.params import load_params
 
 if TYPE_CHECKING:
     import torch

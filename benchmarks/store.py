@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline import prepare
 from pipeline.errors import run_command
-from pipeline.params import Params, load_params, pick
+from pipeline.settings.params import Params, load_params, pick
 
 if TYPE_CHECKING:
     from deeplab.data import TrainingSamples

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TextIO
 
 from deeplab.errors import naming
-from pipeline.address import kind_and_name
 from pipeline.errors import BusyError
 from pipeline.files import readable
 from pipeline.guard import GRACE, is_alive
+from pipeline.settings.stage_names import kind_and_name
 
 LOCK = Path("runs/.grid.lock")
 BOARD = Path("runs/.grid.json")

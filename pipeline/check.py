@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deeplab.errors import naming
 from pipeline.errors import run_command
-from pipeline.params import PARAMS, load_params
+from pipeline.settings.params import PARAMS, load_params
 
 SAID = "params.yaml keeps its rules\n"
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from deeplab.config import TrainConfig
 from pipeline.errors import ParamsError
-from pipeline.params import PARAMS
+from pipeline.settings.params import PARAMS
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import ParamsError, run_command
-from pipeline.params import Params, load_params
+from pipeline.settings.params import Params, load_params
 from pipeline.slots import find_slots, visible_gpus
 from pipeline.snapshot import cache_folder, committed
 from pipeline.tracking import SQLITE, tracking_uri, without_password

@@ -17,9 +17,9 @@ from deeplab.config import Cell
 from deeplab.errors import DataError
 from pipeline.errors import run_command
 from pipeline.files import write_whole
-from pipeline.params import PARAMS, load_params
 from pipeline.progress import shown
 from pipeline.provenance import file_sha256
+from pipeline.settings.params import PARAMS, load_params
 
 if TYPE_CHECKING:
     from torch import nn

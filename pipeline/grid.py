@@ -15,16 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deeplab.errors import DataError
-from pipeline.address import kind_and_name
 from pipeline.board import LOCK, only_runner, plan_board
 from pipeline.engines import ENGINES, Engine, Order
 from pipeline.errors import ParamsError, run_command
 from pipeline.lockparts import recover
 from pipeline.mend import mend
 from pipeline.names import check_names
-from pipeline.params import EXAMPLES, Params, load_params, unknown
 from pipeline.readme import STALE, check
 from pipeline.screen import Screen
+from pipeline.settings.params import EXAMPLES, Params, load_params, unknown
+from pipeline.settings.stage_names import kind_and_name
 from pipeline.stages import Stage, State, deepest_first, outdated, read_stages, shorten, verdict
 from pipeline.workers import misses_cache
 

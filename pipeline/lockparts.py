@@ -12,10 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.address import lock_of, short
 from pipeline.files import whole
 from pipeline.mend import is_whole, replace
 from pipeline.quick_params import quick_params
+from pipeline.settings.stage_names import lock_of, short
 from pipeline.stages import open_repo
 
 PARTS = Path("runs/.locks")  # below it the folders of the files that they are parts of

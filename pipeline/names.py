@@ -1,7 +1,7 @@
 """The names in params.yaml that only a stage would miss: found before the first one runs."""
 
 from pipeline.errors import ParamsError
-from pipeline.params import PARAMS, Params, unknown
+from pipeline.settings.params import PARAMS, Params, unknown
 
 # The names of the published recipes. For any other torch has to be asked, whose import takes seconds.
 USUAL_LOSSES = {"cross_entropy"}

@@ -19,9 +19,9 @@ from deeplab.errors import DataError
 from pipeline.errors import ParamsError, run_command
 from pipeline.files import readable, whole, writable
 from pipeline.labels import Table, Tiling, labels_of
-from pipeline.params import EXAMPLES, NAME, PARAMS, load_params
 from pipeline.progress import shown
 from pipeline.provenance import file_sha256
+from pipeline.settings.params import EXAMPLES, NAME, PARAMS, load_params
 
 if TYPE_CHECKING:
     from deeplab.pretrained import Segmenter

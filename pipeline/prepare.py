@@ -14,7 +14,7 @@ from deeplab.errors import DataError, LabelError, MaskModeError, SizeError
 from pipeline.errors import run_command
 from pipeline.files import write_whole
 from pipeline.pack import Packed, Problem, cores, pack, plan, sizes, started
-from pipeline.params import PARAMS, DatasetConfig, load_params, pick
+from pipeline.settings.params import PARAMS, DatasetConfig, load_params, pick
 
 if TYPE_CHECKING:
     from deeplab.store import Record

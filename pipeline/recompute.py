@@ -4,9 +4,9 @@ from functools import partial
 from pathlib import Path
 
 from deeplab.errors import DataError
-from pipeline.params import Params
 from pipeline.progress import shown
 from pipeline.results import Result
+from pipeline.settings.params import Params
 from pipeline.tracking import SQLITE, TrackingError, open_experiment, tracking_uri
 
 TOLERANCE = 1e-4  # a hundredth of a percent: another GPU rounds differently

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.errors import run_command
 from pipeline.files import write_whole
-from pipeline.params import PARAMS, load_params
+from pipeline.settings.params import PARAMS, load_params
 
 
 def run(reports: Path, runs: Path, data: Path, out: Path, params_file: Path = PARAMS) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from deeplab.config import Cell
-from pipeline.params import DatasetConfig
 from pipeline.results import Result
+from pipeline.settings.params import DatasetConfig
 
 
 @dataclass(frozen=True, kw_only=True)

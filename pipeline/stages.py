@@ -10,9 +10,9 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.address import kind_and_name, short
 from pipeline.errors import BusyError, ParamsError
 from pipeline.quick_params import quick_params
+from pipeline.settings.stage_names import kind_and_name, short
 
 PARTIAL = ("tables", "compare", "report")  # these leave out what is missing, so they run although cells failed
 

@@ -11,11 +11,11 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import median
 
-from pipeline.address import kind_and_name
 from pipeline.board import BOARD, LOCK, Board, Entry, is_held
 from pipeline.errors import run_command
-from pipeline.params import EXAMPLES, load_params
 from pipeline.progress import duration
+from pipeline.settings.params import EXAMPLES, load_params
+from pipeline.settings.stage_names import kind_and_name
 
 RESUME = Path("runs/.resume")
 METRICS = Path("reports/metrics")  # the examples have one of their own

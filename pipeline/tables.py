@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from deeplab.config import Cell
-from pipeline.departures import departs
 from pipeline.errors import run_command
 from pipeline.files import whole, write_whole
 from pipeline.markdown import plain
 from pipeline.model_card import write_cards
-from pipeline.params import PARAMS, load_params
 from pipeline.record import end_leftovers, mark_current, read_back, record
 from pipeline.registry import register, write_notes
 from pipeline.results import INTERVAL, SCORES, Place, Result, manifest_fingerprint, read_results, todays_fingerprint
 from pipeline.row import Row
+from pipeline.settings.params import PARAMS, load_params
+from pipeline.settings.published import departs
 from pipeline.tracking import (
     SQLITE,
     TrackingError,

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from deeplab.config import Cell, digest
 from deeplab.errors import SettingsError
-from pipeline.departures import departs
 from pipeline.errors import ParamsError, StoppedError, run_command
 from pipeline.launch import grouped, launch, local_rank, under_torchrun
 from pipeline.mirror import mirror
-from pipeline.params import PARAMS, Params, load_params
 from pipeline.process import locked, signals_noted
 from pipeline.progress import median_speed, planner, reporter
 from pipeline.provenance import code_fingerprint, file_sha256, git_state, machine
 from pipeline.publish import publish, read_facts, require_space, save_weights, write_json
+from pipeline.settings.params import PARAMS, Params, load_params
+from pipeline.settings.published import departs
 
 if TYPE_CHECKING:
     import torch

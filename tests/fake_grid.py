@@ -12,9 +12,9 @@ from PIL import Image
 
 from pipeline import tables
 from pipeline.panels import write_parts
-from pipeline.params import load_params
 from pipeline.results import Result
 from pipeline.row import Row
+from pipeline.settings.params import load_params
 
 ROOT = Path(__file__).parents[1]
 CLASSES = {"voc": 21, "ade20k": 150, "cityscapes": 19, "shapes": 6}

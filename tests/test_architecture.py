@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.datasets import FORMATS
-from pipeline.params import DatasetConfig
+from pipeline.settings.params import DatasetConfig
 
 ROOT = Path(__file__).parents[1]
 # One stage for each data set or cell, but for the last, which is one for all.
@@ -23,9 +23,9 @@ STAGES = {
 # They carry values and messages and compute no number, so a change in them makes nothing stale.
 EDGES = {
     "pipeline/__init__.py", "pipeline/datasets/__init__.py", "deeplab/__init__.py", "deeplab/config.py",
-    "deeplab/errors.py", "pipeline/errors.py", "pipeline/params.py", "pipeline/process.py", "pipeline/progress.py",
-    "pipeline/provenance.py", "pipeline/tracking.py", "pipeline/mirror.py", "pipeline/folder_options.py",
-    "pipeline/slurm_options.py", "pipeline/archive_options.py", "pipeline/launch.py", "pipeline/files.py",
+    "deeplab/errors.py", "pipeline/errors.py", "pipeline/settings/params.py", "pipeline/process.py", "pipeline/progress.py",
+    "pipeline/provenance.py", "pipeline/tracking.py", "pipeline/mirror.py", "pipeline/settings/folder_options.py",
+    "pipeline/settings/slurm_options.py", "pipeline/settings/archive_options.py", "pipeline/launch.py", "pipeline/files.py",
 }  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def test_dvc_lists_every_file_that_a_stage_runs_and_no_other(stage):
         listed.remove("pipeline/datasets/${item.format}.py")
         needed |= set().union(*(runs(file) for file in formats)) - EDGES - formats
     if stage == "train":  # validation while training and departures from the recipe are reported and decide nothing
-        needed -= {"deeplab/inference.py", "deeplab/metrics.py", "pipeline/departures.py"}
+        needed -= {"deeplab/inference.py", "deeplab/metrics.py", "pipeline/settings/published.py"}
     assert listed == needed
 
 

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.departures import PUBLISHED, departs, departures
-from pipeline.params import load_params
+from pipeline.settings.params import load_params
+from pipeline.settings.published import PUBLISHED, departs, departures
 from tests.tiny import tiny_cell
 
 CELLS = load_params().cells

@@ -11,10 +11,10 @@ import pytest
 
 from deeplab.errors import DataError
 from pipeline import download, process
-from pipeline.archive_options import Archive
 from pipeline.errors import BusyError, describe
 from pipeline.fetch import Patience
-from pipeline.params import DatasetConfig, load_params
+from pipeline.settings.archive_options import Archive
+from pipeline.settings.params import DatasetConfig, load_params
 from tests.archives import write_tar, write_zip
 from tests.faults import tried
 from tests.raw import dataset_config

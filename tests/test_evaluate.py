@@ -25,7 +25,7 @@ from pipeline.device import select_device
 from pipeline.errors import ParamsError
 from pipeline.evaluate import run
 from pipeline.figures import WRONG, comparison
-from pipeline.params import load_params
+from pipeline.settings.params import load_params
 from tests.faults import tried
 
 CELL = "shapes_resnet18_os16"

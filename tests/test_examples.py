@@ -14,7 +14,7 @@ from pipeline.engines.remote import Remote
 from pipeline.errors import ParamsError
 from pipeline.lockparts import LockParts, recover
 from pipeline.page.inputs import Folders, read_pages
-from pipeline.params import load_params
+from pipeline.settings.params import load_params
 from pipeline.stages import choose
 from pipeline.status import show
 from pipeline.verify import Place

@@ -9,8 +9,8 @@ from deeplab.store import IGNORE, Store
 from pipeline import prepare
 from pipeline.datasets import folder
 from pipeline.errors import ParamsError
-from pipeline.folder_options import FolderOptions
-from pipeline.params import load_params
+from pipeline.settings.folder_options import FolderOptions
+from pipeline.settings.params import load_params
 from tests.faults import tried
 from tests.raw import dataset_config, labels, write_grey_mask, write_image, write_palette_mask
 from tests.tiny import tiny_params

@@ -4,7 +4,7 @@ import pytest
 import ruamel.yaml
 
 from pipeline.errors import ParamsError
-from pipeline.params import load_params
+from pipeline.settings.params import load_params
 from tests.faults import tried
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"

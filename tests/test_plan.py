@@ -5,8 +5,8 @@ import pytest
 
 from deeplab.model import DeepLabV3
 from pipeline import plan
-from pipeline.params import load_params
 from pipeline.plan import as_table, count_parameters, read_costs
+from pipeline.settings.params import load_params
 from tests.tiny import model_config, tiny_params
 
 

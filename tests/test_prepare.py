@@ -26,7 +26,7 @@ from pipeline.datasets import FORMATS, shapes
 from pipeline.datasets.layout import RawSample
 from pipeline.duplicates import find_duplicates
 from pipeline.errors import ParamsError, describe
-from pipeline.folder_options import FolderOptions
+from pipeline.settings.folder_options import FolderOptions
 from tests.faults import tried
 from tests.raw import dataset_config, labels, write_ade20k, write_cityscapes, write_grey_mask, write_image, write_voc
 from tests.tiny import write_store

@@ -15,9 +15,9 @@ from pipeline.engines import ENGINES, Order
 from pipeline.engines.remote import PACKAGES, Remote
 from pipeline.errors import BusyError, ParamsError
 from pipeline.grid import walk
-from pipeline.params import RuntimeConfig
 from pipeline.screen import Screen
-from pipeline.slurm_options import SlurmOptions
+from pipeline.settings.params import RuntimeConfig
+from pipeline.settings.slurm_options import SlurmOptions
 from pipeline.snapshot import committed, snapshot
 from pipeline.stages import outdated, read_stages
 

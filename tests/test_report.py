@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline import report
 from pipeline.page.html import table
 from pipeline.page.inputs import Folders, read_pages
-from pipeline.params import load_params
+from pipeline.settings.params import load_params
 from tests.fake_grid import ROOT, FakeGrid
 from tests.faults import tried
 

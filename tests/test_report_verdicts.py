@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from pipeline.page.reference import COLUMNS, compare, elsewhere, read_reference
-from pipeline.params import load_params
+from pipeline.settings.params import load_params
 from tests.fake_grid import ROOT
 
 PARAMS = load_params(ROOT / "params.yaml")

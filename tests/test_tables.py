@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from deeplab.errors import DataError
-from pipeline import departures, tables
+from pipeline import tables
 from pipeline.results import todays_fingerprint
+from pipeline.settings import published as departures
 from pipeline.tracking import open_experiment
 from tests.faults import tried
 from tests.records import CELL, OTHER, ROOT, Folder, blank_database

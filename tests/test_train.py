@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from deeplab.errors import DataError
 from pipeline import process, publish, train
 from pipeline.errors import BusyError, ParamsError, StoppedError
-from pipeline.params import load_params
 from pipeline.provenance import code_fingerprint, file_sha256, git_state
+from pipeline.settings.params import load_params
 from tests.tiny import tiny_params, write_store
 
 

@@ -9,7 +9,7 @@ from deeplab.errors import NonFiniteError, SettingsError
 from deeplab.model import DeepLabV3
 from deeplab.store import Store
 from deeplab.training import poly_lr, total_steps
-from pipeline.params import load_params
+from pipeline.settings.params import load_params
 from tests.fitting import PACE, assert_equal, run, small
 from tests.tiny import model_config, recipe_config, tiny_cell, train_config, write_store
 

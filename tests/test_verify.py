@@ -18,9 +18,9 @@ from deeplab.model import DeepLabV3
 from deeplab.store import Store
 from pipeline import compare, readme, verify
 from pipeline.errors import ParamsError
-from pipeline.params import load_params
 from pipeline.recompute import MismatchError, check_runs, recompute
 from pipeline.results import Result
+from pipeline.settings.params import load_params
 from tests.records import CELL, OTHER, ROOT, Folder, blank_database, measured
 from tests.tiny import tiny_params, write_store
 

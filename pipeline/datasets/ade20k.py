@@ -8,7 +8,7 @@ from deeplab.errors import DataError
 from deeplab.store import IGNORE, Bytes, Color
 from pipeline.datasets.decode import label_table, read_labels, to_train_ids
 from pipeline.datasets.layout import Layout, Mask, RawSample, pair_by_name, require
-from pipeline.params import DatasetConfig, pick
+from pipeline.settings.params import DatasetConfig, pick
 
 HOLDS: Final = "ADEChallengeData2016"
 FOLDERS: Final = {"train": "training", "val": "validation"}

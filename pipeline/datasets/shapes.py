@@ -17,7 +17,7 @@ from deeplab.store import IGNORE, Bytes, Color
 from deeplab.store_writer import histogram
 from pipeline.datasets.layout import Layout, Mask, RawSample
 from pipeline.errors import ParamsError
-from pipeline.params import DatasetConfig, pick
+from pipeline.settings.params import DatasetConfig, pick
 
 Grid = NDArray[np.int64]  # (H, W): a coordinate of each pixel
 

@@ -11,7 +11,7 @@ from deeplab.errors import DataError
 from deeplab.store import IGNORE, Bytes, Color
 from pipeline.datasets.decode import label_table, read_labels, to_train_ids
 from pipeline.datasets.layout import Layout, Mask, RawSample, read_ids, require
-from pipeline.params import DatasetConfig, pick
+from pipeline.settings.params import DatasetConfig, pick
 
 CLASSES: Final = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",

@@ -6,8 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from pipeline.address import kind_and_name
-from pipeline.params import RuntimeConfig
+from pipeline.settings.params import RuntimeConfig
+from pipeline.settings.stage_names import kind_and_name
 from pipeline.slots import find_slots
 from pipeline.workers import Workers
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from pipeline.address import short
 from pipeline.engines import Order
 from pipeline.errors import BusyError, ParamsError
+from pipeline.settings.stage_names import short
 from pipeline.slots import cores
 from pipeline.snapshot import LOCK, committed
 from pipeline.worker import STOP, note

@@ -16,7 +16,7 @@ import pandas as pd
 
 from deeplab.errors import DataError
 from pipeline.page.reference import COLUMNS, Comparison, compare, read_reference
-from pipeline.params import EXAMPLES, Params
+from pipeline.settings.params import EXAMPLES, Params
 
 Facts = dict[str, Any]
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from pipeline.params import DatasetConfig, Params
+from pipeline.settings.params import DatasetConfig, Params
 
 COLUMNS = (
     "dataset", "backbone", "output_stride", "source", "protocol", "mIoU", "tolerance", "schedule", "note", "url",

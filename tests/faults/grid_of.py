@@ -32,7 +32,7 @@ class Grid(Folder):
 
 def page_settings(classes):
     """params.yaml with `CELLS` cells of one data set, as text."""
-    from pipeline.yaml_file import read_yaml
+    from pipeline.settings.yaml import read_yaml
 
     raw = read_yaml(ROOT / "params.yaml")
     raw["grid"] = many_rows(raw["grid"][CELL])

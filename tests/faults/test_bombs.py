@@ -16,7 +16,7 @@ from deeplab.decode import JPEG_SCAN, MAX_PIXELS, jpeg_segments, read_image, rea
 from deeplab.errors import DataError
 from pipeline import predict, prepare
 from pipeline.datasets.decode import color_lookup, read_colors, read_labels
-from pipeline.folder_options import FolderOptions
+from pipeline.settings.folder_options import FolderOptions
 from tests.faults.hostile import PICTURES, bmp, jpeg, jpeg_of_scans, png, tiff
 from tests.raw import dataset_config, write_grey_mask, write_image
 from tests.tiny import model_config, tiny_cell, write_weights

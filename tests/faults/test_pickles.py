@@ -17,8 +17,8 @@ from pipeline.datasets.decode import read_labels
 from pipeline.datasets.voc import read_sbd
 from pipeline.errors import ParamsError
 from pipeline.evaluate import check_weights
-from pipeline.params import read_yaml
 from pipeline.predict import upright
+from pipeline.settings.params import read_yaml
 from tests.faults.hostile import PICKLES
 from tests.tiny import model_config, tiny_cell, write_store
 

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline import doctor, snapshot
 from pipeline.errors import ParamsError
-from pipeline.params import load_params
+from pipeline.settings.params import load_params
 from pipeline.tracking import TrackingError, open_experiment, without_password
 from tests.tiny import tiny_params
 

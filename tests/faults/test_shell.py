@@ -13,8 +13,8 @@ from ruamel.yaml import YAML
 
 from pipeline import check
 from pipeline.errors import ParamsError
-from pipeline.params import load_params
-from pipeline.slurm_options import SlurmOptions
+from pipeline.settings.params import load_params
+from pipeline.settings.slurm_options import SlurmOptions
 from pipeline.stages import read_stages
 from tests.tiny import tiny_params
 

@@ -11,11 +11,11 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from deeplab.config import STRICT, Cell, Positive, Protocol
-from pipeline.archive_options import Archive
 from pipeline.errors import ParamsError
-from pipeline.folder_options import FolderOptions
-from pipeline.slurm_options import SlurmOptions
-from pipeline.yaml_file import read_yaml
+from pipeline.settings.archive_options import Archive
+from pipeline.settings.folder_options import FolderOptions
+from pipeline.settings.slurm_options import SlurmOptions
+from pipeline.settings.yaml import read_yaml
 
 PARAMS = Path("params.yaml")
 EXAMPLES = Path("examples")  # their dvc.yaml, dvc.lock and reports

@@ -1,0 +1,1 @@
+"""Checked values from params.yaml."""
