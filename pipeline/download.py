@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from deeplab.errors import DataError, naming
+from pipeline.data.fetch import Patience, WrongFileError, fetch, meter, verify
+from pipeline.data.unpack import unpack
 from pipeline.errors import run_command
-from pipeline.fetch import Patience, WrongFileError, fetch, meter, verify
 from pipeline.files import write_whole
 from pipeline.process import locked
 from pipeline.settings.archive_options import Archive
 from pipeline.settings.params import DatasetConfig, load_params
-from pipeline.unpack import unpack
 
 RECEIPT = ".download.json"  # in a raw folder that was unpacked here: which archives it came from
 

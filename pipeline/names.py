@@ -10,7 +10,7 @@ USUAL_BACKBONES = {"resnet18", "resnet34", "resnet50", "resnet50c", "resnet101",
 
 def check_names(params: Params) -> None:
     """ParamsError with the nearest name for a format, loss or backbone that there is not."""
-    from pipeline.datasets import FORMATS
+    from pipeline.data.formats import FORMATS
 
     for name, dataset in params.datasets.items():
         if dataset.format not in FORMATS:

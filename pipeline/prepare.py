@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from deeplab.errors import DataError, LabelError, MaskModeError, SizeError
+from pipeline.data.pack import Packed, Problem, cores, pack, plan, sizes, started
 from pipeline.errors import run_command
 from pipeline.files import write_whole
-from pipeline.pack import Packed, Problem, cores, pack, plan, sizes, started
 from pipeline.settings.params import PARAMS, DatasetConfig, load_params, pick
 
 if TYPE_CHECKING:
     from deeplab.store import Record
-    from pipeline.datasets.layout import Layout
-    from pipeline.duplicates import Group
+    from pipeline.data.duplicates import Group
+    from pipeline.data.formats.base import Layout
 
 # Where a problem stands in the list; any other is a file that is missing or cannot be read, and comes first.
 RANK: dict[type[DataError], int] = {SizeError: 1, MaskModeError: 2, LabelError: 3}
@@ -48,9 +48,9 @@ def run(
     """
     from deeplab.store import Store
     from deeplab.store_writer import StoreWriter
-    from pipeline.card import write_card, write_sheet
-    from pipeline.datasets import FORMATS
-    from pipeline.duplicates import find_duplicates
+    from pipeline.data.card import write_card, write_sheet
+    from pipeline.data.duplicates import find_duplicates
+    from pipeline.data.formats import FORMATS
 
     layout = pick(FORMATS, config.format, f"datasets.{name}.format").scan(raw, config, splits)
     check_counts(name, config, splits, raw, layout)
@@ -151,7 +151,7 @@ def report_problems(raw: Path, total: int, samples: Sequence[list[Problem]], fil
 
 def warnings(duplicates: Sequence[Group]) -> Iterator[str]:
     """What to say about pictures that are there more than once: the official sets have some, so it is no error."""
-    from pipeline.duplicates import across, names
+    from pipeline.data.duplicates import across, names
 
     leaks = across(duplicates)
     if leaks:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.datasets import FORMATS
+from pipeline.data.formats import FORMATS
 from pipeline.settings.params import DatasetConfig
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +22,7 @@ STAGES = {
 
 # They carry values and messages and compute no number, so a change in them makes nothing stale.
 EDGES = {
-    "pipeline/__init__.py", "pipeline/datasets/__init__.py", "deeplab/__init__.py", "deeplab/config.py",
+    "pipeline/__init__.py", "pipeline/data/formats/__init__.py", "deeplab/__init__.py", "deeplab/config.py",
     "deeplab/errors.py", "pipeline/errors.py", "pipeline/settings/params.py", "pipeline/process.py", "pipeline/progress.py",
     "pipeline/provenance.py", "pipeline/tracking.py", "pipeline/mirror.py", "pipeline/settings/folder_options.py",
     "pipeline/settings/slurm_options.py", "pipeline/settings/archive_options.py", "pipeline/launch.py", "pipeline/files.py",
@@ -87,9 +87,9 @@ def test_dvc_lists_every_file_that_a_stage_runs_and_no_other(stage):
     needed = runs(script) - EDGES
     listed = {dep for dep in body["deps"] if dep.endswith(".py")}
     if stage == "prepare":  # the format is chosen by name
-        formats = {f"pipeline/datasets/{name}.py" for name in FORMATS}
-        assert "pipeline/datasets/${item.format}.py" in listed
-        listed.remove("pipeline/datasets/${item.format}.py")
+        formats = {f"pipeline/data/formats/{name}.py" for name in FORMATS}
+        assert "pipeline/data/formats/${item.format}.py" in listed
+        listed.remove("pipeline/data/formats/${item.format}.py")
         needed |= set().union(*(runs(file) for file in formats)) - EDGES - formats
     if stage == "train":  # validation while training and departures from the recipe are reported and decide nothing
         needed -= {"deeplab/inference.py", "deeplab/metrics.py", "pipeline/settings/published.py"}

@@ -7,7 +7,7 @@ from PIL import Image
 from deeplab.store import Store
 from deeplab.store_writer import StoreWriter
 from pipeline import prepare
-from pipeline.card import SAMPLES, TILE, write_card, write_sheet
+from pipeline.data.card import SAMPLES, TILE, write_card, write_sheet
 from tests.raw import dataset_config
 from tests.tiny import write_store
 

@@ -11,9 +11,9 @@ from PIL import Image
 from deeplab.decode import read_image, read_size
 from deeplab.errors import DataError
 from deeplab.store import IGNORE
-from pipeline.datasets import FORMATS, ade20k, cityscapes, shapes, voc
-from pipeline.datasets.decode import read_labels
-from pipeline.datasets.layout import RawSample, read_ids
+from pipeline.data.formats import FORMATS, ade20k, cityscapes, shapes, voc
+from pipeline.data.formats.base import RawSample, read_ids
+from pipeline.data.formats.masks import read_labels
 from pipeline.errors import ParamsError
 from tests.faults import tried
 from tests.raw import (

@@ -11,8 +11,8 @@ import pytest
 
 from deeplab.errors import DataError
 from pipeline import download, process
+from pipeline.data.fetch import Patience
 from pipeline.errors import BusyError, describe
-from pipeline.fetch import Patience
 from pipeline.settings.archive_options import Archive
 from pipeline.settings.params import DatasetConfig, load_params
 from tests.archives import write_tar, write_zip

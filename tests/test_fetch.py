@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from deeplab.errors import DataError
-from pipeline import fetch as module
+from pipeline.data import fetch as module
+from pipeline.data.fetch import Patience, fetch
 from pipeline.errors import describe
-from pipeline.fetch import Patience, fetch
 from pipeline.settings.archive_options import Archive
 from tests.faults import tried
 from tests.server import Server, answer, file, redirect

@@ -7,7 +7,7 @@ from PIL import Image
 from deeplab.errors import DataError
 from deeplab.store import IGNORE, Store
 from pipeline import prepare
-from pipeline.datasets import folder
+from pipeline.data.formats import folder
 from pipeline.errors import ParamsError
 from pipeline.settings.folder_options import FolderOptions
 from pipeline.settings.params import load_params

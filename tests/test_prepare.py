@@ -21,10 +21,11 @@ from deeplab.decode import read_image
 from deeplab.errors import DataError
 from deeplab.store import Store
 from deeplab.store_writer import StoreWriter
-from pipeline import pack, prepare
-from pipeline.datasets import FORMATS, shapes
-from pipeline.datasets.layout import RawSample
-from pipeline.duplicates import find_duplicates
+from pipeline import prepare
+from pipeline.data import pack
+from pipeline.data.duplicates import find_duplicates
+from pipeline.data.formats import FORMATS, shapes
+from pipeline.data.formats.base import RawSample
 from pipeline.errors import ParamsError, describe
 from pipeline.settings.folder_options import FolderOptions
 from tests.faults import tried

@@ -7,9 +7,9 @@ from random import Random
 import pytest
 
 from deeplab.errors import DataError
-from pipeline import unpack as module
+from pipeline.data import unpack as module
+from pipeline.data.unpack import unpack
 from pipeline.errors import describe
-from pipeline.unpack import unpack
 from tests.archives import write_tar, write_zip
 from tests.faults import tried
 

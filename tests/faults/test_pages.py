@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from pipeline import card, ui
+from pipeline import ui
+from pipeline.data import card
 from pipeline.markdown import code, plain
 from pipeline.registry import NOTE
 from pipeline.tracking import open_experiment

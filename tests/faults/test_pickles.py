@@ -13,8 +13,8 @@ from deeplab.checkpoint import load_checkpoint
 from deeplab.counts import read_counts
 from deeplab.errors import DataError
 from deeplab.store import Store
-from pipeline.datasets.decode import read_labels
-from pipeline.datasets.voc import read_sbd
+from pipeline.data.formats.masks import read_labels
+from pipeline.data.formats.voc import read_sbd
 from pipeline.errors import ParamsError
 from pipeline.evaluate import check_weights
 from pipeline.predict import upright

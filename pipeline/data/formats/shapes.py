@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from deeplab.store import IGNORE, Bytes, Color
 from deeplab.store_writer import histogram
-from pipeline.datasets.layout import Layout, Mask, RawSample
+from pipeline.data.formats.base import Layout, Mask, RawSample
 from pipeline.errors import ParamsError
 from pipeline.settings.params import DatasetConfig, pick
 

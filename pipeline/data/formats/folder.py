@@ -8,8 +8,8 @@ from typing import Final
 from deeplab.decode import read_image, read_size
 from deeplab.errors import DataError
 from deeplab.store import IGNORE, Bytes, Color
-from pipeline.datasets.decode import LabelTable, label_table, read_colors, read_labels, to_train_ids
-from pipeline.datasets.layout import Layout, Mask, RawSample, read_lines
+from pipeline.data.formats.base import Layout, Mask, RawSample, read_lines
+from pipeline.data.formats.masks import LabelTable, label_table, read_colors, read_labels, to_train_ids
 from pipeline.errors import ParamsError
 from pipeline.settings.folder_options import FolderOptions
 from pipeline.settings.params import DatasetConfig

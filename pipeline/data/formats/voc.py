@@ -9,8 +9,8 @@ import numpy as np
 from deeplab.decode import read_content, read_image, read_size
 from deeplab.errors import DataError
 from deeplab.store import IGNORE, Bytes, Color
-from pipeline.datasets.decode import label_table, read_labels, to_train_ids
-from pipeline.datasets.layout import Layout, Mask, RawSample, read_ids, require
+from pipeline.data.formats.base import Layout, Mask, RawSample, read_ids, require
+from pipeline.data.formats.masks import label_table, read_labels, to_train_ids
 from pipeline.settings.params import DatasetConfig, pick
 
 CLASSES: Final = (

@@ -5,8 +5,8 @@ from typing import Final
 
 from deeplab.decode import read_image, read_size
 from deeplab.store import IGNORE, Bytes, Color
-from pipeline.datasets.decode import label_table, read_labels, to_train_ids
-from pipeline.datasets.layout import Layout, Mask, RawSample, pair_by_name, require
+from pipeline.data.formats.base import Layout, Mask, RawSample, pair_by_name, require
+from pipeline.data.formats.masks import label_table, read_labels, to_train_ids
 from pipeline.settings.params import DatasetConfig, pick
 
 # name, label id in the archive, colour; in the order of the train ids

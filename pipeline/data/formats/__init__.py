@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from pipeline.datasets import ade20k, cityscapes, folder, shapes, voc
-from pipeline.datasets.layout import Format
+from pipeline.data.formats import ade20k, cityscapes, folder, shapes, voc
+from pipeline.data.formats.base import Format
 
 FORMATS: Final[dict[str, Format]] = {
     "voc": voc,

@@ -12,7 +12,7 @@ from deeplab.decode import read_content
 from deeplab.errors import DataError, LabelError, MaskModeError
 from deeplab.store import Bytes, Color
 from deeplab.store_writer import histogram
-from pipeline.datasets.layout import Mask
+from pipeline.data.formats.base import Mask
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -27,7 +27,7 @@ from pipeline.process import die_with_parent
 if TYPE_CHECKING:
     from deeplab.store import Bytes, Record
     from deeplab.store_writer import PixelFiles
-    from pipeline.datasets.layout import Format, Mask, RawSample
+    from pipeline.data.formats.base import Format, Mask, RawSample
 
 Loaded = TypeVar("Loaded", "Bytes", "Mask")
 Size = tuple[int, int]  # height, width
@@ -162,7 +162,7 @@ def noted(index: int) -> Iterator[tuple[str, RawSample]]:
 
 
 def format_of(work: Work) -> Format:
-    from pipeline.datasets import FORMATS
+    from pipeline.data.formats import FORMATS
 
     return FORMATS[work.format]
 

@@ -1,0 +1,1 @@
+"""Raw archives and folders become one prepared store per data set."""
