@@ -57,7 +57,7 @@ def run(
     from deeplab.inference import evaluate_each
     from deeplab.metrics import score
     from pipeline.device import select_device, set_arithmetic
-    from pipeline.panels import image_scores, write_figures
+    from pipeline.pictures.panels import image_scores, write_figures
     from pipeline.plots import write_plots
 
     main_protocol = next(iter(params.protocols))

@@ -69,7 +69,7 @@ def segment(model: "Segmenter", images: Batch, out: Path, table: Table, tiling: 
     """Segment images of one size and write what comes of each."""
     from PIL import Image
 
-    from pipeline.figures import tint
+    from pipeline.pictures.overlay import tint
 
     masks = labels_of(model, [image for _, image in images], tiling)
     for (name, image), mask in zip(images, masks, strict=True):

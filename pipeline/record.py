@@ -120,7 +120,7 @@ def add_card(experiment: Experiment, run: str, result: Result, card: Path, data:
 
 def add_artifacts(experiment: Experiment, run: str, result: Result, facts: Facts, runs: Path, reports: Path) -> None:
     """Add the files about `result`, as far as they are there: on a fresh clone the large ones are missing."""
-    from pipeline.charts import class_picture, confusion_picture
+    from pipeline.pictures.charts import class_picture, confusion_picture
 
     client = experiment.client
     plots, is_first = reports / "plots" / result.cell, True

@@ -25,7 +25,7 @@ def segment_video(model: "Segmenter", source: Path, out: Path, batch: int, tilin
     """
     import cv2
 
-    from pipeline.figures import tint
+    from pipeline.pictures.overlay import tint
 
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # else a line for each damaged block, in its own words
     reader = cv2.VideoCapture(str(source))

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline import tables
-from pipeline.panels import write_parts
+from pipeline.pictures.panels import write_parts
 from pipeline.results import Result
 from pipeline.row import Row
 from pipeline.settings.params import load_params

@@ -24,7 +24,7 @@ from deeplab.store_writer import StoreWriter
 from pipeline.device import select_device
 from pipeline.errors import ParamsError
 from pipeline.evaluate import run
-from pipeline.figures import WRONG, comparison
+from pipeline.pictures.overlay import WRONG, comparison
 from pipeline.settings.params import load_params
 from tests.faults import tried
 

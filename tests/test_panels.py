@@ -11,7 +11,7 @@ from deeplab.config import Protocol
 from deeplab.metrics import confusion_matrix, score
 from deeplab.model import DeepLabV3
 from deeplab.store import IGNORE, Store
-from pipeline.panels import choose, image_score, image_scores, write_figures
+from pipeline.pictures.panels import choose, image_score, image_scores, write_figures
 from tests.tiny import tiny_cell, write_store
 
 PROTOCOL = Protocol(scales=(1.0,), flip=False, window=None, stride=None)

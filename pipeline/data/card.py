@@ -200,7 +200,7 @@ def sheet(
     """The overlays in rows, each under its id, and the legend below them."""
     from PIL import Image, ImageDraw
 
-    from pipeline.figures import FONT, GAP, INK, LINE, draw_legend, legend_of, tint, wrap
+    from pipeline.pictures.overlay import FONT, GAP, INK, LINE, draw_legend, legend_of, tint, wrap
 
     total = COLUMNS * (TILE[0] + GAP) + GAP
     tall = max(mask.shape[0] for _, (_, mask) in pictures)

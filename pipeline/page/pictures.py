@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.figures import RIGHT, UNLABELLED, WRONG
+from pipeline.pictures.overlay import RIGHT, UNLABELLED, WRONG
 
 SHEET = 1200  # width of a data sheet, pixels
 IGNORE = 255

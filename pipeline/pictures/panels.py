@@ -13,8 +13,8 @@ from PIL import Image
 from deeplab.errors import DataError
 from deeplab.metrics import confusion_matrix, score
 from deeplab.store import IGNORE, Bytes, Color, Store
-from pipeline.figures import UNLABELLED, comparison
 from pipeline.files import whole, write_whole
+from pipeline.pictures.overlay import UNLABELLED, comparison
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,1 @@
+"""Images that people look at: overlays, panels, charts."""
