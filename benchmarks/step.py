@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
 def prepare_torch(arguments: argparse.Namespace) -> "torch.device":
     """Threads, TF32 and kernel choice as the train stage sets them, for both sides."""
 
-    from pipeline.device import choose_kernels_by_time, select_device, set_arithmetic
+    from pipeline.training.device import choose_kernels_by_time, select_device, set_arithmetic
 
     set_arithmetic(cell_of(arguments).train)
     choose_kernels_by_time()

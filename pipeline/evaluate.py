@@ -18,8 +18,8 @@ from deeplab.errors import DataError
 from pipeline.errors import run_command
 from pipeline.files import write_whole
 from pipeline.progress import shown
-from pipeline.provenance import file_sha256
 from pipeline.settings.params import PARAMS, load_params
+from pipeline.training.provenance import file_sha256
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,9 +56,9 @@ def run(
     from deeplab.counts import gather, write_counts
     from deeplab.inference import evaluate_each
     from deeplab.metrics import score
-    from pipeline.device import select_device, set_arithmetic
     from pipeline.pictures.panels import image_scores, write_figures
     from pipeline.plots import write_plots
+    from pipeline.training.device import select_device, set_arithmetic
 
     main_protocol = next(iter(params.protocols))
     device = select_device(params.runtime.device)

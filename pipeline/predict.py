@@ -20,8 +20,8 @@ from pipeline.errors import ParamsError, run_command
 from pipeline.files import readable, whole, writable
 from pipeline.labels import Table, Tiling, labels_of
 from pipeline.progress import shown
-from pipeline.provenance import file_sha256
 from pipeline.settings.params import EXAMPLES, NAME, PARAMS, load_params
+from pipeline.training.provenance import file_sha256
 
 if TYPE_CHECKING:
     from deeplab.pretrained import Segmenter
@@ -166,7 +166,7 @@ def tiling_of(window: list[int] | None, stride: list[int] | None) -> Tiling | No
 
 def pick_device(name: str | None) -> str:
     """The device asked for, else that of params.yaml if there is one, else the GPU if there is one."""
-    from pipeline.device import select_device
+    from pipeline.training.device import select_device
 
     if name is None:
         name = load_params().runtime.device if PARAMS.exists() else "auto"

@@ -11,8 +11,8 @@ from typing import Any
 from deeplab.config import Cell, digest
 from deeplab.errors import DataError
 from pipeline.files import BROKEN
-from pipeline.provenance import code_fingerprint
 from pipeline.settings.params import Params
+from pipeline.training.provenance import code_fingerprint
 
 EQUIVALENT_CODE = "equivalent_code.txt"  # fingerprints of older code, proven to give the same numbers, and why
 

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 from deeplab.config import Cell, digest
 from deeplab.errors import SettingsError
 from pipeline.errors import ParamsError, StoppedError, run_command
-from pipeline.launch import grouped, launch, local_rank, under_torchrun
 from pipeline.mirror import mirror
 from pipeline.process import locked, signals_noted
 from pipeline.progress import median_speed, planner, reporter
-from pipeline.provenance import code_fingerprint, file_sha256, git_state, machine
-from pipeline.publish import publish, read_facts, require_space, save_weights, write_json
 from pipeline.settings.params import PARAMS, Params, load_params
 from pipeline.settings.published import departs
+from pipeline.training.launch import grouped, launch, local_rank, under_torchrun
+from pipeline.training.provenance import code_fingerprint, file_sha256, git_state, machine
+from pipeline.training.publish import publish, read_facts, require_space, save_weights, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -134,8 +134,8 @@ def train_seed(
     from deeplab.model import DeepLabV3
     from deeplab.monitor import peak_memory
     from deeplab.training import Pace, fit, total_steps
-    from pipeline.cost import forward_flops
-    from pipeline.device import choose_kernels_by_time, select_device, set_arithmetic
+    from pipeline.training.device import choose_kernels_by_time, select_device, set_arithmetic
+    from pipeline.training.facts import forward_flops
 
     cell, runtime = inputs.cell, params.runtime
     device = select_device(runtime.device, runtime.gpus_per_cell if not under_torchrun() else ranks.world, local_rank())

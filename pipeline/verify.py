@@ -26,13 +26,13 @@ from typing import Any
 from deeplab.errors import DataError
 from pipeline.errors import run_command
 from pipeline.files import readable
-from pipeline.provenance import file_sha256
 from pipeline.readme import check as shows_table
 from pipeline.recompute import MismatchError, check_runs, recompute
 from pipeline.results import INTERVAL, SCORES, Result, read_results
 from pipeline.settings.params import EXAMPLES, PARAMS, Params, load_params
 from pipeline.settings.stage_names import short
 from pipeline.settings.yaml import read_yaml
+from pipeline.training.provenance import file_sha256
 
 Locked = dict[str, Any]  # stage -> what dvc.lock says of it
 

@@ -24,8 +24,8 @@ STAGES = {
 EDGES = {
     "pipeline/__init__.py", "pipeline/data/formats/__init__.py", "deeplab/__init__.py", "deeplab/config.py",
     "deeplab/errors.py", "pipeline/errors.py", "pipeline/settings/params.py", "pipeline/process.py", "pipeline/progress.py",
-    "pipeline/provenance.py", "pipeline/tracking.py", "pipeline/mirror.py", "pipeline/settings/folder_options.py",
-    "pipeline/settings/slurm_options.py", "pipeline/settings/archive_options.py", "pipeline/launch.py", "pipeline/files.py",
+    "pipeline/training/provenance.py", "pipeline/tracking.py", "pipeline/mirror.py", "pipeline/settings/folder_options.py",
+    "pipeline/settings/slurm_options.py", "pipeline/settings/archive_options.py", "pipeline/training/launch.py", "pipeline/files.py",
 }  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def test_dvc_lists_every_file_that_a_stage_runs_and_no_other(stage):
 
 
 def test_the_code_fingerprint_covers_the_library_files_of_the_train_stage():
-    from pipeline.provenance import TRAINING_CODE
+    from pipeline.training.provenance import TRAINING_CODE
 
     listed = {dep for dep in STAGES["train"]["deps"] if dep.startswith("deeplab/")}
     assert listed == {f"deeplab/{name}.py" for name in TRAINING_CODE}

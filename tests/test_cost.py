@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from deeplab.model import DeepLabV3
-from pipeline.cost import forward_flops
+from pipeline.training.facts import forward_flops
 from tests.tiny import model_config
 
 

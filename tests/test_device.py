@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from pipeline.device import select_device
 from pipeline.errors import ParamsError
+from pipeline.training.device import select_device
 
 
 @pytest.fixture

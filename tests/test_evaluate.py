@@ -21,11 +21,11 @@ from deeplab.metrics import score
 from deeplab.model import DeepLabV3
 from deeplab.store import Store
 from deeplab.store_writer import StoreWriter
-from pipeline.device import select_device
 from pipeline.errors import ParamsError
 from pipeline.evaluate import run
 from pipeline.pictures.overlay import WRONG, comparison
 from pipeline.settings.params import load_params
+from pipeline.training.device import select_device
 from tests.faults import tried
 
 CELL = "shapes_resnet18_os16"

@@ -14,8 +14,8 @@ from deeplab import load_model
 from deeplab.errors import DataError
 from pipeline import predict
 from pipeline.errors import ParamsError
-from pipeline.provenance import file_sha256
 from pipeline.settings.params import PARAMS
+from pipeline.training.provenance import file_sha256
 from tests.faults import tried
 from tests.tiny import write_weights
 

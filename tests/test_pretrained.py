@@ -13,7 +13,7 @@ from deeplab.metrics import confusion_matrix
 from deeplab.model import DeepLabV3
 from deeplab.pretrained import WHOLE
 from deeplab.store import Store
-from pipeline.publish import save_weights
+from pipeline.training.publish import save_weights
 from tests.faults import tried
 from tests.tiny import recipe_config, tiny_cell, write_store, write_weights
 

@@ -14,10 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from deeplab.errors import DataError
-from pipeline import process, publish, train
+from pipeline import process, train
 from pipeline.errors import BusyError, ParamsError, StoppedError
-from pipeline.provenance import code_fingerprint, file_sha256, git_state
 from pipeline.settings.params import load_params
+from pipeline.training import publish
+from pipeline.training.provenance import code_fingerprint, file_sha256, git_state
 from tests.tiny import tiny_params, write_store
 
 
@@ -271,7 +272,7 @@ def test_outside_of_git_the_commit_is_unknown_and_why_is_said(monkeypatch, tmp_p
 
 
 def test_a_comment_does_not_change_the_code_fingerprint(monkeypatch, tmp_path):
-    from pipeline import provenance
+    from pipeline.training import provenance
 
     for name in provenance.TRAINING_CODE:
         (tmp_path / f"{name}.py").write_text((provenance.LIBRARY / f"{name}.py").read_text())
@@ -290,7 +291,7 @@ def test_the_same_network_is_the_same_file_in_every_process(tmp_path):
         from pathlib import Path
         from types import SimpleNamespace
         import torch
-        from pipeline.publish import save_weights
+        from pipeline.training.publish import save_weights
         from tests.tiny import tiny_cell
         network = torch.nn.Linear(2, 2)
         torch.nn.init.ones_(network.weight), torch.nn.init.zeros_(network.bias)

@@ -31,12 +31,12 @@ from pipeline.data.formats.base import read_ids
 from pipeline.data.formats.folder import read_classes
 from pipeline.data.formats.masks import read_colors, read_labels
 from pipeline.data.unpack import unpack
-from pipeline.provenance import code_fingerprint
 from pipeline.readme import fill
 from pipeline.results import read_results
 from pipeline.settings.params import load_params
 from pipeline.settings.yaml import read_yaml
 from pipeline.tracking import read_curves
+from pipeline.training.provenance import code_fingerprint
 from tests.archives import write_tar, write_zip
 from tests.records import CELL, Folder
 from tests.tiny import write_store, write_weights

@@ -12,7 +12,7 @@ TRAINING_CODE = (
     "backbone", "checkpoint", "data", "decode", "loss", "model", "monitor", "photometric", "precision", "ranks", "ring",
     "step", "store", "training", "transforms",
 )  # fmt: skip
-LIBRARY = Path(__file__).parents[1] / "deeplab"
+LIBRARY = Path(__file__).parents[2] / "deeplab"
 
 
 def code_fingerprint() -> str:

@@ -1,0 +1,1 @@
+"""One training as a process, and what it leaves behind."""
