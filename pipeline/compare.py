@@ -17,7 +17,7 @@ from deeplab.config import Cell
 from deeplab.errors import DataError
 from pipeline.errors import run_command
 from pipeline.files import write_whole
-from pipeline.results import Result, read_results
+from pipeline.results.records import Result, read_results
 from pipeline.settings.params import PARAMS, Params, load_params
 
 if TYPE_CHECKING:

@@ -57,7 +57,7 @@ def run(
     from deeplab.inference import evaluate_each
     from deeplab.metrics import score
     from pipeline.pictures.panels import image_scores, write_figures
-    from pipeline.plots import write_plots
+    from pipeline.results.scores import write_plots
     from pipeline.training.device import select_device, set_arithmetic
 
     main_protocol = next(iter(params.protocols))

@@ -20,7 +20,7 @@ from deeplab.config import Cell, ModelConfig
 from pipeline.errors import ParamsError, run_command
 from pipeline.files import readable
 from pipeline.names import check_names
-from pipeline.results import read_results
+from pipeline.results.records import read_results
 from pipeline.settings.params import EXAMPLES, Params, load_params, unknown
 
 RUNS, DATA, REPORTS = Path("runs"), Path("data"), Path("reports")

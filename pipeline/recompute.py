@@ -5,7 +5,7 @@ from pathlib import Path
 
 from deeplab.errors import DataError
 from pipeline.progress import shown
-from pipeline.results import Result
+from pipeline.results.records import Result
 from pipeline.settings.params import Params
 from pipeline.tracking import SQLITE, TrackingError, open_experiment, tracking_uri
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import BROKEN, readable
-from pipeline.results import FINGERPRINTS, Result, numbers_in
+from pipeline.results.records import FINGERPRINTS, Result, numbers_in
 from pipeline.tracking import (
     Experiment,
     Facts,

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.markdown import plain
-from pipeline.results import Result
+from pipeline.results.records import Result
 from pipeline.tracking import PREFIX, Experiment, cause
 
 NOTE = "mlflow.note.content"  # shown above a run or an experiment, as Markdown

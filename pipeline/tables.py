@@ -16,11 +16,19 @@ from deeplab.config import Cell
 from pipeline.errors import run_command
 from pipeline.files import whole, write_whole
 from pipeline.markdown import plain
-from pipeline.model_card import write_cards
 from pipeline.record import end_leftovers, mark_current, read_back, record
 from pipeline.registry import register, write_notes
-from pipeline.results import INTERVAL, SCORES, Place, Result, manifest_fingerprint, read_results, todays_fingerprint
-from pipeline.row import Row
+from pipeline.results.model_card import write_cards
+from pipeline.results.records import (
+    INTERVAL,
+    SCORES,
+    Place,
+    Result,
+    manifest_fingerprint,
+    read_results,
+    todays_fingerprint,
+)
+from pipeline.results.row import Row
 from pipeline.settings.params import PARAMS, load_params
 from pipeline.settings.published import departs
 from pipeline.tracking import (

@@ -28,7 +28,7 @@ from pipeline.errors import run_command
 from pipeline.files import readable
 from pipeline.readme import check as shows_table
 from pipeline.recompute import MismatchError, check_runs, recompute
-from pipeline.results import INTERVAL, SCORES, Result, read_results
+from pipeline.results.records import INTERVAL, SCORES, Result, read_results
 from pipeline.settings.params import EXAMPLES, PARAMS, Params, load_params
 from pipeline.settings.stage_names import short
 from pipeline.settings.yaml import read_yaml

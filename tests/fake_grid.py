@@ -12,8 +12,8 @@ from PIL import Image
 
 from pipeline import tables
 from pipeline.pictures.panels import write_parts
-from pipeline.results import Result
-from pipeline.row import Row
+from pipeline.results.records import Result
+from pipeline.results.row import Row
 from pipeline.settings.params import load_params
 
 ROOT = Path(__file__).parents[1]

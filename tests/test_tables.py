@@ -8,7 +8,7 @@ import pytest
 
 from deeplab.errors import DataError
 from pipeline import tables
-from pipeline.results import todays_fingerprint
+from pipeline.results.records import todays_fingerprint
 from pipeline.settings import published as departures
 from pipeline.tracking import open_experiment
 from tests.faults import tried

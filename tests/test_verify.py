@@ -19,7 +19,7 @@ from deeplab.store import Store
 from pipeline import compare, readme, verify
 from pipeline.errors import ParamsError
 from pipeline.recompute import MismatchError, check_runs, recompute
-from pipeline.results import Result
+from pipeline.results.records import Result
 from pipeline.settings.params import load_params
 from tests.records import CELL, OTHER, ROOT, Folder, blank_database, measured
 from tests.tiny import tiny_params, write_store

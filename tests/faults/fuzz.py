@@ -32,7 +32,7 @@ from pipeline.data.formats.folder import read_classes
 from pipeline.data.formats.masks import read_colors, read_labels
 from pipeline.data.unpack import unpack
 from pipeline.readme import fill
-from pipeline.results import read_results
+from pipeline.results.records import read_results
 from pipeline.settings.params import load_params
 from pipeline.settings.yaml import read_yaml
 from pipeline.tracking import read_curves
@@ -162,7 +162,7 @@ def try_archive(content, folder):
 def try_record(content, folder):
     params, reports = STATE["params"], STATE["reports"]
     (folder / f"{CELL}.json").write_bytes(content)
-    with patch("pipeline.results.code_fingerprint", lambda: STATE["code"]):  # it reads the code anew each time
+    with patch("pipeline.results.records.code_fingerprint", lambda: STATE["code"]):  # it reads the code anew each time
         read_results({CELL: params.cell(CELL)}, params, folder, reports, folder / "none")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from deeplab.config import Cell
-from pipeline.results import Result
+from pipeline.results.records import Result
 from pipeline.settings.params import DatasetConfig
 
 

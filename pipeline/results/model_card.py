@@ -9,7 +9,7 @@ from pathlib import Path
 from deeplab.config import Protocol
 from pipeline.files import write_whole
 from pipeline.markdown import code, plain
-from pipeline.row import Row
+from pipeline.results.row import Row
 
 
 def write_cards(rows: list[Row], folder: Path, title: str, protocol: Protocol) -> None:
