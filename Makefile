@@ -43,7 +43,7 @@ audit: .venv/ready  ## what is known about the pinned packages; writes docs/depe
 	python -m benchmarks.audit
 
 ui: .venv/ready mlflow.db  ## look at the runs; loopback only
-	python -m pipeline.ui --port $(PORT)
+	python -m pipeline.tracking.ui --port $(PORT)
 
 mlflow.db: | .venv/ready  # a fresh clone, say: complete the record from what is committed
 	dvc repro --force --single-item --glob 'tables@*'

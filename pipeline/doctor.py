@@ -21,7 +21,7 @@ from pipeline.errors import ParamsError, run_command
 from pipeline.settings.params import Params, load_params
 from pipeline.slots import find_slots, visible_gpus
 from pipeline.snapshot import cache_folder, committed
-from pipeline.tracking import SQLITE, tracking_uri, without_password
+from pipeline.tracking.client import SQLITE, tracking_uri, without_password
 
 SPACE = 5e9  # bytes free in the cache below which a grid is likely to fail
 

@@ -7,7 +7,7 @@ from deeplab.errors import DataError
 from pipeline.progress import shown
 from pipeline.results.records import Result
 from pipeline.settings.params import Params
-from pipeline.tracking import SQLITE, TrackingError, open_experiment, tracking_uri
+from pipeline.tracking.client import SQLITE, TrackingError, open_experiment, tracking_uri
 
 TOLERANCE = 1e-4  # a hundredth of a percent: another GPU rounds differently
 

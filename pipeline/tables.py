@@ -16,8 +16,6 @@ from deeplab.config import Cell
 from pipeline.errors import run_command
 from pipeline.files import whole, write_whole
 from pipeline.markdown import plain
-from pipeline.record import end_leftovers, mark_current, read_back, record
-from pipeline.registry import register, write_notes
 from pipeline.results.model_card import write_cards
 from pipeline.results.records import (
     INTERVAL,
@@ -31,7 +29,7 @@ from pipeline.results.records import (
 from pipeline.results.row import Row
 from pipeline.settings.params import PARAMS, load_params
 from pipeline.settings.published import departs
-from pipeline.tracking import (
+from pipeline.tracking.client import (
     SQLITE,
     TrackingError,
     identity_tags,
@@ -40,6 +38,8 @@ from pipeline.tracking import (
     tracking_uri,
     without_password,
 )
+from pipeline.tracking.models import register, write_notes
+from pipeline.tracking.runs import end_leftovers, mark_current, read_back, record
 
 TITLES = {
     "resnet18": "ResNet18",

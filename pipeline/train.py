@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from deeplab.config import Cell, digest
 from deeplab.errors import SettingsError
 from pipeline.errors import ParamsError, StoppedError, run_command
-from pipeline.mirror import mirror
 from pipeline.process import locked, signals_noted
 from pipeline.progress import median_speed, planner, reporter
 from pipeline.settings.params import PARAMS, Params, load_params
 from pipeline.settings.published import departs
+from pipeline.tracking.live import mirror
 from pipeline.training.launch import grouped, launch, local_rank, under_torchrun
 from pipeline.training.provenance import code_fingerprint, file_sha256, git_state, machine
 from pipeline.training.publish import publish, read_facts, require_space, save_weights, write_json

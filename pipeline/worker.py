@@ -20,7 +20,7 @@ from pathlib import Path
 from pipeline.errors import StoppedError, run_command
 from pipeline.process import die_with_parent, signals_noted
 from pipeline.snapshot import keep, snapshot
-from pipeline.tracking import tracking_uri
+from pipeline.tracking.client import tracking_uri
 from pipeline.workers import Workers, misses_cache
 
 UNEXPECTED, BUSY, FULL = 70, 73, 74  # exit codes of pipeline.errors

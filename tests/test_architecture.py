@@ -24,7 +24,7 @@ STAGES = {
 EDGES = {
     "pipeline/__init__.py", "pipeline/data/formats/__init__.py", "deeplab/__init__.py", "deeplab/config.py",
     "deeplab/errors.py", "pipeline/errors.py", "pipeline/settings/params.py", "pipeline/process.py", "pipeline/progress.py",
-    "pipeline/training/provenance.py", "pipeline/tracking.py", "pipeline/mirror.py", "pipeline/settings/folder_options.py",
+    "pipeline/training/provenance.py", "pipeline/tracking/client.py", "pipeline/tracking/live.py", "pipeline/settings/folder_options.py",
     "pipeline/settings/slurm_options.py", "pipeline/settings/archive_options.py", "pipeline/training/launch.py", "pipeline/files.py",
 }  # fmt: skip
 

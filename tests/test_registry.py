@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import ui
 from pipeline.errors import ParamsError
-from pipeline.tracking import open_experiment, pages
+from pipeline.tracking import ui
+from pipeline.tracking.client import open_experiment, pages
 from tests.records import CELL, OTHER, Folder, blank_database
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
@@ -96,7 +96,7 @@ def test_filling_the_table_again_makes_no_second_model(folder):
 
 def test_a_model_that_was_begun_and_never_finished_is_finished(folder, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.registry.describe", lambda *_: 1 / 0)
+        patch.setattr("pipeline.tracking.models.describe", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             folder.tables()
     folder.tables()

@@ -10,7 +10,7 @@ from deeplab.errors import DataError
 from pipeline import tables
 from pipeline.results.records import todays_fingerprint
 from pipeline.settings import published as departures
-from pipeline.tracking import open_experiment
+from pipeline.tracking.client import open_experiment
 from tests.faults import tried
 from tests.records import CELL, OTHER, ROOT, Folder, blank_database
 

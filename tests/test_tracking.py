@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import mirror as mirror_module
-from pipeline.mirror import live_run, mirror, send
-from pipeline.tracking import VIEW_TAG, Experiment, locked, open_experiment, read_curves, tracking_uri
+from pipeline.tracking import live as mirror_module
+from pipeline.tracking.client import VIEW_TAG, Experiment, locked, open_experiment, read_curves, tracking_uri
+from pipeline.tracking.live import live_run, mirror, send
 from tests.records import CELL, OTHER, ROOT, Folder, blank_database
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
@@ -163,7 +163,7 @@ def test_an_interrupted_recording_is_taken_up_in_the_same_run(folder, experiment
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"pipeline.record.{broken}", killed)
+        patch.setattr(f"pipeline.tracking.runs.{broken}", killed)
         with pytest.raises(KeyboardInterrupt):
             folder.tables()
     (begun,) = experiment.runs(complete="0")
@@ -275,7 +275,7 @@ def test_the_mirror_dies_with_a_trainer_that_is_killed(tmp_path):
     code = f"""
 import time
 from pathlib import Path
-from pipeline.mirror import mirror
+from pipeline.tracking.live import mirror
 with mirror(Path({str(tmp_path)!r}), every=600):
     print("training", flush=True)
     time.sleep(600)
@@ -308,7 +308,7 @@ def asks_for_death(process: int) -> bool:
 def test_a_kill_while_the_database_is_made_leaves_none_and_the_next_call_makes_it(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    code = "from pipeline.tracking import open_experiment\nwith open_experiment('shapes', timeout=5): pass"
+    code = "from pipeline.tracking.client import open_experiment\nwith open_experiment('shapes', timeout=5): pass"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     maker = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
     partial = tmp_path / "mlflow.db.part"

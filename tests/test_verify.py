@@ -159,7 +159,7 @@ def test_the_run_of_a_number_is_found_with_its_commit_or_missed(folder):
     check_runs(CELL, [result], folder.params)
     with pytest.raises(MismatchError, match=f"{CELL}: no run in MLflow has the key"):
         check_runs(CELL, [replace(result, seed=1)], folder.params)
-    from pipeline.tracking import open_experiment
+    from pipeline.tracking.client import open_experiment
 
     with open_experiment("shapes", timeout=5) as experiment:
         (run,) = experiment.runs(key=result.key)

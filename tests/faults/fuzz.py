@@ -35,7 +35,7 @@ from pipeline.readme import fill
 from pipeline.results.records import read_results
 from pipeline.settings.params import load_params
 from pipeline.settings.yaml import read_yaml
-from pipeline.tracking import read_curves
+from pipeline.tracking.client import read_curves
 from pipeline.training.provenance import code_fingerprint
 from tests.archives import write_tar, write_zip
 from tests.records import CELL, Folder

@@ -138,7 +138,7 @@ def strike(moment, folder, process, pause):
 
 def below_is_helper(process):
     """Whether a process only serves another one."""
-    return any(word in " ".join(process.cmdline()) for word in ("pipeline.guard", "pipeline.mirror", "sh -c"))
+    return any(word in " ".join(process.cmdline()) for word in ("pipeline.guard", "pipeline.tracking.live", "sh -c"))
 
 
 def mended(folder):

@@ -87,7 +87,9 @@ class Training:
         while not (speeds := [*self.folder.glob("resume/*/speed.csv")]):
             assert process.poll() is None, (self.folder / "train.txt").read_text()
             time.sleep(0.1)
-        (mirror,) = [child for child in psutil.Process(process.pid).children() if "pipeline.mirror" in child.cmdline()]
+        (mirror,) = [
+            child for child in psutil.Process(process.pid).children() if "pipeline.tracking.live" in child.cmdline()
+        ]
         process.send_signal(signal.SIGSTOP)  # MLflow takes longer to import than this training takes
         deadline = time.monotonic() + 200
         while not reached() and time.monotonic() < deadline:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import mirror
+from pipeline.tracking import live as mirror
 from tests.faults.disk import outcome, small_disk
 from tests.faults.small_grid import record
 from tests.records import CELL, OTHER, Folder, blank_database

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from pipeline import ui
 from pipeline.data import card
 from pipeline.markdown import code, plain
-from pipeline.registry import NOTE
-from pipeline.tracking import open_experiment
+from pipeline.tracking import ui
+from pipeline.tracking.client import open_experiment
+from pipeline.tracking.models import NOTE
 from tests.records import CELL, ROOT, Folder, blank_database
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
@@ -117,8 +117,8 @@ def test_the_server_answers_to_its_own_names_only(tmp_path, monkeypatch, blank, 
     started = []
     monkeypatch.chdir(Folder(tmp_path / "folder", blank).path)
     monkeypatch.setattr("os.execv", lambda program, words: started.append((words, dict(ui.os.environ))))
-    monkeypatch.setattr("pipeline.ui.pages", dict)
-    monkeypatch.setattr("pipeline.ui.require_free", lambda port: None)
+    monkeypatch.setattr("pipeline.tracking.ui.pages", dict)
+    monkeypatch.setattr("pipeline.tracking.ui.require_free", lambda port: None)
     monkeypatch.setenv("MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE", "true")
     ui.run(5099)
     ((words, environment),) = started

@@ -7,7 +7,7 @@ import pytest
 from pipeline import doctor, snapshot
 from pipeline.errors import ParamsError
 from pipeline.settings.params import load_params
-from pipeline.tracking import TrackingError, open_experiment, without_password
+from pipeline.tracking.client import TrackingError, open_experiment, without_password
 from tests.tiny import tiny_params
 
 SECRET = "kept-for-me"

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.files import BROKEN, readable
 from pipeline.results.records import FINGERPRINTS, Result, numbers_in
-from pipeline.tracking import (
+from pipeline.tracking.client import (
     Experiment,
     Facts,
     identity_tags,

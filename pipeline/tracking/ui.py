@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from pipeline.errors import ParamsError, run_command
-from pipeline.tracking import SQLITE, pages, tracking_uri, without_password
+from pipeline.tracking.client import SQLITE, pages, tracking_uri, without_password
 
 HOST = "127.0.0.1"
 # What a browser here, or one that forwards a port to here, calls the server. By default MLflow answers to the addresses

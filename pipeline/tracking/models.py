@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.markdown import plain
 from pipeline.results.records import Result
-from pipeline.tracking import PREFIX, Experiment, cause
+from pipeline.tracking.client import PREFIX, Experiment, cause
 
 NOTE = "mlflow.note.content"  # shown above a run or an experiment, as Markdown
 BEST = "best"

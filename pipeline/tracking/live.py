@@ -14,7 +14,7 @@ from pathlib import Path
 
 from deeplab.errors import DataError
 from pipeline.process import die_with_parent
-from pipeline.tracking import (
+from pipeline.tracking.client import (
     Experiment,
     Facts,
     TrackingError,
@@ -32,8 +32,8 @@ from pipeline.tracking import (
 def mirror(folder: Path, every: float) -> Iterator[None]:
     """Mirror `folder` every so many seconds while the block runs. Never raises, and never keeps the block waiting."""
     words = f"--every {every} --parent {os.getpid()}".split()
-    command = [sys.executable, "-m", "pipeline.mirror", *words, str(folder)]
-    root = str(Path(__file__).parents[1])
+    command = [sys.executable, "-m", "pipeline.tracking.live", *words, str(folder)]
+    root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     try:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path})

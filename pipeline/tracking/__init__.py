@@ -1,0 +1,1 @@
+"""Everything that talks to MLflow, and nothing else does."""
