@@ -1,1 +1,1 @@
-"""The page of results: read (inputs), judged (reference), drawn (plots, pictures) and laid out (sections, layout)."""
+"""The page of results: one HTML file without a server."""

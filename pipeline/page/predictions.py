@@ -4,9 +4,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from pipeline.page.embedded import DAMAGED, error_picture, from_file
 from pipeline.page.html import joined, part, table
 from pipeline.page.inputs import CellPage, DatasetPage
-from pipeline.page.pictures import DAMAGED, error_picture, from_file
 from pipeline.pictures.overlay import RIGHT, UNLABELLED, WRONG
 
 PARTS = {"image": "image.jpg", "truth": "truth.png", "prediction": "prediction.png"}

@@ -12,10 +12,10 @@ import pandas as pd
 from markupsafe import Markup
 
 from pipeline.page import plots
+from pipeline.page.embedded import DAMAGED, sheet
 from pipeline.page.html import joined, part, table
 from pipeline.page.inputs import CellPage, DatasetPage
 from pipeline.page.numbers import amount, duration, extent, interval, mean, percent, signed
-from pipeline.page.pictures import DAMAGED, sheet
 from pipeline.page.predictions import predictions
 from pipeline.page.reference import elsewhere
 
