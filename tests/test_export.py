@@ -7,8 +7,8 @@ import torch
 
 from deeplab import load_model
 from deeplab.errors import DataError
-from pipeline import export
 from pipeline.errors import ParamsError
+from pipeline.predict import export
 from tests.tiny import write_weights
 
 CLASSES = ["class 0", "class 1", "class 2"]

@@ -12,8 +12,8 @@ from PIL import Image
 
 from deeplab import load_model
 from deeplab.errors import DataError
-from pipeline import predict
 from pipeline.errors import ParamsError
+from pipeline.predict import predict
 from pipeline.settings.params import PARAMS
 from pipeline.training.provenance import file_sha256
 from tests.faults import tried
@@ -157,7 +157,7 @@ def test_a_video_gives_one_with_the_overlay_and_a_table_per_frame(model, film):
 @tried.USE
 def test_a_video_without_a_codec_is_told(model, film, monkeypatch, spoil, codec, message):
     spoil(film)
-    monkeypatch.setattr("pipeline.video.CODEC", codec)
+    monkeypatch.setattr("pipeline.predict.video.CODEC", codec)
     with pytest.raises(DataError, match=message):
         segmented(model, film)
 
@@ -228,7 +228,17 @@ def test_weights_that_are_not_those_of_the_record_are_refused_under_the_cell_s_n
 def test_the_command_ends_with_one_line_and_the_code_of_the_mistake(photos, tmp_path):
     weights = write_weights(tmp_path / "seed0.safetensors")
     (photos / "b.png").write_bytes(b"")
-    command = [sys.executable, "-m", "pipeline.predict", weights, photos, "--out", tmp_path / "out", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.predict.predict",
+        weights,
+        photos,
+        "--out",
+        tmp_path / "out",
+        "--device",
+        "cpu",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert (done.returncode, done.stderr) == (1, f"left out: {photos}/b.png: empty file\n")
     assert len(list((tmp_path / "out/masks").rglob("*.png"))) == 2

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from deeplab import load_model
-from pipeline import predict
+from pipeline.predict import predict
 from tests.faults import tried
 from tests.faults.disk import outcome
 from tests.tiny import write_weights
@@ -106,7 +106,7 @@ def test_a_video_that_cannot_be_read_is_one_line(model, tmp_path, name, spoil):
 def test_the_decoder_of_videos_adds_no_lines_of_its_own(tmp_path):
     content = film(tmp_path / "good.mp4", "mp4v")
     (tmp_path / "film.mp4").write_bytes(content[: len(content) // 2])
-    code = "import sys; from pathlib import Path; from pipeline.video import segment_video as s; s(*[Path(w) for w in sys.argv[1:]], 1, 0)"
+    code = "import sys; from pathlib import Path; from pipeline.predict.video import segment_video as s; s(*[Path(w) for w in sys.argv[1:]], 1, 0)"
     words = [sys.executable, "-c", code, "model", tmp_path / "film.mp4", tmp_path]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.stderr.splitlines()[-1] == f"deeplab.errors.DataError: {tmp_path}/film.mp4: {UNREADABLE}"

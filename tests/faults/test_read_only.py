@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from deeplab import load_model
-from pipeline import download, predict, prepare, readme
+from pipeline import download, prepare, readme
+from pipeline.predict import predict
 from tests.faults.disk import mounted, outcome
 from tests.raw import dataset_config, write_ade20k
 from tests.tiny import write_weights

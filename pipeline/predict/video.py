@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from deeplab.errors import DataError
 from pipeline.files import whole
-from pipeline.labels import Table, Tiling, labels_of
+from pipeline.predict.class_table import Table, Tiling, labels_of
 
 if TYPE_CHECKING:
     from deeplab.pretrained import Segmenter

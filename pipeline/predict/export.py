@@ -58,7 +58,7 @@ def run(model: "Segmenter", weights: Path, name: str, out: Path, card: Path | No
         return write_repository(model, weights, out, card)
     import torch
 
-    from pipeline.deployable import Deployable
+    from pipeline.predict.deployable import Deployable
 
     suffix, make = FORMATS[name]
     path = out / f"model{suffix}"

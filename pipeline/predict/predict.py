@@ -1,6 +1,6 @@
 """Segment images or a video with a trained network, or export it.
 
-    python -m pipeline.predict voc_resnet50_os8 photos/ --out segmented
+    python -m pipeline.predict.predict voc_resnet50_os8 photos/ --out segmented
 
 Of an image come an overlay and a mask of class indices (a palette PNG), both at the image's own size and upright as its
 EXIF tag says; of a video one with the overlay. classes.csv tells how many pixels each class has in each of them. Images
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from deeplab.errors import DataError
 from pipeline.errors import ParamsError, run_command
 from pipeline.files import readable, whole, writable
-from pipeline.labels import Table, Tiling, labels_of
+from pipeline.predict.class_table import Table, Tiling, labels_of
 from pipeline.progress import shown
 from pipeline.settings.params import EXAMPLES, NAME, PARAMS, load_params
 from pipeline.training.provenance import file_sha256
@@ -39,7 +39,7 @@ def run(model: "Segmenter", source: Path, out: Path, batch: int, tiling: Tiling 
         raise DataError(f"{source}: no such file or folder")
     writable(out)
     if source.suffix.lower() in VIDEOS:
-        from pipeline.video import segment_video
+        from pipeline.predict.video import segment_video
 
         segment_video(model, source, out, batch, tiling)
         return 0
@@ -202,7 +202,7 @@ def main() -> None:
     if arguments.export is None and arguments.source is None:
         raise ParamsError("source: missing. Name an image, a folder or a video, or a format with --export.")
     if arguments.export is not None:
-        from pipeline.export import check_format
+        from pipeline.predict.export import check_format
 
         check_format(arguments.export)
     file = find_weights(arguments.model, arguments.runs, arguments.seed)
@@ -211,7 +211,7 @@ def main() -> None:
     from deeplab.pretrained import load_model
 
     if arguments.export is not None:
-        from pipeline.export import run as export
+        from pipeline.predict.export import run as export
 
         card = next(arguments.cards.glob(f"*/{arguments.model}.md"), None) if NAME.fullmatch(arguments.model) else None
         export(load_model(file), file, arguments.export, arguments.out, card)
