@@ -17,7 +17,7 @@ from pipeline.page.inputs import Folders, read_pages
 from pipeline.settings.params import load_params
 from pipeline.stages import choose
 from pipeline.status import show
-from pipeline.verify import Place
+from pipeline.verify.committed import Place
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # in DVC
 ROOT = Path(__file__).parents[1]

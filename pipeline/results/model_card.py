@@ -118,7 +118,7 @@ Evaluated at {scales}, {"with" if protocol.flip else "without"} flip, {window} r
 | --: | --: | :-- | :-- |
 {weights}
 
-Fingerprints, which `python -m pipeline.verify {row.name}` holds against today's settings, data and code:
+Fingerprints, which `python -m pipeline.verify.committed {row.name}` holds against today's settings, data and code:
 
 {fingerprints}
 """

@@ -58,7 +58,7 @@ def test_no_secret_of_the_surroundings_is_written_or_printed(clone, record_prope
         (down, "pipeline.grid"),
         (down, "dvc", "repro", "--force", "--single-item", "tables@tiny"),
         (down, "pipeline.doctor"),
-        (down, "pipeline.verify"),
+        (down, "pipeline.verify.committed"),
         ("", "pipeline.plan"),
         ("", "pipeline.status"),
         ("", "pipeline.report"),

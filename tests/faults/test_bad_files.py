@@ -16,7 +16,7 @@ from deeplab.store import Store
 from pipeline import plan
 from pipeline.board import Board
 from pipeline.training import publish
-from pipeline.verify import read_sheet, read_table
+from pipeline.verify.committed import read_sheet, read_table
 from tests.faults import tried
 from tests.faults.disk import outcome
 from tests.records import CELL, Folder, blank_database

@@ -1,8 +1,8 @@
 """Prove the numbers of the README: follow each back to its record, and compute it again from the released weights.
 
-    python -m pipeline.verify                  every number
-    python -m pipeline.verify voc_resnet50_os8 one cell
-    python -m pipeline.verify --fast           the files that are committed, in seconds and without weights or data
+    python -m pipeline.verify.committed                  every number
+    python -m pipeline.verify.committed voc_resnet50_os8 one cell
+    python -m pipeline.verify.committed --fast           the files that are committed, in seconds and without weights or data
 
 Fast, each number must be the same in the README, the table, its csv, the record and the metrics; the record must be of
 today's settings and code, give the key that the csv names, and be the file that dvc.lock says; what else is there
@@ -27,12 +27,12 @@ from deeplab.errors import DataError
 from pipeline.errors import run_command
 from pipeline.files import readable
 from pipeline.readme import check as shows_table
-from pipeline.recompute import MismatchError, check_runs, recompute
 from pipeline.results.records import INTERVAL, SCORES, Result, read_results
 from pipeline.settings.params import EXAMPLES, PARAMS, Params, load_params
 from pipeline.settings.stage_names import short
 from pipeline.settings.yaml import read_yaml
 from pipeline.training.provenance import file_sha256
+from pipeline.verify.recompute import MismatchError, check_runs, recompute
 
 Locked = dict[str, Any]  # stage -> what dvc.lock says of it
 

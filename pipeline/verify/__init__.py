@@ -1,0 +1,1 @@
+"""Check published numbers: against the committed files, and by computing them again."""
