@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .PHONY: demo test test-faults test-ray test-slurm check audit ui pins clean
 
 demo: .venv/ready  ## the synthetic grid, from nothing to a filled table
-	python -m pipeline.grid readme@shapes compare@shapes
+	python -m pipeline.runner.run readme@shapes compare@shapes
 	dvc repro --quiet --single-item report
 	@cat reports/tables/shapes.md
 	@echo "This table is in README.md too, its numbers in reports/tables/shapes.csv, predictions in reports/figures/."

@@ -49,16 +49,16 @@ def run(seconds: float) -> None:
     """Print the ratio and the overheads."""
     with TemporaryDirectory(prefix="grid") as folder:
         alone = measure(make_grid(Path(folder) / "alone", 12, seconds), "dvc", "repro", "--quiet")
-        slots = measure(make_grid(Path(folder) / "slots", 12, seconds), "pipeline.grid", "--slots", "2")
+        slots = measure(make_grid(Path(folder) / "slots", 12, seconds), "pipeline.runner.run", "--slots", "2")
         print(f"12 cells of two stages of {seconds:g} s: dvc repro {alone:.1f} s, two slots {slots:.1f} s", flush=True)
         overheads = []
         for size in SIZES:
             project = make_grid(Path(folder) / str(size), size, 0.0)
             write_lock(project, size)
-            start = measure(project, "pipeline.grid", "--slots", "1")
+            start = measure(project, "pipeline.runner.run", "--slots", "1")
             for number in range(STALE):
                 (project / f"code/cell_{number:03}").write_text("changed")
-            both = measure(project, "pipeline.grid", "--slots", "1")
+            both = measure(project, "pipeline.runner.run", "--slots", "1")
             overheads.append((both - start) / (2 * STALE))
             print(
                 f"{size} cells: {overheads[-1]:.2f} s per stage, {start:.1f} s to see that all is up to date",

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import ParamsError, run_command
+from pipeline.runner.slots import find_slots, visible_gpus
 from pipeline.settings.params import Params, load_params
-from pipeline.slots import find_slots, visible_gpus
 from pipeline.snapshot import cache_folder, committed
 from pipeline.tracking.client import SQLITE, tracking_uri, without_password
 
@@ -88,7 +88,9 @@ def check_cache() -> str:
         probe.unlink(missing_ok=True)
     free = shutil.disk_usage(folder).free
     if free < SPACE:
-        raise DoubtError(f"{folder}: only {free / 1e9:.1f} GB free; `python -m pipeline.plan` says what a grid needs")
+        raise DoubtError(
+            f"{folder}: only {free / 1e9:.1f} GB free; `python -m pipeline.runner.plan` says what a grid needs"
+        )
     return f"{folder}: {free / 1e9:.0f} GB free"
 
 

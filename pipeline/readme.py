@@ -35,7 +35,7 @@ def check(dataset: str, table: Path, readme: Path) -> bool:
 def read(table: Path, dataset: str) -> bytes:
     """The content of `table`."""
     if not table.exists():
-        raise DataError(f"{table}: not there. Run: python -m pipeline.grid tables@{dataset}")
+        raise DataError(f"{table}: not there. Run: python -m pipeline.runner.run tables@{dataset}")
     return table.read_bytes()
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from pipeline.errors import StoppedError, run_command
 from pipeline.process import die_with_parent, signals_noted
+from pipeline.runner.local import Workers, misses_cache
 from pipeline.snapshot import keep, snapshot
 from pipeline.tracking.client import tracking_uri
-from pipeline.workers import Workers, misses_cache
 
 UNEXPECTED, BUSY, FULL = 70, 73, 74  # exit codes of pipeline.errors
 PATIENCE = 600.0  # seconds to wait for the lock of a cell whose node was lost: a file system needs time to free it

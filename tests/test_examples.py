@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import plan
 from pipeline.engines import Order
 from pipeline.engines.remote import Remote
 from pipeline.errors import ParamsError
-from pipeline.lockparts import LockParts, recover
 from pipeline.page.inputs import Folders, read_pages
+from pipeline.runner import plan
+from pipeline.runner.graph import choose
+from pipeline.runner.lockparts import LockParts, recover
+from pipeline.runner.status import show
 from pipeline.settings.params import load_params
-from pipeline.stages import choose
-from pipeline.status import show
 from pipeline.verify.committed import Place
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # in DVC

@@ -10,13 +10,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.board import only_runner, plan_board
 from pipeline.errors import BusyError, ParamsError
-from pipeline.grid import conclude, walk
-from pipeline.screen import Screen
-from pipeline.slots import find_slots
-from pipeline.stages import Stage, choose, deepest_first, outdated, verdict
-from pipeline.workers import Workers, misses_cache
+from pipeline.runner.board import only_runner, plan_board
+from pipeline.runner.graph import Stage, choose, deepest_first, outdated, verdict
+from pipeline.runner.local import Workers, misses_cache
+from pipeline.runner.run import conclude, walk
+from pipeline.runner.screen import Screen
+from pipeline.runner.slots import find_slots
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -121,7 +121,7 @@ def test_a_single_gpu_named_in_params_is_left_to_the_stage(monkeypatch):
 @pytest.mark.parametrize(("threads", "slots"), [(1, 4), (2, 2), (3, 1), (8, 1)])
 def test_without_a_gpu_the_cores_hold_as_many_stages_as_their_threads_allow(monkeypatch, threads, slots):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr("pipeline.slots.cores", lambda: 4)
+    monkeypatch.setattr("pipeline.runner.slots.cores", lambda: 4)
     assert find_slots(None, "auto", threads) == [{}] * slots
 
 
@@ -142,7 +142,7 @@ def test_gpus_are_found_without_torch(monkeypatch, tmp_path, listed, names):
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("pipeline.slots.cores", lambda: 1)
+    monkeypatch.setattr("pipeline.runner.slots.cores", lambda: 1)
     assert find_slots(None, "auto", 1) == ([{"CUDA_VISIBLE_DEVICES": name} for name in names] or [{}])
 
 
@@ -328,7 +328,7 @@ def surroundings():
 
 
 def grid(*words):
-    return [sys.executable, "-m", "pipeline.grid", *words]
+    return [sys.executable, "-m", "pipeline.runner.run", *words]
 
 
 def call(folder, *words):
@@ -427,7 +427,7 @@ def test_the_next_runner_waits_for_what_a_killed_one_has_left_saving(project):
 
 @pytest.mark.parametrize("ended", [os.WEXITED, os.WEXITED | os.WNOWAIT], ids=["gone", "zombie"])
 def test_what_a_runner_that_has_ended_left_is_not_waited_for_without_end(ended, monkeypatch):
-    monkeypatch.setattr("pipeline.board.PATIENCE", 0.3)
+    monkeypatch.setattr("pipeline.runner.board.PATIENCE", 0.3)
     with subprocess.Popen(["true"]) as runner, only_runner(Path("lock")):  # which a guard holds
         os.waitid(os.P_PID, runner.pid, ended)
         Path("lock").write_text(str(runner.pid))
@@ -445,7 +445,7 @@ def test_a_runner_that_is_killed_right_after_a_fork_leaves_no_stage_behind(proje
     """The new process has told the guard of itself; the runner had no time to."""
     code = """if True:
         import os, signal, sys
-        from pipeline import grid, workers
+        from pipeline.runner import run as grid, local as workers
         original = workers.fork_stage
         def killed(*arguments):
             print(original(*arguments).pid, flush=True)
@@ -528,7 +528,9 @@ def test_mistakes_on_the_command_line_are_answered_in_one_line(project):
 
 
 def test_help_does_not_wait_for_dvc():
-    loaded = "import sys, pipeline.grid; print([name for name in ('dvc', 'torch', 'mlflow') if name in sys.modules])"
+    loaded = (
+        "import sys, pipeline.runner.run; print([name for name in ('dvc', 'torch', 'mlflow') if name in sys.modules])"
+    )
     said = subprocess.run(
         [sys.executable, "-c", loaded], env=surroundings(), capture_output=True, text=True, check=True
     )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.lockparts import LockParts, recover
-from pipeline.mend import is_whole
+from pipeline.runner.lockparts import LockParts, recover
+from pipeline.runner.repair import is_whole
 
 REPOSITORY = Path(__file__).parents[1]
 STAGES = """
@@ -44,7 +44,7 @@ def dvc(*words):
 
 def call(parts, name):
     variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "DVC_NO_ANALYTICS": "1"}
-    command = [sys.executable, "-m", "pipeline.lockparts", str(parts.begin(name)), name]
+    command = [sys.executable, "-m", "pipeline.runner.lockparts", str(parts.begin(name)), name]
     return subprocess.run(command, check=True, capture_output=True, text=True, env=variables).stdout
 
 
@@ -122,7 +122,7 @@ def test_a_kill_while_dvc_lock_is_written_leaves_the_old_one_and_the_next_runner
     parts.spent = float("inf")  # so that it waits
     parts.end("train@b", well=True)
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.mend.os.fsync", killed)
+        patch.setattr("pipeline.runner.repair.os.fsync", killed)
         with pytest.raises(KilledError):
             parts.flush()
     assert Path("dvc.lock").read_bytes() == before

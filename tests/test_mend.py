@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.mend import NONE, STAGES, is_whole, mend
+from pipeline.runner.repair import NONE, STAGES, is_whole, mend
 
 LOCK = """schema: '2.0'
 stages:
@@ -46,7 +46,7 @@ def torn_anywhere():
     "kill",
     "dvc.lock is torn: DVC writes it in place",
     "cut after any byte",
-    "`python -m pipeline.grid` (or `python -m pipeline.mend`) keeps all whole entries",
+    "`python -m pipeline.runner.run` (or `python -m pipeline.runner.repair`) keeps all whole entries",
 )
 def test_a_torn_dvc_lock_keeps_its_whole_entries(record_property):
     torn = torn_anywhere()
@@ -80,7 +80,7 @@ def test_a_dvc_lock_that_no_kill_has_torn_is_left_alone(text):
 
 def test_of_a_whole_dvc_lock_only_the_last_entry_is_read_however_long_it_is(monkeypatch):
     read = []
-    monkeypatch.setattr("pipeline.mend.is_whole", lambda text: not read.append(text))
+    monkeypatch.setattr("pipeline.runner.repair.is_whole", lambda text: not read.append(text))
     Path("dvc.lock").write_text(LOCK)
     assert mend() == []
     assert read == [NONE + STAGES + LOCK.removeprefix(FIRST), NONE]  # NONE: there is no examples/dvc.lock
@@ -115,7 +115,7 @@ def listed(process):
     "kill",
     "DVC's list of who works on what names a process that was killed",
     "its number is by now that of another process, or of nobody, or it is a zombie",
-    "`python -m pipeline.grid` (or `python -m pipeline.mend`) forgets it; one that is at work stays",
+    "`python -m pipeline.runner.run` (or `python -m pipeline.runner.repair`) forgets it; one that is at work stays",
 )
 @pytest.mark.parametrize("now", ["another", "nobody", "a zombie"])
 def test_a_list_of_processes_that_have_ended_is_removed(process, now):
@@ -133,7 +133,7 @@ def test_a_list_of_processes_that_have_ended_is_removed(process, now):
 
 def test_the_command_says_what_it_did():
     Path("dvc.lock").write_text(torn_anywhere()[-1])
-    code = "import sys; from pipeline.mend import main; main()"
+    code = "import sys; from pipeline.runner.repair import main; main()"
     root = str(Path(__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONPATH": root}, capture_output=True, text=True, check=True

@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 
 from deeplab.model import DeepLabV3
-from pipeline import plan
-from pipeline.plan import as_table, count_parameters, read_costs
+from pipeline.runner import plan
+from pipeline.runner.plan import as_table, count_parameters, read_costs
 from pipeline.settings.params import load_params
 from tests.tiny import model_config, tiny_params
 

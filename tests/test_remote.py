@@ -10,16 +10,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.board import plan_board
 from pipeline.engines import ENGINES, Order
 from pipeline.engines.remote import PACKAGES, Remote
 from pipeline.errors import BusyError, ParamsError
-from pipeline.grid import walk
-from pipeline.screen import Screen
+from pipeline.runner.board import plan_board
+from pipeline.runner.graph import outdated, read_stages
+from pipeline.runner.run import walk
+from pipeline.runner.screen import Screen
 from pipeline.settings.params import RuntimeConfig
 from pipeline.settings.slurm_options import SlurmOptions
 from pipeline.snapshot import committed, snapshot
-from pipeline.stages import outdated, read_stages
 
 REPOSITORY = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # in DVC
@@ -304,6 +304,10 @@ def test_the_install_lines_are_those_of_pyproject():
 )
 def test_a_wrong_word_on_the_command_line_is_answered_in_one_line(words, answer, project):
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.grid", *words], capture_output=True, text=True, check=False, env=os.environ
+        [sys.executable, "-m", "pipeline.runner.run", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ,
     )
     assert (done.returncode, done.stderr) == (78, answer)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.board import Board, only_runner, plan_board
-from pipeline.screen import Screen
-from pipeline.status import as_lines, headline, read_rows, show
+from pipeline.runner.board import Board, only_runner, plan_board
+from pipeline.runner.screen import Screen
+from pipeline.runner.status import as_lines, headline, read_rows, show
 
 REPOSITORY = Path(__file__).parents[1]
 NAMES = [f"{kind}@{cell}" for cell in "abcdef" for kind in ("train", "evaluate")]
@@ -113,7 +113,7 @@ def test_the_view_writes_the_same_table_to_a_log_file(board, folder, capsys):
 def test_the_terminal_gets_the_table_in_place(board, folder):
     from rich.console import Console
 
-    from pipeline.screen import table
+    from pipeline.runner.screen import table
 
     write_training(folder, "b", "100,16.0\n", "step,val/mIoU\n")
     console = Console(width=120)
@@ -133,7 +133,7 @@ def test_a_full_disk_does_not_stop_the_runner(board, monkeypatch):
 
 
 def test_status_loads_neither_torch_nor_dvc():
-    code = "import sys, pipeline.status; print([name for name in ('dvc', 'torch', 'mlflow') if name in sys.modules])"
+    code = "import sys, pipeline.runner.status; print([name for name in ('dvc', 'torch', 'mlflow') if name in sys.modules])"
     said = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert said.stdout == "[]\n"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from pipeline.runner.local import Workers
+from pipeline.runner.slots import find_slots
 from pipeline.settings.params import RuntimeConfig
 from pipeline.settings.stage_names import kind_and_name
-from pipeline.slots import find_slots
-from pipeline.workers import Workers
 
 
 @dataclass(frozen=True, kw_only=True)

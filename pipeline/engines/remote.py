@@ -17,11 +17,11 @@ from typing import Protocol
 
 from pipeline.engines import Order
 from pipeline.errors import BusyError, ParamsError
+from pipeline.runner.local import Workers
+from pipeline.runner.slots import cores
 from pipeline.settings.stage_names import short
-from pipeline.slots import cores
 from pipeline.snapshot import LOCK, committed
 from pipeline.worker import STOP, note
-from pipeline.workers import Workers
 
 CALLS = Path("runs/.cells")  # a folder per call of the runner, on the file system that all machines share
 TRIES = 4  # of a cell whose worker was lost

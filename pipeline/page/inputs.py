@@ -125,7 +125,7 @@ def read_dataset(name: str, params: Params, folders: Folders, reference: pd.Data
         read_run(cell, params, folders, page.gaps)
     if len(page.measured) < len(page.cells):
         missing = [cell.name for cell in page.cells if not cell.measured]
-        page.gaps.append(f"Not measured: {', '.join(missing)}. Run: python -m pipeline.grid readme@{name}")
+        page.gaps.append(f"Not measured: {', '.join(missing)}. Run: python -m pipeline.runner.run readme@{name}")
     read_data(page, folders)
     return page
 

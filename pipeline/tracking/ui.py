@@ -23,7 +23,9 @@ def run(port: int) -> None:
     uri = tracking_uri()
     local = uri.startswith(SQLITE)
     if local and not Path(uri.removeprefix(SQLITE)).exists():
-        raise FileNotFoundError(f"{uri.removeprefix(SQLITE)}: no runs yet. Run: python -m pipeline.grid readme@shapes")
+        raise FileNotFoundError(
+            f"{uri.removeprefix(SQLITE)}: no runs yet. Run: python -m pipeline.runner.run readme@shapes"
+        )
     if local:
         require_free(port)
     address = f"http://{HOST}:{port}" if local else without_password(uri).rstrip("/")

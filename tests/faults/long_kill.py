@@ -138,7 +138,9 @@ def strike(moment, folder, process, pause):
 
 def below_is_helper(process):
     """Whether a process only serves another one."""
-    return any(word in " ".join(process.cmdline()) for word in ("pipeline.guard", "pipeline.tracking.live", "sh -c"))
+    return any(
+        word in " ".join(process.cmdline()) for word in ("pipeline.runner.guard", "pipeline.tracking.live", "sh -c")
+    )
 
 
 def mended(folder):
@@ -156,7 +158,7 @@ def mended(folder):
     "kill -9 and SIGTERM, to dvc or the runner, to the stage and to all, from prepare to tables",
     "the same command goes on; weights, metrics, tables, README and the record end as undisturbed",
 )
-@pytest.mark.parametrize("command", [DVC, GRID], ids=["dvc repro", "pipeline.grid"])
+@pytest.mark.parametrize("command", [DVC, GRID], ids=["dvc repro", "pipeline.runner.run"])
 def test_a_grid_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     command, undisturbed, tmp_path, record_property
 ):
@@ -189,7 +191,7 @@ def test_a_grid_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     finally:
         end_all(folder)
     if torn:
-        record_property("measured", f"`python -m pipeline.mend` was needed {torn} times")
+        record_property("measured", f"`python -m pipeline.runner.repair` was needed {torn} times")
     record_property("tries", struck)
     found = results(folder)
     assert [name for name in found.keys() | undisturbed[0].keys() if found.get(name) != undisturbed[0].get(name)] == []

@@ -17,8 +17,8 @@ from tests.test_pipeline import checkout, run
 from tests.tiny import tiny_params
 
 DVC = (sys.executable, "-m", "dvc", "repro")
-GRID = (sys.executable, "-m", "pipeline.grid", "--slots", "2")
-MEND = (sys.executable, "-m", "pipeline.mend")
+GRID = (sys.executable, "-m", "pipeline.runner.run", "--slots", "2")
+MEND = (sys.executable, "-m", "pipeline.runner.repair")
 MARK = "FAULTS_PROJECT"  # in the environment of all that works on a project, however it was started
 RESULTS = ("data/", "runs/", "reports/", "README.md")
 CHANGING = re.compile(

@@ -13,8 +13,8 @@ from deeplab.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from deeplab.counts import gather, read_counts, write_counts
 from deeplab.errors import DataError
 from deeplab.store import Store
-from pipeline import plan
-from pipeline.board import Board
+from pipeline.runner import plan
+from pipeline.runner.board import Board
 from pipeline.training import publish
 from pipeline.verify.committed import read_sheet, read_table
 from tests.faults import tried

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import grid, plan, readme
+from pipeline import readme
+from pipeline.runner import plan
+from pipeline.runner import run as grid
 from tests.faults import tried
 from tests.faults.disk import outcome
 from tests.tiny import tiny_params

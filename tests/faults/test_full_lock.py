@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import mend
-from pipeline.board import only_runner
-from pipeline.lockparts import PARTS, LockParts
-from pipeline.mend import is_whole
 from pipeline.process import locked
-from pipeline.stages import read_stages
+from pipeline.runner import repair as mend
+from pipeline.runner.board import only_runner
+from pipeline.runner.graph import read_stages
+from pipeline.runner.lockparts import PARTS, LockParts
+from pipeline.runner.repair import is_whole
 from tests.faults.disk import NO_SPACE, outcome, small_disk
 
 FIRST = 3900 * "x"  # its entry ends just before the end of a page, so that the next one needs a page more
@@ -62,7 +62,7 @@ def leftovers():
     "disk",
     "the disk is full when DVC writes dvc.lock",
     "a stage of `dvc repro` that fills a tmpfs",
-    "DVC fails and leaves it torn; with space `python -m pipeline.mend` keeps all whole entries, and dvc repro completes",
+    "DVC fails and leaves it torn; with space `python -m pipeline.runner.repair` keeps all whole entries, and dvc repro completes",
 )
 def test_a_dvc_lock_that_a_full_disk_has_torn_is_mended(disk):
     before = Path("dvc.lock").read_text()
@@ -90,18 +90,18 @@ def test_a_dvc_lock_that_a_full_disk_has_torn_is_mended(disk):
 @pytest.mark.fault(
     "disk",
     "the disk is full when the runner writes dvc.lock",
-    "a stage of `python -m pipeline.grid` that fills a tmpfs",
+    "a stage of `python -m pipeline.runner.run` that fills a tmpfs",
     "exit code 74, one line that names it; the old one is whole; with space the same command puts in what has run",
 )
 def test_the_runner_leaves_the_old_dvc_lock_and_puts_in_later_what_has_run(disk):
     before = Path("dvc.lock").read_bytes()
     for _ in range(2):  # the second one has nothing to run, and finds the disk still full
-        done = call("pipeline.grid")
+        done = call("pipeline.runner.run")
         assert (done.returncode, done.stderr) == (74, f"error: dvc.lock: {NO_SPACE}\n"), done.stdout
         assert Path("dvc.lock").read_bytes() == before
         assert leftovers() == []
     free(disk)
-    done = call("pipeline.grid")
+    done = call("pipeline.runner.run")
     assert (done.returncode, done.stdout) == (0, "up to date: 2 stages\n"), done.stderr
     assert "second:" in Path("dvc.lock").read_text()
     assert not list(PARTS.iterdir())

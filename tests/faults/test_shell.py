@@ -13,9 +13,9 @@ from ruamel.yaml import YAML
 
 from pipeline import check
 from pipeline.errors import ParamsError
+from pipeline.runner.graph import read_stages
 from pipeline.settings.params import load_params
 from pipeline.settings.slurm_options import SlurmOptions
-from pipeline.stages import read_stages
 from tests.tiny import tiny_params
 
 ROOT = Path(__file__).parents[2]

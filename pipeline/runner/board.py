@@ -14,7 +14,7 @@ from typing import TextIO
 from deeplab.errors import naming
 from pipeline.errors import BusyError
 from pipeline.files import readable
-from pipeline.guard import GRACE, is_alive
+from pipeline.runner.guard import GRACE, is_alive
 from pipeline.settings.stage_names import kind_and_name
 
 LOCK = Path("runs/.grid.lock")
@@ -111,7 +111,7 @@ def wait_for_lock(file: TextIO, path: Path) -> None:
         if not runner or is_alive(int(runner), os.fstat(file.fileno()).st_mtime):
             raise BusyError(
                 f"{path}: another runner (process {runner}) is at work here. Wait for it, or end it. "
-                f"`python -m pipeline.status` shows what it does."
+                f"`python -m pipeline.runner.status` shows what it does."
             )
         if time.monotonic() > deadline:
             raise BusyError(

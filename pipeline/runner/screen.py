@@ -7,8 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline.board import Board
-from pipeline.status import HEADS, Row, as_lines, headline, read_rows
+from pipeline.runner.board import Board
+from pipeline.runner.status import HEADS, Row, as_lines, headline, read_rows
 
 COLORS = {"failed": "red", "training": "green", "evaluating": "green", "done": "bold", "stopped": "yellow"}
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import whole
-from pipeline.mend import is_whole, replace
-from pipeline.quick_params import quick_params
+from pipeline.runner.graph import open_repo
+from pipeline.runner.quick_params import quick_params
+from pipeline.runner.repair import is_whole, replace
 from pipeline.settings.stage_names import lock_of, short
-from pipeline.stages import open_repo
 
 PARTS = Path("runs/.locks")  # below it the folders of the files that they are parts of
 SHARE = 0.1  # of the time may go into writing dvc.lock

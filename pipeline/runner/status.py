@@ -11,9 +11,9 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import median
 
-from pipeline.board import BOARD, LOCK, Board, Entry, is_held
 from pipeline.errors import run_command
 from pipeline.progress import duration
+from pipeline.runner.board import BOARD, LOCK, Board, Entry, is_held
 from pipeline.settings.params import EXAMPLES, load_params
 from pipeline.settings.stage_names import kind_and_name
 
@@ -155,7 +155,7 @@ def show() -> str:
     """What the command prints."""
     board = Board.read(BOARD)
     if board is None:
-        text = "no runner was here yet; `python -m pipeline.grid --dry-run` says what is out of date"
+        text = "no runner was here yet; `python -m pipeline.runner.run --dry-run` says what is out of date"
         return "\n".join([text, *as_lines(without_runner())])
     alive = is_held(LOCK)
     return "\n".join([headline(board, alive), *as_lines(read_rows(board, alive))])

@@ -1,7 +1,7 @@
 """Mend what a DVC that was killed or found the disk full while it wrote has left torn, so that the next can read it.
 
 DVC writes dvc.lock and its list of who works on what in place, and whoever is killed stays in that list. The runner
-mends both when it starts; before `dvc repro` alone it is `python -m pipeline.mend`. What is cut off dvc.lock runs
+mends both when it starts; before `dvc repro` alone it is `python -m pipeline.runner.repair`. What is cut off dvc.lock runs
 again, or comes from DVC's run cache without running, as a training does.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.errors import run_command
 from pipeline.files import whole
-from pipeline.guard import is_alive
+from pipeline.runner.guard import is_alive
 
 LOCKS = (Path("dvc.lock"), Path("examples/dvc.lock"))
 NONE = "schema: '2.0'\n"  # a dvc.lock without stages

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import BusyError, ParamsError
-from pipeline.quick_params import quick_params
+from pipeline.runner.quick_params import quick_params
 from pipeline.settings.stage_names import kind_and_name, short
 
 PARTIAL = ("tables", "compare", "report")  # these leave out what is missing, so they run although cells failed

@@ -19,8 +19,8 @@ from typing import Any
 from deeplab.config import Cell, ModelConfig
 from pipeline.errors import ParamsError, run_command
 from pipeline.files import readable
-from pipeline.names import check_names
 from pipeline.results.records import read_results
+from pipeline.runner.checks import check_names
 from pipeline.settings.params import EXAMPLES, Params, load_params, unknown
 
 RUNS, DATA, REPORTS = Path("runs"), Path("data"), Path("reports")

@@ -2,7 +2,7 @@
 
 Each stage runs as `dvc repro --single-item`, so DVC skips, caches and records as ever. A stage that fails takes only
 what needs it with it; the tables are filled with what there is. Ctrl-C lets the trainings save, and the same command
-goes on from there. `python -m pipeline.status` shows the cells from any other shell.
+goes on from there. `python -m pipeline.runner.status` shows the cells from any other shell.
 """
 
 import argparse
@@ -15,18 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deeplab.errors import DataError
-from pipeline.board import LOCK, only_runner, plan_board
 from pipeline.engines import ENGINES, Engine, Order
 from pipeline.errors import ParamsError, run_command
-from pipeline.lockparts import recover
-from pipeline.mend import mend
-from pipeline.names import check_names
 from pipeline.readme import STALE, check
-from pipeline.screen import Screen
+from pipeline.runner.board import LOCK, only_runner, plan_board
+from pipeline.runner.checks import check_names
+from pipeline.runner.graph import Stage, State, deepest_first, outdated, read_stages, shorten, verdict
+from pipeline.runner.local import misses_cache
+from pipeline.runner.lockparts import recover
+from pipeline.runner.repair import mend
+from pipeline.runner.screen import Screen
 from pipeline.settings.params import EXAMPLES, Params, load_params, unknown
 from pipeline.settings.stage_names import kind_and_name
-from pipeline.stages import Stage, State, deepest_first, outdated, read_stages, shorten, verdict
-from pipeline.workers import misses_cache
 
 LOGS = Path("runs/.logs")
 TICK = 0.1  # seconds between two looks at what runs

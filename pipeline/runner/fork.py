@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.lockparts import run_stage
+from pipeline.runner.lockparts import run_stage
 
 
 class Fork:

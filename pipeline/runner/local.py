@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from pipeline.fork import Fork, fork_stage
-from pipeline.guard import GRACE, ask_to_stop, kill, members
-from pipeline.lockparts import LockParts
-from pipeline.slots import Slot
+from pipeline.runner.fork import Fork, fork_stage
+from pipeline.runner.guard import GRACE, ask_to_stop, kill, members
+from pipeline.runner.lockparts import LockParts
+from pipeline.runner.slots import Slot
 
 
 @dataclass(kw_only=True)
@@ -47,7 +47,7 @@ class Workers:
         logs.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> "Workers":
-        guard = [sys.executable, "-m", "pipeline.guard"]
+        guard = [sys.executable, "-m", "pipeline.runner.guard"]
         self.guard = subprocess.Popen(
             guard, stdin=subprocess.PIPE, env=environment({}), start_new_session=True, pass_fds=self.kept
         )

@@ -1,0 +1,1 @@
+"""Run the stages that DVC finds out of date, several at a time."""
