@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.engines import Order
-from pipeline.engines.remote import Remote
+from pipeline.cluster.cells import Remote
+from pipeline.cluster.engines import Order
 from pipeline.errors import ParamsError
 from pipeline.page.inputs import Folders, read_pages
 from pipeline.runner import plan

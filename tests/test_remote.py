@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.engines import ENGINES, Order
-from pipeline.engines.remote import PACKAGES, Remote
+from pipeline.cluster.cells import PACKAGES, Remote
+from pipeline.cluster.engines import ENGINES, Order
+from pipeline.cluster.snapshot import committed, snapshot
 from pipeline.errors import BusyError, ParamsError
 from pipeline.runner.board import plan_board
 from pipeline.runner.graph import outdated, read_stages
@@ -19,7 +20,6 @@ from pipeline.runner.run import walk
 from pipeline.runner.screen import Screen
 from pipeline.settings.params import RuntimeConfig
 from pipeline.settings.slurm_options import SlurmOptions
-from pipeline.snapshot import committed, snapshot
 
 REPOSITORY = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # in DVC
@@ -106,7 +106,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
-    monkeypatch.setattr("pipeline.engines.remote.LATE", 0.5)
+    monkeypatch.setattr("pipeline.cluster.cells.LATE", 0.5)
     files = {"stage.py": STAGE, "dvc.yaml": STAGES, "params.yaml": "{}", "data/store": "data ", "metrics/.keep": ""}
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deeplab.errors import DataError
-from pipeline.engines import ENGINES, Engine, Order
+from pipeline.cluster.engines import ENGINES, Engine, Order
 from pipeline.errors import ParamsError, run_command
 from pipeline.readme import STALE, check
 from pipeline.runner.board import LOCK, only_runner, plan_board
@@ -240,7 +240,7 @@ def main() -> None:
         if arguments.address and arguments.on != "ray":
             raise ParamsError(f"--address: got {arguments.address!r}, which belongs to --on ray")
         if arguments.doctor:
-            from pipeline.doctor import examine
+            from pipeline.cluster.doctor import examine
 
             sys.exit(examine(arguments.on, arguments.address))
         if arguments.dry_run:

@@ -70,7 +70,7 @@ def worker_of(cell, folder, after=None, timeout=300):
         if reports(folder, cell) > enough:
             for process in psutil.process_iter(["cmdline"]):
                 command = process.info["cmdline"] or []
-                if command[1:4] != ["-m", "pipeline.worker", cell] or process == after:
+                if command[1:4] != ["-m", "pipeline.cluster.worker", cell] or process == after:
                     continue
                 if Path(process.cwd()) == folder:  # another grid may run beside this one
                     return process

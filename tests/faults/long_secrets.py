@@ -57,7 +57,7 @@ def test_no_secret_of_the_surroundings_is_written_or_printed(clone, record_prope
         ("", "pipeline.runner.run"),
         (down, "pipeline.runner.run"),
         (down, "dvc", "repro", "--force", "--single-item", "tables@tiny"),
-        (down, "pipeline.doctor"),
+        (down, "pipeline.cluster.doctor"),
         (down, "pipeline.verify.committed"),
         ("", "pipeline.runner.plan"),
         ("", "pipeline.runner.status"),

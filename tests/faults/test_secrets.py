@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from pipeline import doctor, snapshot
+from pipeline.cluster import doctor, snapshot
 from pipeline.errors import ParamsError
 from pipeline.settings.params import load_params
 from pipeline.tracking.client import TrackingError, open_experiment, without_password

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.engines import Order
-from pipeline.engines.remote import STOPPED, Task, install_line
+from pipeline.cluster.cells import STOPPED, Task, install_line
+from pipeline.cluster.engines import Order
 from pipeline.errors import ParamsError
 
 FOLDER = Path("runs/.slurm")  # where submitit keeps its scripts and logs
@@ -113,7 +113,7 @@ class Job:
 
     def stop_file(self, command: tuple[str, ...]) -> str:
         """The file by which the runner asks its cells to stop."""
-        from pipeline.worker import STOP
+        from pipeline.cluster.worker import STOP
 
         return os.path.join(command[command.index("--call") + 1], STOP)  # noqa: PTH118
 

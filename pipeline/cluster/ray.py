@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.engines import Order
-from pipeline.engines.remote import Task, install_line
+from pipeline.cluster.cells import Task, install_line
+from pipeline.cluster.engines import Order
 from pipeline.errors import ParamsError
 
 RETRIES = 3  # Ray's own, when a worker or a node is lost

@@ -73,16 +73,16 @@ def local_slots(order: Order) -> list[dict[str, str]]:
 
 def ray(order: Order) -> Engine:
     """Tasks of a Ray that runs already, or of one of its own."""
-    from pipeline.engines.ray import RayCells
-    from pipeline.engines.remote import Remote
+    from pipeline.cluster.cells import Remote
+    from pipeline.cluster.ray import RayCells
 
     return Remote(order, RayCells(order))
 
 
 def slurm(order: Order) -> Engine:
     """Jobs of Slurm, one per cell."""
-    from pipeline.engines.remote import Remote
-    from pipeline.engines.slurm import SlurmCells
+    from pipeline.cluster.cells import Remote
+    from pipeline.cluster.slurm import SlurmCells
 
     return Remote(order, SlurmCells(order))
 

@@ -1,6 +1,6 @@
 """Cells on other machines, and their results brought home.
 
-A cell runs there as `python -m pipeline.worker`, in a snapshot of the commit. When it has ended, `dvc repro` runs its
+A cell runs there as `python -m pipeline.cluster.worker`, in a snapshot of the commit. When it has ended, `dvc repro` runs its
 stages in this workspace as well and finds them in the cache. All other stages run here.
 """
 
@@ -15,13 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from pipeline.engines import Order
+from pipeline.cluster.engines import Order
+from pipeline.cluster.snapshot import LOCK, committed
+from pipeline.cluster.worker import STOP, note
 from pipeline.errors import BusyError, ParamsError
 from pipeline.runner.local import Workers
 from pipeline.runner.slots import cores
 from pipeline.settings.stage_names import short
-from pipeline.snapshot import LOCK, committed
-from pipeline.worker import STOP, note
 
 CALLS = Path("runs/.cells")  # a folder per call of the runner, on the file system that all machines share
 TRIES = 4  # of a cell whose worker was lost
@@ -230,7 +230,7 @@ class Remote:
     def task(self, cell: str) -> Task:
         """The command of a cell."""
         places = ("--commit", self.commit, "--call", str(self.units[cell].call), "--logs", str(self.order.logs))
-        return Task(cell=cell, command=("-m", "pipeline.worker", cell, *self.units[cell].kinds, *places))
+        return Task(cell=cell, command=("-m", "pipeline.cluster.worker", cell, *self.units[cell].kinds, *places))
 
     def collect(self, name: str) -> None:
         """Let `dvc repro` find in the cache what was made elsewhere, and do nothing else."""

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.cluster.snapshot import cache_folder, committed
 from pipeline.errors import ParamsError, run_command
 from pipeline.runner.slots import find_slots, visible_gpus
 from pipeline.settings.params import Params, load_params
-from pipeline.snapshot import cache_folder, committed
 from pipeline.tracking.client import SQLITE, tracking_uri, without_password
 
 SPACE = 5e9  # bytes free in the cache below which a grid is likely to fail
@@ -100,7 +100,7 @@ def check_gpus(params: Params, on: str, address: str | None) -> str:
     if on == "here":
         slots = find_slots(None, runtime.device, 1, runtime.gpus_per_cell)
         return f"{len(visible_gpus())} visible, {len(slots)} cells at a time"
-    from pipeline.engines import ENGINES, Order
+    from pipeline.cluster.engines import ENGINES, Order
 
     order = Order(params=runtime, stages=(), count=None, address=address, threads=1, logs=Path("runs/.logs"), lock=None)
     return ENGINES[on](order).place
@@ -160,7 +160,7 @@ def check_data(params: Params) -> str:
 @contextmanager
 def second_process(job: str, argument: str) -> Iterator[str]:
     """What another process says about `argument`; it lives as long as the block, and is then killed."""
-    command = [sys.executable, "-m", "pipeline.doctor", "--probe", job, argument]
+    command = [sys.executable, "-m", "pipeline.cluster.doctor", "--probe", job, argument]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

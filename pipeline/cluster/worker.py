@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.cluster.snapshot import keep, snapshot
 from pipeline.errors import StoppedError, run_command
 from pipeline.process import die_with_parent, signals_noted
 from pipeline.runner.local import Workers, misses_cache
-from pipeline.snapshot import keep, snapshot
 from pipeline.tracking.client import tracking_uri
 
 UNEXPECTED, BUSY, FULL = 70, 73, 74  # exit codes of pipeline.errors

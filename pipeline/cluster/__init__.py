@@ -1,0 +1,1 @@
+"""Run cells on other machines: Ray, Slurm, snapshots of the commit."""
