@@ -31,11 +31,11 @@ import numpy as np
 from PIL import Image
 
 from deeplab.store_writer import StoreWriter, crc32
-from pipeline import prepare
 from pipeline.data import pack
 from pipeline.data.formats import voc
 from pipeline.data.formats.base import RawSample
 from pipeline.settings.params import load_params
+from pipeline.stages import prepare
 
 SIZE = 375, 500  # height and width of a picture that is made
 

@@ -15,9 +15,9 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
-from pipeline import prepare
 from pipeline.errors import run_command
 from pipeline.settings.params import Params, load_params, pick
+from pipeline.stages import prepare
 
 if TYPE_CHECKING:
     from deeplab.data import TrainingSamples

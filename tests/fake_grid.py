@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline import tables
 from pipeline.pictures.panels import write_parts
 from pipeline.results.records import Result
 from pipeline.results.row import Row
 from pipeline.settings.params import load_params
+from pipeline.stages import tables
 
 ROOT = Path(__file__).parents[1]
 CLASSES = {"voc": 21, "ade20k": 150, "cityscapes": 19, "shapes": 6}

@@ -11,9 +11,9 @@ import numpy as np
 
 from deeplab.counts import gather, write_counts
 from deeplab.metrics import score
-from pipeline import tables
 from pipeline.settings.params import load_params
 from pipeline.settings.yaml import read_yaml
+from pipeline.stages import tables
 from pipeline.training.provenance import code_fingerprint
 
 ROOT = Path(__file__).parents[1]

@@ -6,8 +6,8 @@ from PIL import Image
 
 from deeplab.store import Store
 from deeplab.store_writer import StoreWriter
-from pipeline import prepare
 from pipeline.data.card import SAMPLES, TILE, write_card, write_sheet
+from pipeline.stages import prepare
 from tests.raw import dataset_config
 from tests.tiny import write_store
 

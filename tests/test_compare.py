@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import compare
+from pipeline.stages import compare
 from tests.records import CELL, OTHER, Folder, measured
 
 

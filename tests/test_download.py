@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from deeplab.errors import DataError
-from pipeline import download, process
+from pipeline import process
 from pipeline.data.fetch import Patience
 from pipeline.errors import BusyError, describe
 from pipeline.settings.archive_options import Archive
 from pipeline.settings.params import DatasetConfig, load_params
+from pipeline.stages import download
 from tests.archives import write_tar, write_zip
 from tests.faults import tried
 from tests.raw import dataset_config
@@ -263,7 +264,7 @@ def test_archives_without_an_address_are_asked_for_before_any_other_is_fetched(p
 
 def test_cityscapes_explains_both_ways_in_one_line(place):
     command = [
-        *(sys.executable, "-m", "pipeline.download", "cityscapes", "--archives", "data/archives"),
+        *(sys.executable, "-m", "pipeline.stages.download", "cityscapes", "--archives", "data/archives"),
         *("--raw", "data/raw/cityscapes", "--out", "data/downloads/cityscapes.json"),
     ]
     Path("params.yaml").write_text((ROOT / "params.yaml").read_text())

@@ -22,9 +22,9 @@ from deeplab.model import DeepLabV3
 from deeplab.store import Store
 from deeplab.store_writer import StoreWriter
 from pipeline.errors import ParamsError
-from pipeline.evaluate import run
 from pipeline.pictures.overlay import WRONG, comparison
 from pipeline.settings.params import load_params
+from pipeline.stages.evaluate import run
 from pipeline.training.device import select_device
 from tests.faults import tried
 

@@ -6,11 +6,11 @@ from PIL import Image
 
 from deeplab.errors import DataError
 from deeplab.store import IGNORE, Store
-from pipeline import prepare
 from pipeline.data.formats import folder
 from pipeline.errors import ParamsError
 from pipeline.settings.folder_options import FolderOptions
 from pipeline.settings.params import load_params
+from pipeline.stages import prepare
 from tests.faults import tried
 from tests.raw import dataset_config, labels, write_grey_mask, write_image, write_palette_mask
 from tests.tiny import tiny_params

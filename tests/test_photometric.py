@@ -84,5 +84,5 @@ def test_without_a_place_for_the_cache_the_code_is_compiled_all_the_same():
 
 
 def test_training_on_a_gpu_does_not_wait_for_the_compiler():
-    code = "import sys, deeplab.training, pipeline.train; sys.exit('numba' in sys.modules)"
+    code = "import sys, deeplab.training, pipeline.stages.train; sys.exit('numba' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)

@@ -21,13 +21,13 @@ from deeplab.decode import read_image
 from deeplab.errors import DataError
 from deeplab.store import Store
 from deeplab.store_writer import StoreWriter
-from pipeline import prepare
 from pipeline.data import pack
 from pipeline.data.duplicates import find_duplicates
 from pipeline.data.formats import FORMATS, shapes
 from pipeline.data.formats.base import RawSample
 from pipeline.errors import ParamsError, describe
 from pipeline.settings.folder_options import FolderOptions
+from pipeline.stages import prepare
 from tests.faults import tried
 from tests.raw import dataset_config, labels, write_ade20k, write_cityscapes, write_grey_mask, write_image, write_voc
 from tests.tiny import write_store
@@ -442,7 +442,7 @@ def test_the_command_ends_with_one_line_and_the_code_of_bad_data(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "pipeline.prepare",
+        "pipeline.stages.prepare",
         "voc",
         "--raw",
         tmp_path / "raw",

@@ -169,7 +169,7 @@ def test_the_stage_starts_its_processes_itself_and_goes_on_after_a_signal(tmp_pa
     tiny_params(tmp_path / "params.yaml", two)
     write_store(tmp_path / "data", {"train": 12, "val": 3})
     folders = [f"--{name}={tmp_path / name}" for name in ("data", "pretrained", "resume", "out")]
-    command = [sys.executable, "-m", "pipeline.train", "tiny_os8", *folders]
+    command = [sys.executable, "-m", "pipeline.stages.train", "tiny_os8", *folders]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     stage = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deeplab.errors import DataError
-from pipeline import readme
+from pipeline.stages import readme
 from tests.faults import tried
 
 TABLE = "| Backbone | mIoU |\n| :-: | :-: |\n| ResNet50 | 77.72% ± 0.31 |\n".encode()
@@ -129,7 +129,7 @@ def test_blocks_filled_at_once_all_arrive(tmp_path, page):
 
 
 def fill(name, table, path, *more):
-    command = [sys.executable, "-m", "pipeline.readme", name, "--table", table, "--readme", path, *more]
+    command = [sys.executable, "-m", "pipeline.stages.readme", name, "--table", table, "--readme", path, *more]
     return subprocess.Popen(command, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True)
 
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import report
 from pipeline.page.html import table
 from pipeline.page.inputs import Folders, read_pages
 from pipeline.settings.params import load_params
+from pipeline.stages import report
 from tests.fake_grid import ROOT, FakeGrid
 from tests.faults import tried
 

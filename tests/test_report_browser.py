@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from pipeline import report
+from pipeline.stages import report
 from tests.fake_grid import FakeGrid
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

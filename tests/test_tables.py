@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from deeplab.errors import DataError
-from pipeline import tables
 from pipeline.results.records import todays_fingerprint
 from pipeline.settings import published as departures
+from pipeline.stages import tables
 from pipeline.tracking.client import open_experiment
 from tests.faults import tried
 from tests.records import CELL, OTHER, ROOT, Folder, blank_database

@@ -14,9 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from deeplab.errors import DataError
-from pipeline import process, train
+from pipeline import process
 from pipeline.errors import BusyError, ParamsError, StoppedError
 from pipeline.settings.params import load_params
+from pipeline.stages import train
 from pipeline.training import publish
 from pipeline.training.provenance import code_fingerprint, file_sha256, git_state
 from tests.tiny import tiny_params, write_store
@@ -214,7 +215,7 @@ def test_too_small_a_disk_is_found_before_the_training(place, monkeypatch):
 
 def test_a_mistake_is_one_line_and_an_exit_code(place):
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.train", "tiny_os9", *(f"--{name}={place}" for name in ("data", "pretrained", "resume", "out"))],
+        [sys.executable, "-m", "pipeline.stages.train", "tiny_os9", *(f"--{name}={place}" for name in ("data", "pretrained", "resume", "out"))],
         cwd=place, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 78

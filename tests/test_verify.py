@@ -16,10 +16,10 @@ from deeplab.inference import evaluate
 from deeplab.metrics import score
 from deeplab.model import DeepLabV3
 from deeplab.store import Store
-from pipeline import compare, readme
 from pipeline.errors import ParamsError
 from pipeline.results.records import Result
 from pipeline.settings.params import load_params
+from pipeline.stages import compare, readme
 from pipeline.verify import committed as verify
 from pipeline.verify.recompute import MismatchError, check_runs, recompute
 from tests.records import CELL, OTHER, ROOT, Folder, blank_database, measured

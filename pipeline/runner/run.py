@@ -17,7 +17,6 @@ from pathlib import Path
 from deeplab.errors import DataError
 from pipeline.cluster.engines import ENGINES, Engine, Order
 from pipeline.errors import ParamsError, run_command
-from pipeline.readme import STALE, check
 from pipeline.runner.board import LOCK, only_runner, plan_board
 from pipeline.runner.checks import check_names
 from pipeline.runner.graph import Stage, State, deepest_first, outdated, read_stages, shorten, verdict
@@ -27,6 +26,7 @@ from pipeline.runner.repair import mend
 from pipeline.runner.screen import Screen
 from pipeline.settings.params import EXAMPLES, Params, load_params, unknown
 from pipeline.settings.stage_names import kind_and_name
+from pipeline.stages.readme import STALE, check
 
 LOGS = Path("runs/.logs")
 TICK = 0.1  # seconds between two looks at what runs

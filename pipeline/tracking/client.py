@@ -221,7 +221,7 @@ def origin_tags(dataset: str, facts: Facts) -> dict[str, str]:
         for name in ("commit", "dirty", "device", "gpus_per_cell", "torch", "timm", "parameters", "departs")
         if facts.get(name) not in (None, "")
     }
-    source = {"mlflow.source.name": "pipeline.train", "mlflow.source.type": "LOCAL"}
+    source = {"mlflow.source.name": "pipeline.stages.train", "mlflow.source.type": "LOCAL"}
     return {"dataset": dataset, **known, **source, "mlflow.source.git.commit": known.get("commit", "")}
 
 

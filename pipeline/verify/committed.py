@@ -26,11 +26,11 @@ from typing import Any
 from deeplab.errors import DataError
 from pipeline.errors import run_command
 from pipeline.files import readable
-from pipeline.readme import check as shows_table
 from pipeline.results.records import INTERVAL, SCORES, Result, read_results
 from pipeline.settings.params import EXAMPLES, PARAMS, Params, load_params
 from pipeline.settings.stage_names import short
 from pipeline.settings.yaml import read_yaml
+from pipeline.stages.readme import check as shows_table
 from pipeline.training.provenance import file_sha256
 from pipeline.verify.recompute import MismatchError, check_runs, recompute
 
@@ -196,7 +196,7 @@ def check_extras(name: str, results: list[Result], params: Params, place: Place)
             raise MismatchError(f"{name}: {file} is not what was evaluated: other SHA-256. Run: dvc checkout {file}")
     counts = place.reports / "images" / dataset / f"{name}.npz"
     if counts.exists():
-        from pipeline.compare import read_runs
+        from pipeline.stages.compare import read_runs
 
         try:
             read_runs(counts, results, params)

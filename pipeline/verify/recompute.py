@@ -67,7 +67,7 @@ def recompute(name: str, results: list[Result], params: Params, weights: Path, d
 
     from deeplab.inference import evaluate
     from deeplab.metrics import score
-    from pipeline.evaluate import load_network
+    from pipeline.stages.evaluate import load_network
     from pipeline.training.device import select_device, set_arithmetic
 
     device = select_device(params.runtime.device)

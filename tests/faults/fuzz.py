@@ -31,10 +31,10 @@ from pipeline.data.formats.base import read_ids
 from pipeline.data.formats.folder import read_classes
 from pipeline.data.formats.masks import read_colors, read_labels
 from pipeline.data.unpack import unpack
-from pipeline.readme import fill
 from pipeline.results.records import read_results
 from pipeline.settings.params import load_params
 from pipeline.settings.yaml import read_yaml
+from pipeline.stages.readme import fill
 from pipeline.tracking.client import read_curves
 from pipeline.training.provenance import code_fingerprint
 from tests.archives import write_tar, write_zip

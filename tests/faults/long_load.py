@@ -18,7 +18,7 @@ from deeplab.inference import evaluate_each
 from deeplab.store import Store
 from deeplab.store_writer import StoreWriter
 from deeplab.training import Pace
-from pipeline import compare, report
+from pipeline.stages import compare, report
 from tests.fake_grid import FakeGrid
 from tests.faults.grid_of import CELLS, Grid, page_settings
 from tests.fitting import run as fit

@@ -61,7 +61,7 @@ def test_no_secret_of_the_surroundings_is_written_or_printed(clone, record_prope
         (down, "pipeline.verify.committed"),
         ("", "pipeline.runner.plan"),
         ("", "pipeline.runner.status"),
-        ("", "pipeline.report"),
+        ("", "pipeline.stages.report"),
     ):
         done = subprocess.run(
             [sys.executable, "-m", module, *words],

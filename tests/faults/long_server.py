@@ -14,7 +14,7 @@ from statistics import median
 import psutil
 import pytest
 
-from pipeline import evaluate, tables
+from pipeline.stages import evaluate, tables
 from tests.faults.proxy import tracking_server
 from tests.faults.recording import FAULTS, KilledError, interrupt
 from tests.faults.small_grid import record
@@ -70,7 +70,7 @@ class Training:
         ]
         with (self.folder / "train.txt").open("w") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.train", *words],
+                [sys.executable, "-m", "pipeline.stages.train", *words],
                 cwd=self.folder,
                 env=environment,
                 stdout=out,

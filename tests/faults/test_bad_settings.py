@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import readme
 from pipeline.runner import plan
 from pipeline.runner import run as grid
+from pipeline.stages import readme
 from tests.faults import tried
 from tests.faults.disk import outcome
 from tests.tiny import tiny_params

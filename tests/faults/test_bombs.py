@@ -14,10 +14,10 @@ from deeplab import load_model
 from deeplab.counts import read_counts
 from deeplab.decode import JPEG_SCAN, MAX_PIXELS, jpeg_segments, read_image, read_size
 from deeplab.errors import DataError
-from pipeline import prepare
 from pipeline.data.formats.masks import color_lookup, read_colors, read_labels
 from pipeline.predict import predict
 from pipeline.settings.folder_options import FolderOptions
+from pipeline.stages import prepare
 from tests.faults.hostile import PICTURES, bmp, jpeg, jpeg_of_scans, png, tiff
 from tests.raw import dataset_config, write_grey_mask, write_image
 from tests.tiny import model_config, tiny_cell, write_weights

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from deeplab.checkpoint import load_checkpoint
-from pipeline import download
 from pipeline.data.fetch import Patience
 from pipeline.settings.archive_options import Archive
+from pipeline.stages import download
 from tests.archives import write_tar
 from tests.faults.disk import NO_SPACE, no_file_longer_than, outcome, small_disk
 from tests.fitting import PACE, assert_equal, run
@@ -146,7 +146,7 @@ exec "$0" "$@"
 """
 PREPARE = """
 from pathlib import Path
-from pipeline import prepare
+from pipeline.stages import prepare
 from pipeline.errors import run_command
 from tests.raw import dataset_config
 config = dataset_config("shapes", {"train": 4, "val": 2})

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from deeplab import load_model
-from pipeline import compare, readme, report
 from pipeline.predict import export, predict
 from pipeline.predict.video import check_frames
+from pipeline.stages import compare, readme, report
 from tests.fake_grid import FakeGrid
 from tests.faults.disk import NO_SPACE, no_file_longer_than, outcome, small_disk
 from tests.records import CELL, OTHER, Folder, blank_database, measured

@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 
 from deeplab.store_writer import StoreWriter
-from pipeline import prepare
 from pipeline.data import card
+from pipeline.stages import prepare
 from tests.faults.disk import NO_SPACE, outcome, small_disk
 from tests.raw import dataset_config, write_ade20k
 

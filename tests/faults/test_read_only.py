@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from deeplab import load_model
-from pipeline import download, prepare, readme
 from pipeline.predict import predict
+from pipeline.stages import download, prepare, readme
 from tests.faults.disk import mounted, outcome
 from tests.raw import dataset_config, write_ade20k
 from tests.tiny import write_weights

@@ -23,7 +23,7 @@ def note(event, arguments):
 
 sys.addaudithook(note)
 
-from pipeline import train
+from pipeline.stages import train
 
 train.run("tiny_os8", *map(Path, ("data", "pretrained", "resume", "out")))
 sys.exit(str(talked) if talked else 0)

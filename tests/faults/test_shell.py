@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import check
 from pipeline.errors import ParamsError
 from pipeline.runner.graph import read_stages
 from pipeline.settings.params import load_params
 from pipeline.settings.slurm_options import SlurmOptions
+from pipeline.stages import check
 from tests.tiny import tiny_params
 
 ROOT = Path(__file__).parents[2]
@@ -132,8 +132,8 @@ def test_every_stage_into_which_names_are_pasted_stands_behind_their_check(file)
     ("old", "new", "found"),
     [
         ("--raw data/raw/${key}", "--raw ${raw.folder}", {"raw.folder"}),
-        ("        - reports/checked.txt\n        - pipeline/compare.py", "        - pipeline/compare.py", {"compare"}),
-        ("        - reports/checked.txt\n        - pipeline/download.py", "        - pipeline/download.py", {"download", "prepare", "train", "evaluate"}),
+        ("        - reports/checked.txt\n        - pipeline/stages/compare.py", "        - pipeline/stages/compare.py", {"compare"}),
+        ("        - reports/checked.txt\n        - pipeline/stages/download.py", "        - pipeline/stages/download.py", {"download", "prepare", "train", "evaluate"}),
     ],
 )  # fmt: skip
 def test_a_dvc_yaml_that_forgets_it_is_noticed(old, new, found):
@@ -181,7 +181,7 @@ def test_plain_dvc_runs_no_command_with_such_a_name_in_it(tmp_path, place, words
     project(tmp_path, lambda params: place(params, "$(touch canary)"))
     done = dvc(tmp_path, *words)
     ran = re.findall(r"^> (.*)", done.stdout, re.MULTILINE)
-    assert ran == ["python -m pipeline.check --out reports/checked.txt"], done.stdout + done.stderr
+    assert ran == ["python -m pipeline.stages.check --out reports/checked.txt"], done.stdout + done.stderr
     assert done.returncode != 0
     assert not (tmp_path / "canary").exists()
 

@@ -281,7 +281,7 @@ def main() -> None:
     arguments = parser.parse_args()
     processes = load_params().runtime.gpus_per_cell
     if processes > 1 and not under_torchrun():
-        launch("pipeline.train", sys.argv[1:], processes)
+        launch("pipeline.stages.train", sys.argv[1:], processes)
         return
     run(arguments.cell, arguments.data, arguments.pretrained, arguments.resume, arguments.out)
 

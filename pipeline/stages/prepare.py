@@ -175,7 +175,7 @@ def summary(records: list[Record], classes: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.prepare", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pipeline.stages.prepare", description=__doc__)
     parser.add_argument("dataset", help="a key of `datasets` in params.yaml")
     parser.add_argument("--raw", type=Path, required=True, help="the folder with the unpacked official archives")
     parser.add_argument("--out", type=Path, required=True, help="the folder for the store")

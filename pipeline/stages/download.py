@@ -132,7 +132,7 @@ BY_HAND = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.download", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pipeline.stages.download", description=__doc__)
     parser.add_argument("dataset", help="a key of `datasets` in params.yaml")
     parser.add_argument("--archives", type=Path, required=True, help="the folder of the archives")
     parser.add_argument("--raw", type=Path, required=True, help="the folder for the unpacked data")
