@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deeplab.pretrained import Segmenter
+    from deeplab.segmenter import Segmenter
 
 
 def load_model(path: str | Path, device: str = "cpu") -> "Segmenter":
     """The trained network in `path`, ready to use: `load_model("seed0.safetensors").predict(image)`.
 
-    See deeplab.pretrained.load_model, which this imports when it is called: torch takes seconds.
+    See deeplab.segmenter.load_model, which this imports when it is called: torch takes seconds.
     """
-    from deeplab.pretrained import load_model
+    from deeplab.segmenter import load_model
 
     return load_model(Path(path), device)

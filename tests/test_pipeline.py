@@ -141,7 +141,7 @@ def test_a_metric_that_changes_evaluates_again_and_trains_nothing(done):
     metrics = clone / "deeplab/metrics.py"
     text = metrics.read_text()
     metrics.write_text(text + "# another thought\n")
-    # prepare too: the data card says what trivial predictors score. It writes the same store, so nothing is trained.
+    # prepare too: the data card says what baselines score. It writes the same store, so nothing is trained.
     assert stale(clone) == {"evaluate@tiny_os8", "evaluate@tiny_os16", "compare@tiny", "prepare@tiny"}
     metrics.write_text(text)
 

@@ -1,7 +1,7 @@
 """Cells on other machines, and their results brought home.
 
-A cell runs there as `python -m pipeline.cluster.worker`, in a snapshot of the commit. When it has ended, `dvc repro` runs its
-stages in this workspace as well and finds them in the cache. All other stages run here.
+A cell runs there as `python -m pipeline.cluster.worker`, in a snapshot of the commit. When it has ended, `dvc repro`
+runs its stages in this workspace as well and finds them in the cache. All other stages run here.
 """
 
 import json

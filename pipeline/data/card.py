@@ -10,8 +10,8 @@ from random import Random
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from deeplab.baselines import majority_miou, prior_miou
 from deeplab.store import IGNORE, Bytes, Color, Record, Store
-from deeplab.trivial import majority_miou, prior_miou
 from pipeline.files import whole, write_whole
 from pipeline.markdown import code, plain
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.files import whole
 
 if TYPE_CHECKING:
-    from deeplab.pretrained import Segmenter
+    from deeplab.segmenter import Segmenter
     from deeplab.store import Bytes
 
 Tiling = tuple[tuple[int, int], tuple[int, int]]  # window and stride, each height and width

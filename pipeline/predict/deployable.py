@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from deeplab.model import upsample
 
 if TYPE_CHECKING:
-    from deeplab.pretrained import Segmenter
+    from deeplab.segmenter import Segmenter
 
 
 class Deployable(nn.Module):

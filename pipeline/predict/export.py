@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from deeplab.pretrained import Segmenter
+    from deeplab.segmenter import Segmenter
 
 TOLERANCE = 1e-3  # on logits
 SIZES = ((1, 3, 65, 97), (2, 3, 96, 64))  # on which it is checked: another number, height and width than traced
@@ -152,7 +152,7 @@ def make_pt2(network: "nn.Module", said: dict[str, str]) -> tuple[bytes, Runner]
 
 def write_repository(model: "Segmenter", weights: Path, out: Path, card: Path | None) -> Path:
     """model.safetensors, config.json and, when the cell has one, its card as README.md."""
-    from deeplab.pretrained import CONFIG, WEIGHTS, load_model
+    from deeplab.segmenter import CONFIG, WEIGHTS, load_model
 
     source = weights / WEIGHTS if weights.is_dir() else weights
     if source.resolve() != (out / WEIGHTS).resolve():

@@ -24,7 +24,7 @@ from pipeline.settings.params import EXAMPLES, NAME, PARAMS, load_params
 from pipeline.training.provenance import file_sha256
 
 if TYPE_CHECKING:
-    from deeplab.pretrained import Segmenter
+    from deeplab.segmenter import Segmenter
     from deeplab.store import Bytes
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -208,7 +208,7 @@ def main() -> None:
     file = find_weights(arguments.model, arguments.runs, arguments.seed)
     if NAME.fullmatch(arguments.model) and not Path(arguments.model).exists():
         require_evaluated(arguments.model, file, arguments.records)
-    from deeplab.pretrained import load_model
+    from deeplab.segmenter import load_model
 
     if arguments.export is not None:
         from pipeline.predict.export import run as export

@@ -12,7 +12,7 @@ from pipeline.files import whole
 from pipeline.predict.class_table import Table, Tiling, labels_of
 
 if TYPE_CHECKING:
-    from deeplab.pretrained import Segmenter
+    from deeplab.segmenter import Segmenter
     from deeplab.store import Bytes
 
 CODEC = "mp4v"

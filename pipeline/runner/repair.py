@@ -1,8 +1,8 @@
 """Mend what a DVC that was killed or found the disk full while it wrote has left torn, so that the next can read it.
 
 DVC writes dvc.lock and its list of who works on what in place, and whoever is killed stays in that list. The runner
-mends both when it starts; before `dvc repro` alone it is `python -m pipeline.runner.repair`. What is cut off dvc.lock runs
-again, or comes from DVC's run cache without running, as a training does.
+mends both when it starts; before `dvc repro` alone it is `python -m pipeline.runner.repair`. What is cut off dvc.lock
+runs again, or comes from DVC's run cache without running, as a training does.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python -m pipeline.verify.committed                  every number
     python -m pipeline.verify.committed voc_resnet50_os8 one cell
-    python -m pipeline.verify.committed --fast           the files that are committed, in seconds and without weights or data
+    python -m pipeline.verify.committed --fast           the committed files only, in seconds
 
 Fast, each number must be the same in the README, the table, its csv, the record and the metrics; the record must be of
 today's settings and code, give the key that the csv names, and be the file that dvc.lock says; what else is there

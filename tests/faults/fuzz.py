@@ -25,7 +25,7 @@ from deeplab.checkpoint import load_checkpoint
 from deeplab.counts import gather, read_counts, write_counts
 from deeplab.decode import read_image, read_size
 from deeplab.errors import DataError, SettingsError
-from deeplab.pretrained import read_about
+from deeplab.segmenter import read_about
 from deeplab.store import Store
 from pipeline.data.formats.base import read_ids
 from pipeline.data.formats.folder import read_classes

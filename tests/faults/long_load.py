@@ -112,7 +112,7 @@ def test_evaluate_and_compare_hold_2000_images_of_50_classes(tmp_path, record_pr
     import torch
 
     from deeplab.model import DeepLabV3
-    from deeplab.pretrained import WHOLE
+    from deeplab.segmenter import WHOLE
 
     names = tuple(f"class {number}" for number in range(CLASSES))
     rng = np.random.default_rng(0)

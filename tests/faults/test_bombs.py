@@ -186,7 +186,7 @@ def test_counts_that_unpack_without_end_are_refused(tmp_path, how, monkeypatch):
 def test_weights_that_claim_another_size_than_they_have_are_refused_unbuilt(tmp_path, model, monkeypatch):
     settings = asdict(tiny_cell(model=model_config(**model)))
     path = write_weights(tmp_path / "seed0.safetensors", settings=json.loads(json.dumps(settings)))
-    monkeypatch.setattr("deeplab.pretrained.DeepLabV3", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr("deeplab.segmenter.DeepLabV3", lambda *_: pytest.fail("built"))
     with pytest.raises(DataError, match="does not fit the network that its settings describe"):
         load_model(path)
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from deeplab.baselines import class_pixels, majority_miou, prior_miou
 from deeplab.store import Store
 from deeplab.store_writer import StoreWriter
-from deeplab.trivial import class_pixels, majority_miou, prior_miou
 
 PALETTE = ((0, 0, 200), (200, 0, 0), (0, 200, 0))
 

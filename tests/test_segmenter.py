@@ -11,7 +11,7 @@ from deeplab.errors import DataError, SettingsError
 from deeplab.inference import evaluate, predict
 from deeplab.metrics import confusion_matrix
 from deeplab.model import DeepLabV3
-from deeplab.pretrained import WHOLE
+from deeplab.segmenter import WHOLE
 from deeplab.store import Store
 from pipeline.training.publish import save_weights
 from tests.faults import tried
