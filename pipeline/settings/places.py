@@ -1,0 +1,143 @@
+"""Where a project keeps its files: the paths of dvc.yaml, as one value that tests replace by a temporary folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Places:
+    """The files of the project in the folder `root`, by default the current one. tests/test_places.py compares it with
+    the outs of dvc.yaml.
+    """
+
+    root: Path = Path()
+
+    # What a person writes, and what DVC writes about it.
+    @property
+    def params(self) -> Path:
+        return self.root / "params.yaml"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "dvc.lock"
+
+    @property
+    def readme(self) -> Path:
+        return self.root / "README.md"
+
+    # Data: archives, raw folders and prepared stores.
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def archives(self) -> Path:
+        return self.data / "archives"
+
+    @property
+    def pretrained(self) -> Path:
+        """ImageNet weights that were placed by hand."""
+        return self.data / "pretrained"
+
+    def download(self, dataset: str) -> Path:
+        """Where the raw data comes from."""
+        return self.data / "downloads" / f"{dataset}.json"
+
+    def raw(self, dataset: str) -> Path:
+        return self.data / "raw" / dataset
+
+    def store(self, dataset: str) -> Path:
+        return self.data / dataset
+
+    def manifest(self, dataset: str) -> Path:
+        return self.store(dataset) / "manifest.json"
+
+    # Trainings.
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def logs(self) -> Path:
+        """Logs and state of the runner."""
+        return self.runs / ".logs"
+
+    def resume(self, cell: str) -> Path:
+        """Unfinished work, outside of what DVC deletes before it runs a stage."""
+        return self.runs / ".resume" / cell
+
+    def run(self, cell: str) -> Path:
+        return self.runs / cell
+
+    def weights(self, cell: str) -> Path:
+        return self.run(cell) / "weights"
+
+    def facts(self, cell: str) -> Path:
+        return self.run(cell) / "run.json"
+
+    def history(self, cell: str) -> Path:
+        return self.run(cell) / "history.csv"
+
+    # Reports.
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
+
+    @property
+    def code(self) -> Path:
+        """The fingerprints of the code of each stage, as `check` writes them."""
+        return self.reports / "code.json"
+
+    @property
+    def equivalent_code(self) -> Path:
+        """Changes of the code that were proven to move no number."""
+        return self.reports / "equivalent_code.txt"
+
+    @property
+    def reference(self) -> Path:
+        """Published numbers."""
+        return self.reports / "reference.csv"
+
+    @property
+    def tables(self) -> Path:
+        return self.reports / "tables"
+
+    @property
+    def page(self) -> Path:
+        return self.reports / "index.html"
+
+    def table(self, dataset: str) -> Path:
+        return self.tables / f"{dataset}.md"
+
+    def sheet(self, dataset: str) -> Path:
+        """The table as CSV, with everything behind its numbers."""
+        return self.tables / f"{dataset}.csv"
+
+    def cards(self, dataset: str) -> Path:
+        """Model cards."""
+        return self.reports / "cards" / dataset
+
+    def data_card(self, dataset: str) -> Path:
+        return self.reports / "data" / dataset
+
+    def statistics(self, dataset: str) -> Path:
+        return self.reports / "statistics" / f"{dataset}.json"
+
+    def records(self, dataset: str) -> Path:
+        return self.reports / "records" / dataset
+
+    def record(self, dataset: str, cell: str) -> Path:
+        return self.records(dataset) / f"{cell}.json"
+
+    def counts(self, dataset: str, cell: str) -> Path:
+        """The confusion counts of each image."""
+        return self.reports / "images" / dataset / f"{cell}.npz"
+
+    def metrics(self, cell: str) -> Path:
+        return self.reports / "metrics" / f"{cell}.json"
+
+    def plots(self, cell: str) -> Path:
+        return self.reports / "plots" / cell
+
+    def figures(self, cell: str) -> Path:
+        return self.reports / "figures" / cell
