@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from pipeline.settings.params import DatasetConfig
+from pipeline.settings.schema import DatasetConfig
 
 
 def dataset_config(kind, images, allow_subset=False, **options):

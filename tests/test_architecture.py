@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.data.formats import FORMATS
-from pipeline.settings.params import DatasetConfig
+from pipeline.settings.schema import DatasetConfig
 
 ROOT = Path(__file__).parents[1]
 # One stage for each data set or cell, but for the last, which is one for all.

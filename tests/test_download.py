@@ -13,7 +13,7 @@ from deeplab.errors import DataError
 from pipeline import process
 from pipeline.data.fetch import Patience
 from pipeline.errors import BusyError, describe
-from pipeline.settings.archive_options import Archive
+from pipeline.settings.schema import Archive
 from pipeline.settings.params import DatasetConfig, load_params
 from pipeline.stages import download
 from tests.archives import write_tar, write_zip

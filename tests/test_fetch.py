@@ -11,7 +11,7 @@ from deeplab.errors import DataError
 from pipeline.data import fetch as module
 from pipeline.data.fetch import Patience, fetch
 from pipeline.errors import describe
-from pipeline.settings.archive_options import Archive
+from pipeline.settings.schema import Archive
 from tests.faults import tried
 from tests.server import Server, answer, file, redirect
 

@@ -8,7 +8,7 @@ from deeplab.errors import DataError
 from deeplab.store import IGNORE, Store
 from pipeline.data.formats import folder
 from pipeline.errors import ParamsError
-from pipeline.settings.folder_options import FolderOptions
+from pipeline.settings.schema import FolderOptions
 from pipeline.settings.params import load_params
 from pipeline.stages import prepare
 from tests.faults import tried

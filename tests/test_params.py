@@ -26,14 +26,14 @@ def edited(tmp_path):
 
 def test_the_default_grid_is_the_published_one_and_the_demo():
     params = load_params(PARAMS)
-    names = [name for name in params.cells if not name.startswith(("shapes_", "camvid_"))]
+    names = [name for name in params.cells if not name.startswith("shapes_")]
     assert names == [
         f"{dataset}_{backbone}_os{stride}"
         for dataset in ("voc", "ade20k", "cityscapes")
         for backbone in ("resnet50", "resnet101")
         for stride in (8, 16)
     ]
-    assert len(params.cells) == 16 + 6
+    assert len(params.cells) == 16
     for name in names:
         cell = params.cells[name]
         assert name == f"{cell.dataset}_{cell.model.backbone.removesuffix('c')}_os{cell.model.output_stride}"

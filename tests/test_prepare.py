@@ -26,7 +26,7 @@ from pipeline.data.duplicates import find_duplicates
 from pipeline.data.formats import FORMATS, shapes
 from pipeline.data.formats.base import RawSample
 from pipeline.errors import ParamsError, describe
-from pipeline.settings.folder_options import FolderOptions
+from pipeline.settings.schema import FolderOptions
 from pipeline.stages import prepare
 from tests.faults import tried
 from tests.raw import dataset_config, labels, write_ade20k, write_cityscapes, write_grey_mask, write_image, write_voc

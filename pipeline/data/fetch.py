@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deeplab.errors import DataError, naming
-from pipeline.settings.archive_options import Archive
+from pipeline.settings.schema import Archive
 
 if TYPE_CHECKING:
     from requests import Response, Session

@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 
 from deeplab.config import Cell
 from pipeline.results.records import Result
-from pipeline.settings.params import DatasetConfig
+from pipeline.settings.schema import DatasetConfig
 
 
 @dataclass(frozen=True, kw_only=True)

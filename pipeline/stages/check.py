@@ -1,33 +1,31 @@
-"""Hold params.yaml against its rules before any name of it is pasted into a command.
+"""Check all settings, and write the hash of the code that each stage can run.
 
-DVC pastes `${key}` into commands and paths as it is: a data set called `$(...)` would be run by the shell. So each
-stage stands behind this one, into which nothing is pasted. What it writes is always the same: other settings make
-nothing stale by this way.
+Runs before every other stage: names from params.yaml become parts of commands and paths, and DVC reads the hashes as
+parameters of the stages (pipeline/settings/code.py).
 """
 
 import argparse
-from pathlib import Path
+import json
 
-from deeplab.errors import naming
 from pipeline.errors import run_command
-from pipeline.settings.params import PARAMS, load_params
+from pipeline.files import write_whole
+from pipeline.settings.code import all_code
+from pipeline.settings.params import load_params
+from pipeline.settings.places import Places
 
-SAID = "params.yaml keeps its rules\n"
 
-
-def run(out: Path, params_file: Path = PARAMS) -> None:
-    """Write `out`; ParamsError for the first mistake in `params_file`, and then `out` is gone."""
-    out.unlink(missing_ok=True)
-    load_params(params_file)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with naming(out):
-        out.write_text(SAID, encoding="utf-8")
+def run(places: Places = Places()) -> None:
+    """Write places.code. Raises ParamsError for a mistake in params.yaml."""
+    params = load_params(places.params)
+    code = all_code(params, places)
+    places.code.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(places.code, json.dumps(code, indent=2) + "\n")
+    print(f"{len(params.datasets)} data sets and {len(params.cells)} cells are named as they should be")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="the file that says that all is well")
-    run(parser.parse_args().out)
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    run()
 
 
 if __name__ == "__main__":

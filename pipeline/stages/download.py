@@ -15,7 +15,7 @@ from pipeline.data.unpack import unpack
 from pipeline.errors import run_command
 from pipeline.files import write_whole
 from pipeline.process import locked
-from pipeline.settings.archive_options import Archive
+from pipeline.settings.schema import Archive
 from pipeline.settings.params import DatasetConfig, load_params
 
 RECEIPT = ".download.json"  # in a raw folder that was unpacked here: which archives it came from

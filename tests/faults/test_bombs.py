@@ -16,7 +16,7 @@ from deeplab.decode import JPEG_SCAN, MAX_PIXELS, jpeg_segments, read_image, rea
 from deeplab.errors import DataError
 from pipeline.data.formats.masks import color_lookup, read_colors, read_labels
 from pipeline.predict import predict
-from pipeline.settings.folder_options import FolderOptions
+from pipeline.settings.schema import FolderOptions
 from pipeline.stages import prepare
 from tests.faults.hostile import PICTURES, bmp, jpeg, jpeg_of_scans, png, tiff
 from tests.raw import dataset_config, write_grey_mask, write_image

@@ -13,7 +13,7 @@ import torch
 
 from deeplab.checkpoint import load_checkpoint
 from pipeline.data.fetch import Patience
-from pipeline.settings.archive_options import Archive
+from pipeline.settings.schema import Archive
 from pipeline.stages import download
 from tests.archives import write_tar
 from tests.faults.disk import NO_SPACE, no_file_longer_than, outcome, small_disk

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from pipeline.errors import ParamsError
 from pipeline.runner.graph import read_stages
 from pipeline.settings.params import load_params
-from pipeline.settings.slurm_options import SlurmOptions
+from pipeline.settings.schema import SlurmOptions
 from pipeline.stages import check
 from tests.tiny import tiny_params
 

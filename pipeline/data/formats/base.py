@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from deeplab.errors import DataError
 from deeplab.store import Bytes, Color
-from pipeline.settings.params import DatasetConfig
+from pipeline.settings.schema import DatasetConfig
 
 
 @dataclass(frozen=True, kw_only=True)

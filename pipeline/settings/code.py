@@ -1,0 +1,240 @@
+"""Code as an input of a stage: a hash of everything that the stage can run for one cell or data set.
+
+The hash covers the module of the stage and all that it imports, directly or not, with these exceptions:
+
+- what computes nothing does not count: comments, layout, docstrings, names of files, import statements, annotations of
+  functions, arguments of `raise`, calls of `print`;
+- of a dictionary of choices (CHOICES) only the entries count that the cell or data set names, so that a new loss,
+  format, backbone or transform changes no other cell;
+- modules that carry values and messages (EDGES) are left out, and so is what a stage only reports (REPORTED).
+
+`check` writes the hashes to reports/code.json, from which DVC reads them as parameters of the stages. The same code has
+the same hash on every version of Python and in every folder.
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from deeplab.config import Cell
+from pipeline.settings.equivalent import oldest, read_equivalences
+from pipeline.settings.params import Params
+from pipeline.settings.places import Places
+
+ROOT = Path(__file__).parents[2]  # holds the packages `deeplab` and `pipeline`
+CHOICES = frozenset({"AUGMENTATIONS", "BACKBONES", "FORMATS", "LOSSES"})
+EDGES = frozenset(
+    {
+        "deeplab.config",
+        "deeplab.errors",
+        "pipeline.errors",
+        "pipeline.files",
+        "pipeline.process",
+        "pipeline.progress",
+        "pipeline.settings",
+        "pipeline.tracking.client",
+        "pipeline.tracking.live",
+        "pipeline.training.facts",
+        "pipeline.training.launch",
+        "pipeline.training.provenance",
+    }
+)  # a name stands for all modules below it, too
+REPORTED = {"train": frozenset({"deeplab.inference", "deeplab.metrics"})}  # validation during training decides nothing
+PER_DATASET = ("download", "prepare")
+PER_CELL = ("train", "evaluate")
+FOR_ALL = ("tables", "compare", "readme", "report")
+
+Hashes = dict[str, str | dict[str, str]]
+
+
+def all_code(params: Params, places: Places) -> Hashes:
+    """The content of reports/code.json: stage -> hash, or stage -> cell or data set -> hash."""
+    return {
+        **{stage: {name: code_of(stage, params, places, name) for name in params.datasets} for stage in PER_DATASET},
+        **{stage: {name: code_of(stage, params, places, name) for name in params.cells} for stage in PER_CELL},
+        **{stage: code_of(stage, params, places) for stage in FOR_ALL},
+    }
+
+
+def code_of(stage: str, params: Params, places: Places, name: str = "") -> str:
+    """The hash of the code of `stage` for the cell or data set `name`.
+
+    Code that was proven equivalent to older code (pipeline/settings/equivalent.py) has the hash of the oldest one.
+    """
+    now = hash_of(stage, choices(params, stage, name))
+    return oldest(now, read_equivalences(places.equivalent_code))
+
+
+def choices(params: Params, stage: str, name: str) -> frozenset[str]:
+    """The entries of CHOICES that `stage` of `name` can use."""
+    if stage in PER_DATASET:
+        return frozenset({params.dataset(name).format})
+    return chosen_by(params.cell(name)) if stage in PER_CELL else frozenset()
+
+
+def chosen_by(cell: Cell) -> frozenset[str]:
+    """The entries of CHOICES that a cell names."""
+    return frozenset({cell.model.backbone, cell.train.loss, *getattr(cell.augment, "transforms", ())})
+
+
+def hash_of(stage: str, chosen: frozenset[str]) -> str:
+    """SHA-256 over the modules that `stage` can run with the entries `chosen`."""
+    modules = closure(f"pipeline.stages.{stage}", chosen, REPORTED.get(stage, frozenset()))
+    return hashlib.sha256("\n".join(sorted(modules.values())).encode()).hexdigest()
+
+
+def closure(start: str, chosen: frozenset[str], left_out: frozenset[str]) -> dict[str, str]:
+    """Module -> hash of what it computes, for `start` and all that it imports."""
+    found: dict[str, str] = {}
+    waiting = [start]
+    while waiting:
+        module = waiting.pop()
+        if module not in found and module not in left_out and not is_edge(module):
+            found[module], imported = read_module(module, chosen, state_of(module))
+            waiting += imported
+    return found
+
+
+def is_edge(module: str) -> bool:
+    """Whether `module` is one of EDGES or below one."""
+    return any(module == edge or module.startswith(f"{edge}.") for edge in EDGES)
+
+
+def state_of(module: str) -> tuple[int, int]:
+    """Changes when the file of `module` does."""
+    state = file_of(module).stat()
+    return state.st_mtime_ns, state.st_size
+
+
+@cache
+def read_module(module: str, chosen: frozenset[str], _state: tuple[int, int]) -> tuple[str, tuple[str, ...]]:
+    """The hash of what `module` computes with the entries `chosen`, and the modules of this project that it uses."""
+    file = file_of(module)
+    tree = ast.parse(file.read_bytes())
+    imports = dict(read_imports(tree))
+    tree = Computation(chosen).visit(tree)
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    digest = hashlib.sha256(ascii(canonical(tree)).encode())
+    for data in data_files(tree, file.parent):
+        digest.update(data.read_bytes())
+    return digest.hexdigest(), tuple(sorted({target for name, target in imports.items() if name in used}))
+
+
+def read_imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """The names that `tree` imports, and for each the module of this project that it is or comes from."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and is_ours(node.module):
+            for alias in node.names:
+                below = f"{node.module}.{alias.name}"
+                yield alias.asname or alias.name, below if file_of(below).exists() else node.module
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if is_ours(alias.name):
+                    yield alias.asname or alias.name.partition(".")[0], alias.name
+
+
+def is_ours(module: str) -> bool:
+    """Whether `module` belongs to this project."""
+    return module.partition(".")[0] in ("deeplab", "pipeline")
+
+
+def file_of(module: str) -> Path:
+    """The file of a module or of a package."""
+    path = ROOT / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def data_files(tree: ast.AST, folder: Path) -> list[Path]:
+    """The files beside a module that its code names, such as templates."""
+    names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return sorted(path for path in folder.iterdir() if path.name in names and path.suffix != ".py" and path.is_file())
+
+
+class Computation(ast.NodeTransformer):
+    """Leaves of a module what it computes, given the entries of CHOICES that are `chosen`."""
+
+    def __init__(self, chosen: frozenset[str]) -> None:
+        self.chosen = chosen
+
+    def visit_Import(self, _: ast.Import) -> None:
+        return None
+
+    def visit_ImportFrom(self, _: ast.ImportFrom) -> None:
+        return None
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return None
+        return self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        if isinstance(node.exc, ast.Call):
+            node.exc.args, node.exc.keywords = [], []
+        return self.generic_visit(node)
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        value = node.value
+        if isinstance(value, ast.Constant):  # a docstring
+            return None
+        if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "print":
+            return None
+        return self.generic_visit(node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        for local in ast.walk(node):
+            if isinstance(local, ast.AnnAssign):
+                local.annotation = ast.Constant(None)
+        return self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        self.keep_chosen(node.targets[0], node.value)
+        return self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        self.keep_chosen(node.target, node.value)
+        return self.generic_visit(node)
+
+    def keep_chosen(self, target: ast.expr, value: ast.expr | None) -> None:
+        """Remove what is not chosen from a dictionary of CHOICES."""
+        if isinstance(target, ast.Name) and target.id in CHOICES and isinstance(value, ast.Dict):
+            kept = [
+                (key, entry)
+                for key, entry in zip(value.keys, value.values, strict=True)
+                if isinstance(key, ast.Constant) and key.value in self.chosen
+            ]
+            value.keys, value.values = [key for key, _ in kept], [entry for _, entry in kept]
+
+
+def canonical(node: Any) -> Any:
+    """A syntax tree as nested tuples, equal on every version of Python."""
+    if isinstance(node, ast.JoinedStr):  # 3.12 splits the text between two values, 3.11 does not
+        return "JoinedStr", *join_text(node.values)
+    if isinstance(node, ast.AST):
+        values = ((name, canonical(getattr(node, name, None))) for name in node._fields if name not in ("ctx", "kind"))
+        return type(node).__name__, *(pair for pair in values if pair[1] not in (None, ()))  # 3.12 and 3.13 add fields
+    if isinstance(node, list):
+        return tuple(canonical(each) for each in node)
+    return None if node is None else ascii(node)
+
+
+def join_text(values: list[ast.expr]) -> Iterator[Any]:
+    """The parts of an f-string, neighbouring texts as one."""
+    text = ""
+    for value in values:
+        if isinstance(value, ast.Constant):
+            text += str(value.value)
+            continue
+        if text:
+            yield ascii(text)
+        text = ""
+        yield canonical(value)
+    if text:
+        yield ascii(text)

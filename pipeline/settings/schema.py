@@ -1,0 +1,162 @@
+"""The sections of params.yaml as frozen, checked values. The settings of a cell are in deeplab/config.py."""
+
+import re
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from deeplab.config import STRICT, Positive, Protocol
+
+ARCHIVE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.(tar|tgz|tar\.gz|zip)")
+CHECKSUM_DIGITS = {"md5": 32, "sha1": 40, "sha256": 64}
+
+Label = Annotated[int, Field(ge=0, le=255)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Archive:
+    """A file as it was published, and what is taken out of it."""
+
+    name: str
+    urls: tuple[str, ...]  # the official address, then mirrors; none when it needs an account
+    size: Positive | None  # bytes; null where it was not published
+    md5: str | None = None  # at least one of the three
+    sha1: str | None = None
+    sha256: str | None = None
+    folders: Annotated[tuple[str, ...], Field(min_length=1)]  # what is unpacked; nothing else is
+    max_unpacked: Positive  # bytes; no more is ever unpacked
+
+    def __post_init__(self) -> None:
+        if not ARCHIVE_NAME.fullmatch(self.name):
+            raise ValueError(f"name: got {self.name!r}, expected a file name that ends in .tar, .tgz, .tar.gz or .zip")
+        if odd := [url for url in self.urls if not url.startswith(("http://", "https://"))]:
+            raise ValueError(f"urls: got {odd[0]!r}, expected an address that begins with http:// or https://")
+        if any("@" in urlsplit(url).netloc for url in self.urls):
+            raise ValueError("urls: got an address with a password, expected none: put it into ~/.netrc")
+        if not self.checksums:
+            raise ValueError(f"name: got {self.name!r} without a checksum, expected md5, sha1 or sha256 beside it")
+        for kind, value in self.checksums.items():
+            if not re.fullmatch(f"[0-9a-f]{{{CHECKSUM_DIGITS[kind]}}}", value):
+                raise ValueError(f"{kind}: got {value!r}, expected {CHECKSUM_DIGITS[kind]} digits 0-9 a-f")
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        """The published ones by the name of their algorithm."""
+        return {kind: value for kind in CHECKSUM_DIGITS if (value := getattr(self, kind)) is not None}
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FolderOptions:
+    """Where images and masks lie below the raw folder, and what the masks mean. `{split}` stands for a split's name."""
+
+    images: str | None = None  # the folder of a split's images, or the pattern of their files, with {name}
+    masks: str | None = None  # the same for the masks; an image and a mask with the same {name} are a pair
+    pairs: str | None = None  # instead of the two above: a file with a line `image mask` for each pair
+    classes: str  # a file with a line `label name` or `label name red green blue` for each class
+    masks_are: Literal["labels", "colors"] = "labels"
+    ignore: tuple[Label, ...] = ()  # labels that are neither trained on nor counted
+    map: dict[Label, Label] = Field(default_factory=dict)  # a label -> the label that it counts as
+
+    def __post_init__(self) -> None:
+        if self.pairs is None and (self.images is None or self.masks is None):
+            raise ValueError("images: expected images and masks, or pairs instead of both")
+        if self.pairs is not None and (self.images is not None or self.masks is not None):
+            raise ValueError("pairs: expected without images and masks")
+        for key, words in (("images", ["split", "name"]), ("masks", ["split", "name"]), ("pairs", ["split"])):
+            pattern = getattr(self, key) or ""
+            odd = set(re.findall(r"\{(.*?)\}", pattern)) - set(words)
+            if odd or pattern.count("{name}") > 1 or "{name}" in pattern.rpartition("/")[0]:
+                known = " and ".join(f"{{{word}}}" for word in words)
+                raise ValueError(f"{key}: got {pattern!r}, expected only {known} in braces, {{name}} behind the last /")
+        for source, target in self.map.items():
+            if source in self.ignore:
+                raise ValueError(f"map: label {source} stands in ignore too")
+            if target in self.map:
+                raise ValueError(f"map: label {source} counts as {target}, which counts as {self.map[target]} itself")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DatasetConfig:
+    """A data set as `download` and `prepare` read it."""
+
+    title: str  # heads its table
+    format: str  # a key of FORMATS
+    archives: tuple[Archive, ...]  # none: its raw folder is placed by hand, or it has none
+    images: dict[str, Positive]  # split -> how many images it has as published
+    allow_subset: bool  # accept fewer
+    store: Literal["packed", "files"] = "packed"  # pack the decoded images, or decode them each time: same pixels
+    folder: FolderOptions | None = None  # of the format folder
+
+    def __post_init__(self) -> None:
+        if (self.format == "folder") != (self.folder is not None):
+            raise ValueError(f"folder: expected with `format: folder` and only there, got `format: {self.format}`")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SlurmOptions:
+    """`runtime.slurm` in params.yaml. GPUs are `runtime.gpus_per_cell`."""
+
+    partition: str | None  # null is the cluster's default
+    time: Positive  # minutes; a cell that needs more is queued again and goes on
+    cpus: Positive
+    options: dict[str, str]  # further words of sbatch, as {account: vision, qos: long}
+
+    def __post_init__(self) -> None:
+        # They become lines `#SBATCH --key=value` of a script: what follows a line break would be run.
+        if odd := [key for key in self.options if not re.fullmatch(r"[a-z][a-z-]*", key)]:
+            raise ValueError(f"options: got {odd[0]!r}, expected a word of sbatch in lower-case letters and -")
+        for name, value in {"partition": self.partition or "", **self.options}.items():
+            if not value.isprintable():
+                place = name if name == "partition" else "options"
+                raise ValueError(f"{place}: got {value!r}, expected text in one line")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RuntimeConfig:
+    """What cannot move a number."""
+
+    device: str
+    gpus_per_cell: Positive  # GPUs that share the batch of one cell
+    workers: Annotated[int, Field(ge=0)]
+    log_every: Positive
+    checkpoint_every: Annotated[float, Field(gt=0)]  # seconds
+    validate_every: Annotated[int, Field(ge=0)]  # epochs
+    tracking_every: Annotated[float, Field(gt=0)]  # seconds
+    log_weights: bool  # copy the weights of shown results to MLflow
+    slurm: SlurmOptions
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class GridRow:
+    """A row of `grid`: what a cell does not share with the others."""
+
+    dataset: str
+    backbone: str
+    output_stride: int
+    pretrained: bool | None = None
+    model: dict[str, Any] = Field(default_factory=dict)
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+    augment: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Sections:
+    """The file as it is written, before recipes and rows are laid over the shared sections."""
+
+    grid: dict[str, GridRow]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    datasets: dict[str, DatasetConfig]
+    recipes: dict[str, dict[str, Any]]
+    model: dict[str, Any]
+    train: dict[str, Any]
+    augment: dict[str, Any]
+    protocols: Annotated[dict[str, Protocol], Field(min_length=1)]
+    runtime: RuntimeConfig
+
+    def __post_init__(self) -> None:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: got {list(self.seeds)}, expected each seed once")
