@@ -8,8 +8,8 @@ from deeplab.errors import DataError
 from deeplab.store import IGNORE, Store
 from pipeline.data.formats import folder
 from pipeline.errors import ParamsError
-from pipeline.settings.schema import FolderOptions
 from pipeline.settings.params import load_params
+from pipeline.settings.schema import FolderOptions
 from pipeline.stages import prepare
 from tests.faults import tried
 from tests.raw import dataset_config, labels, write_grey_mask, write_image, write_palette_mask
