@@ -141,15 +141,16 @@ def our_step(arguments: argparse.Namespace, images: "Tensor", masks: "Tensor") -
     """As the train stage does it."""
     import torch
 
-    from deeplab.step import build_optimizer, train_step
+    from deeplab.step import build_optimizer, set_rate, train_step
 
     cell = cell_of(arguments)
     network = our_network(arguments).to(images.device).to(memory_format=torch.channels_last).train()
     images = images.contiguous(memory_format=torch.channels_last)
     optimizer = build_optimizer(network, cell.train)
+    set_rate(optimizer, 0.01)
     scaler = torch.amp.GradScaler(images.device.type, enabled=arguments.precision == "fp16")
     joined: Any = torch.compile(network) if arguments.compile else network
-    return lambda: train_step(joined, optimizer, scaler, images, masks, cell, 0.01)
+    return lambda: train_step(joined, optimizer, scaler, (images, masks), cell)
 
 
 def plain_step(arguments: argparse.Namespace, images: "Tensor", masks: "Tensor") -> Step:

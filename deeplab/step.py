@@ -1,4 +1,4 @@
-"""One step of training: forward, loss, backward, SGD. The host waits for no number of it."""
+"""One step of training: forward, loss, backward, SGD. The host does not wait for the device."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,40 +12,42 @@ from deeplab.loss import LOSSES, valid_pixels
 from deeplab.precision import autocast
 from deeplab.ranks import ALONE, Ranks
 
+Samples = tuple[Tensor, Tensor]  # images (N, 3, H, W) normalised, masks uint8 (N, H, W): the part of one process
+
 
 def build_optimizer(network: nn.Module, train: TrainConfig) -> torch.optim.SGD:
-    """SGD over every parameter with one weight decay, in one fused kernel; its rate is set before each step."""
+    """SGD over every parameter with one weight decay, in one fused kernel; `set_rate` sets its learning rate."""
     return torch.optim.SGD(
         network.parameters(), lr=0.0, momentum=train.momentum, weight_decay=train.weight_decay, fused=True
     )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
 
 
 def train_step(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    images: Tensor,
-    masks: Tensor,
+    samples: Samples,
     cell: Cell,
-    lr: float,
     ranks: Ranks = ALONE,
 ) -> Tensor:
-    """One step on normalised images (N, 3, H, W) and uint8 masks (N, H, W), this process's part of the batch.
-
-    Returns the loss over the whole batch, a scalar on the device.
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    """One step on the samples of this process. Returns the loss over the whole batch, a scalar on the device."""
     optimizer.zero_grad(set_to_none=True)
-    loss = step_loss(network, images, masks, cell, ranks)
-    scaler.scale(loss * ranks.world).backward()  # type: ignore[no-untyped-call]  # the processes' mean is taken
+    loss = step_loss(network, samples, cell, ranks)
+    scaler.scale(loss * ranks.world).backward()  # type: ignore[no-untyped-call]  # DDP takes the mean over the processes
     scaler.step(optimizer)
     scaler.update()
     return ranks.sum(loss.detach())
 
 
-def step_loss(network: nn.Module, images: Tensor, masks: Tensor, cell: Cell, ranks: Ranks) -> Tensor:
-    """This process's part of the loss: over its own pixels, divided by the valid ones of the whole batch."""
+def step_loss(network: nn.Module, samples: Samples, cell: Cell, ranks: Ranks) -> Tensor:
+    """The part of the loss of this process: over its own pixels, divided by the valid ones of the whole batch."""
+    images, masks = samples
     count = ranks.sum(valid_pixels(masks))
     with autocast(cell.train.precision, images.device):
         output = network(images)
@@ -57,19 +59,17 @@ def step_loss(network: nn.Module, images: Tensor, masks: Tensor, cell: Cell, ran
     return loss
 
 
-def try_step(
-    network: nn.Module, joined: nn.Module, images: Tensor, masks: Tensor, cell: Cell, ranks: Ranks, where: str
-) -> None:
-    """Go forward and backward once and leave no trace, so that what cannot work ends here and not hours later.
+def try_step(network: nn.Module, joined: nn.Module, samples: Samples, cell: Cell, ranks: Ranks, where: str) -> None:
+    """Go forward and backward once and undo every effect, so that a setting that cannot work fails now, not in hours.
 
-    `network` holds the weights of `joined`, which is what is called. Compiling, choosing kernels and growing the pools
-    of memory happen here too. Raises NonFiniteError naming `where` for a loss or gradient that is not finite.
+    `joined`, which is called, shares the weights of `network`. Compiling, choosing kernels and growing the memory pools
+    happen here too. Raises NonFiniteError with the text `where` for a loss or gradient that is not finite.
     """
     before = [buffer.clone() for buffer in network.buffers()]  # running statistics
-    loss = step_loss(joined, images, masks, cell, ranks)
+    loss = step_loss(joined, samples, cell, ranks)
     (loss * ranks.world).backward()  # type: ignore[no-untyped-call]
     numbers = [ranks.sum(loss.detach())]
-    if cell.train.precision != "fp16":  # whose gradients overflow until their scale is found
+    if cell.train.precision != "fp16":  # its gradients overflow until the scale is found
         numbers += [parameter.grad.sum() for parameter in network.parameters() if parameter.grad is not None]
     finite = bool(torch.stack(numbers).isfinite().all())
     for buffer, value in zip(network.buffers(), before, strict=True):
@@ -81,7 +81,7 @@ def try_step(
 
 @contextmanager
 def memory_explained(cell: Cell, device: torch.device, ranks: Ranks) -> Iterator[None]:
-    """Say what to change when the block runs out of memory, as SettingsError."""
+    """Raise SettingsError, which says what to change, when the block runs out of memory."""
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one

@@ -1,6 +1,6 @@
-"""The training loop: the recipe's schedule, exact resume, and a stop at the first number that is not one."""
+"""The training loop: the schedule of the recipe, exact resume, and a stop at the first number that is not finite."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,27 +10,41 @@ from torch import nn
 
 from deeplab.checkpoint import History, State, load_checkpoint, save_checkpoint
 from deeplab.config import Cell, RecipeConfig, TrainConfig
-from deeplab.data import StepKeys, TrainingSamples, network_input, steps_per_epoch, training_loader
+from deeplab.data import Batch, StepKeys, TrainingSamples, network_input, steps_per_epoch, training_loader
 from deeplab.errors import NonFiniteError, SettingsError
 from deeplab.loss import LOSSES
 from deeplab.monitor import Clock, Losses, not_finite, peak_memory
 from deeplab.ranks import ALONE, Ranks
-from deeplab.step import build_optimizer, memory_explained, train_step, try_step
+from deeplab.step import build_optimizer, memory_explained, set_rate, train_step, try_step
 from deeplab.store import Split
 
 HISTORY = ("step", "epoch", "train/loss", "train/lr", "val/mIoU", "train/spikes")
-DROPOUT = 2  # purpose of a random stream, beside ORDER and AUGMENT of deeplab.data
-PLAN_AFTER = 20  # steps
+DROPOUT = 2  # purpose of a random stream, beside ORDER and AUGMENT in deeplab/data.py
+PLAN_AFTER = 20  # steps that are measured before the duration is estimated
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How a run is logged, saved and interrupted; nothing here can move a number."""
+    """How a run is logged, saved and fed with samples; none of it changes a number."""
 
-    workers: int
+    workers: int  # processes that make samples
     log_every: int  # steps
     checkpoint_every: float  # seconds
     validate_every: int  # epochs; 0 is never
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is trained, on what, and where."""
+
+    network: nn.Module  # trained in place
+    split: Split
+    cell: Cell
+    seed: int
+    device: torch.device
+    folder: Path  # gets checkpoints and history.csv
+    pace: Pace
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +57,7 @@ class Progress:
     loss: float  # mean since the last report
     lr: float
     images_per_second: float
-    miou: float | None  # of the validation that followed this step, if one did
+    miou: float | None  # of the validation after this step, if there was one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,110 +72,169 @@ class Plan:
     peak_memory: int  # bytes
 
 
-def fit(
-    network: nn.Module,
-    split: Split,
-    cell: Cell,
-    *,
-    seed: int,
-    device: torch.device,
-    folder: Path,
-    pace: Pace,
-    report: Callable[[Progress], None],
-    plan: Callable[[Plan], None] = lambda _: None,
-    stop: Callable[[], bool] = lambda: False,
-    validate: Callable[[nn.Module], float] | None = None,
-    ranks: Ranks = ALONE,
-) -> bool:
-    """Train `network` in place for the whole of the cell's schedule, going on from the newest checkpoint in `folder`.
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Who is told about a run, and who may end it."""
 
-    Before the first step one is tried whose effects are undone. Writes `folder`/history.csv. Returns False when `stop`
-    asked to end early; the state is saved then. Raises NonFiniteError naming step, learning rate and samples when the
-    loss, or a weight that is to be saved, is NaN or infinite: the last good checkpoint stays. Raises SettingsError when
-    the split is smaller than a batch, the batch does not divide among `ranks`, or a step does not fit into memory.
+    report: Callable[[Progress], None]
+    plan: Callable[[Plan], None] = lambda _: None
+    stop: Callable[[], bool] = lambda: False
+    validate: Callable[[nn.Module], float] | None = None  # network -> mIoU
+
+
+def fit(job: Job, watch: Watch) -> bool:
+    """Train for the whole schedule of the cell, starting from the newest checkpoint in the folder of the job.
+
+    Returns False when `watch.stop` ended the run early, after a checkpoint. Raises NonFiniteError with step, learning
+    rate and samples when the loss, or a weight that is to be saved, is NaN or infinite; the last good checkpoint stays.
+    Raises SettingsError when the split is smaller than a batch, the batch does not divide among the ranks, the loss is
+    unknown, or a step does not fit into memory.
     """
-    steps = total_steps(len(split), cell.recipe)
-    if cell.train.loss not in LOSSES:
-        raise SettingsError(f"train.loss: got {cell.train.loss!r}, expected one of {', '.join(LOSSES)}")
-    part = ranks.part(cell.recipe.batch_size, device)
-    on_gpu = device.type == "cuda"
-    network.to(device).to(memory_format=torch.channels_last).train()
-    optimizer = build_optimizer(network, cell.train)
-    scaler = torch.amp.GradScaler(device.type, enabled=cell.train.precision == "fp16")
-    state = load_together(folder, ranks)
-    start = restore(state, network, optimizer, scaler)
-    joined = ranks.join(network, device)
-    if cell.train.compile:
-        joined = torch.compile(joined)  # type: ignore[assignment]
-    history = History(folder / "history.csv", HISTORY, state["history_length"] if state else 0) if ranks.first else None
-    per_epoch = steps_per_epoch(len(split), cell.recipe.batch_size)
-
-    def name_samples(step: int) -> str:
-        (keys,) = StepKeys(len(split), cell.recipe.batch_size, seed, step, step + 1)
-        return ", ".join(split.records[index].id for _, index in keys)
-
-    losses = Losses(name_samples, state and state["losses"])
-    clock = Clock(start, cell.recipe.batch_size)
-
-    def save(step: int, lr: float) -> None:
-        losses.check()
-        if not all_finite(network):
-            raise NonFiniteError(
-                not_finite("the loss was finite, a weight is not", step - 1, lr, name_samples(step - 1))
-            )
-        if history:
-            save_checkpoint(folder, step, snapshot(network, optimizer, scaler, step, losses, history))
-        clock.saved()
-
-    samples = TrainingSamples(split, cell.recipe, cell.augment, seed)
-    loader = training_loader(samples, start, steps, pace.workers, pin=on_gpu, part=part)
-    with memory_explained(cell, device, ranks):
-        for step, batch in enumerate(clock.waiting_for(loader), start=start):
-            images, masks = network_input(batch, cell.model, device)
-            lr = poly_lr(step, steps, cell.recipe, cell.train)
-            if step == start:
-                where = not_finite("loss or gradient is NaN or infinite when tried", step, lr, name_samples(step))
-                try_step(network, joined, images, masks, cell, ranks, where)
-                clock.start(step)
-            torch.manual_seed(int(SeedSequence((seed, DROPOUT, step, ranks.rank)).generate_state(1)[0]))
-            losses.add(train_step(joined, optimizer, scaler, images, masks, cell, lr, ranks), step, lr, wait=on_gpu)
+    run = Run(job)
+    with memory_explained(job.cell, job.device, job.ranks):
+        for step, batch in run.batches():
+            run.train(step, batch)
             done = step + 1
-            if done == min(start + PLAN_AFTER, steps):
-                losses.check()  # a GPU may still be at work
-                speed = clock.mean_speed(done)
-                plan(
-                    Plan(
-                        step=done,
-                        steps=steps,
-                        images_per_second=speed,
-                        seconds_left=(steps - done) * cell.recipe.batch_size / speed,
-                        waiting=clock.waited_share(),
-                        peak_memory=peak_memory(device),
-                    )
-                )
-            epoch_ends = done % per_epoch == 0
-            due = pace.validate_every and epoch_ends and (done // per_epoch) % pace.validate_every == 0
-            if done % pace.log_every == 0 or done == steps or (validate and due):
-                mean, spikes = losses.take()
-                miou = None
-                if validate and due:
-                    miou = validate(network)
-                    network.train()
-                epoch = step // per_epoch
-                if history:
-                    score = None if miou is None else f"{miou:.6f}"
-                    history.append((done, epoch, f"{mean:.6f}", f"{lr:.8f}", score, spikes))
-                speed = clock.images_per_second(done)
-                report(
-                    Progress(step=done, steps=steps, epoch=epoch, loss=mean, lr=lr, images_per_second=speed, miou=miou)
-                )
-            stopping, saving = ranks.any(stop(), clock.since_save() >= pace.checkpoint_every)
-            if done == steps or saving or stopping:
-                save(done, lr)
-            if stopping and done < steps:
-                ranks.agree(None)  # none ends, and has the others ended, before the state is saved
+            if run.is_measured(done):
+                watch.plan(run.plan(done))
+            if run.is_report_due(done, watch):
+                watch.report(run.report(done, watch))
+            stopping, saving = job.ranks.any(watch.stop(), run.is_checkpoint_due())
+            if stopping or saving or done == run.steps:
+                run.save(done)
+            if stopping and done < run.steps:
+                job.ranks.agree(None)  # no process ends, and ends the others, before the state is saved
                 return False
     return True
+
+
+class Run:
+    """A training in progress: everything that a checkpoint holds, and the clock.
+
+    There is no random state to save: each step seeds its own.
+    """
+
+    def __init__(self, job: Job) -> None:
+        """Put the network on its device and restore the newest checkpoint."""
+        cell, ranks = job.cell, job.ranks
+        self.job = job
+        self.steps = total_steps(len(job.split), cell.recipe)
+        self.per_epoch = steps_per_epoch(len(job.split), cell.recipe.batch_size)
+        if cell.train.loss not in LOSSES:
+            raise SettingsError(f"train.loss: got {cell.train.loss!r}, expected one of {', '.join(LOSSES)}")
+        self.part = ranks.part(cell.recipe.batch_size, job.device)
+        self.network = job.network.to(job.device).to(memory_format=torch.channels_last).train()
+        self.optimizer = build_optimizer(self.network, cell.train)
+        self.scaler = torch.amp.GradScaler(job.device.type, enabled=cell.train.precision == "fp16")
+        state = load_together(job.folder, ranks)
+        if state:
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+        self.start: int = state["step"] if state else 0
+        self.joined = ranks.join(self.network, job.device)  # shares the weights of `network`
+        if cell.train.compile:
+            self.joined = torch.compile(self.joined)  # type: ignore[assignment]
+        length = state["history_length"] if state else 0
+        self.history = History(job.folder / "history.csv", HISTORY, length) if ranks.first else None
+        self.losses = Losses(self.name_samples, state and state["losses"])
+        self.clock = Clock(self.start, cell.recipe.batch_size)
+
+    def batches(self) -> Iterator[tuple[int, Batch]]:
+        """Each step that is left, and its samples."""
+        job = self.job
+        samples = TrainingSamples(job.split, job.cell.recipe, job.cell.augment, job.seed)
+        pin = job.device.type == "cuda"
+        loader = training_loader(samples, self.start, self.steps, job.pace.workers, pin=pin, part=self.part)
+        return enumerate(self.clock.waiting_for(loader), start=self.start)
+
+    def train(self, step: int, batch: Batch) -> None:
+        """One step; before the first one, a rehearsal that leaves no trace."""
+        job, lr = self.job, self.lr(step)
+        samples = network_input(batch, job.cell.model, job.device)
+        if step == self.start:
+            where = not_finite("loss or gradient is NaN or infinite when tried", step, lr, self.name_samples(step))
+            try_step(self.network, self.joined, samples, job.cell, job.ranks, where)
+            self.clock.start(step)
+        torch.manual_seed(int(SeedSequence((job.seed, DROPOUT, step, job.ranks.rank)).generate_state(1)[0]))
+        set_rate(self.optimizer, lr)
+        loss = train_step(self.joined, self.optimizer, self.scaler, samples, job.cell, job.ranks)
+        self.losses.add(loss, step, lr, wait=job.device.type == "cuda")
+
+    def is_measured(self, done: int) -> bool:
+        """Whether `plan` knows the speed after `done` steps."""
+        return done == min(self.start + PLAN_AFTER, self.steps)
+
+    def plan(self, done: int) -> Plan:
+        """How long the rest takes."""
+        self.losses.check()  # a GPU may still be at work
+        speed = self.clock.mean_speed(done)
+        return Plan(
+            step=done,
+            steps=self.steps,
+            images_per_second=speed,
+            seconds_left=(self.steps - done) * self.job.cell.recipe.batch_size / speed,
+            waiting=self.clock.waited_share(),
+            peak_memory=peak_memory(self.job.device),
+        )
+
+    def is_validation_due(self, done: int, watch: Watch) -> bool:
+        """Whether `done` steps end an epoch after which the network is validated."""
+        epochs, rest = divmod(done, self.per_epoch)
+        every = self.job.pace.validate_every
+        return watch.validate is not None and every > 0 and rest == 0 and epochs % every == 0
+
+    def is_report_due(self, done: int, watch: Watch) -> bool:
+        """Whether a row of the history follows `done` steps."""
+        last = done == self.steps
+        return done % self.job.pace.log_every == 0 or last or self.is_validation_due(done, watch)
+
+    def report(self, done: int, watch: Watch) -> Progress:
+        """Validate if it is due, and write a row of the history."""
+        epoch, lr = (done - 1) // self.per_epoch, self.lr(done - 1)
+        loss, spikes = self.losses.take()
+        miou = None
+        if watch.validate and self.is_validation_due(done, watch):
+            miou = watch.validate(self.network)
+            self.network.train()
+        if self.history:
+            score = None if miou is None else f"{miou:.6f}"
+            self.history.append((done, epoch, f"{loss:.6f}", f"{lr:.8f}", score, spikes))
+        speed = self.clock.images_per_second(done)
+        return Progress(step=done, steps=self.steps, epoch=epoch, loss=loss, lr=lr, images_per_second=speed, miou=miou)
+
+    def is_checkpoint_due(self) -> bool:
+        """Whether the last checkpoint is older than `checkpoint_every`."""
+        return self.clock.since_save() >= self.job.pace.checkpoint_every
+
+    def save(self, done: int) -> None:
+        """Write a checkpoint. Raises NonFiniteError instead when a loss or a weight is not finite."""
+        self.losses.check()
+        if not all_finite(self.network):
+            step = done - 1
+            what = "the loss was finite, a weight is not"
+            raise NonFiniteError(not_finite(what, step, self.lr(step), self.name_samples(step)))
+        if self.history:
+            state = {
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "step": done,
+                "losses": self.losses.state(),
+                "history_length": self.history.sync(),
+            }
+            save_checkpoint(self.job.folder, done, state)
+        self.clock.saved()
+
+    def lr(self, step: int) -> float:
+        """The learning rate of `step`."""
+        return poly_lr(step, self.steps, self.job.cell.recipe, self.job.cell.train)
+
+    def name_samples(self, step: int) -> str:
+        """The ids of the samples of `step`, for a message."""
+        job = self.job
+        (keys,) = StepKeys(len(job.split), job.cell.recipe.batch_size, job.seed, step, step + 1)
+        return ", ".join(job.split.records[index].id for _, index in keys)
 
 
 def total_steps(count: int, recipe: RecipeConfig) -> int:
@@ -194,38 +267,6 @@ def load_together(folder: Path, ranks: Ranks) -> State | None:
                 f"{folder}: the first process goes on from step {step} there. Share it among the hosts."
             )
     return state
-
-
-def snapshot(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    step: int,
-    losses: Losses,
-    history: History,
-) -> State:
-    """All that the rest of the run depends on. There is no random state: each step seeds its own."""
-    return {
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
-        "step": step,
-        "losses": losses.state(),
-        "history_length": history.sync(),
-    }
-
-
-def restore(
-    state: State | None, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-) -> int:
-    """Put `state` back; returns the next step."""
-    if state is None:
-        return 0
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
-    step: int = state["step"]
-    return step
 
 
 def all_finite(network: nn.Module) -> bool:

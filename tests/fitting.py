@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from deeplab.training import Pace, fit
+from deeplab.training import Job, Pace, Watch, fit
 from tests.tiny import tiny_cell
 
 PACE = Pace(workers=0, log_every=2, checkpoint_every=1e9, validate_every=0)
@@ -32,10 +32,12 @@ def run(folder, split, network=None, pace=PACE, cell=None, **options):
     folder.mkdir(exist_ok=True)
     network = network or small()
     reports = []
-    finished = fit(
-        network, split, cell or tiny_cell(), seed=3, device=torch.device("cpu"), folder=folder, pace=pace,
-        report=reports.append, **options,
+    ranks = {"ranks": options.pop("ranks")} if "ranks" in options else {}
+    job = Job(
+        network=network, split=split, cell=cell or tiny_cell(), seed=3, device=torch.device("cpu"), folder=folder,
+        pace=pace, **ranks,
     )  # fmt: skip
+    finished = fit(job, Watch(report=reports.append, **options))
     return finished, network.state_dict(), (folder / "history.csv").read_bytes(), reports
 
 

@@ -73,7 +73,7 @@ def test_gradients_and_loss_are_those_of_one_process_however_the_valid_pixels_ar
     def work(ranks):
         part, network = ranks.part(4, CPU), plain()
         joined = ranks.join(network, CPU)
-        loss = step_loss(joined, images[part], masks[part], tiny_cell(), ranks)
+        loss = step_loss(joined, (images[part], masks[part]), tiny_cell(), ranks)
         (loss * ranks.world).backward()
         return ranks.sum(loss.detach()), [parameter.grad for parameter in network.parameters()]
 
@@ -154,10 +154,8 @@ def test_one_process_computes_as_ever():
         network,
         build_optimizer(network, cell.train),
         torch.amp.GradScaler("cpu", enabled=False),
-        images,
-        masks,
+        (images, masks),
         cell,
-        0.01,
     )
 
 

@@ -40,7 +40,7 @@ def test_the_host_waits_for_no_number_of_a_step(precision):
     losses = Losses(str)
     with Reads() as reads:
         for step in range(3):
-            losses.add(train_step(network, optimizer, growing, *draw(), cell, 0.01), step, 0.01, wait=True)
+            losses.add(train_step(network, optimizer, growing, draw(), cell), step, 0.01, wait=True)
     if precision != "fp16":  # on the CPU the scaler asks whether a gradient overflowed; on CUDA the optimizer does
         assert reads.count == 0
     with Reads() as reads:
@@ -62,7 +62,7 @@ def test_under_autocast_weights_statistics_and_loss_stay_in_full_precision():
     seen = {}
     network.aspp.point[0].register_forward_hook(lambda *a: seen.update(convolution=a[2].dtype))
     network.aspp.image[0].register_forward_hook(lambda *a: seen.update(pooled=a[1][0].dtype))
-    loss = train_step(network, build_optimizer(network, cell.train), scaler(), *draw(), cell, 0.01)
+    loss = train_step(network, build_optimizer(network, cell.train), scaler(), draw(), cell)
     assert loss.dtype == torch.float32
     assert seen == {"convolution": torch.bfloat16, "pooled": torch.float32}
     assert {value.dtype for value in network.state_dict().values()} <= {torch.float32, torch.int64}
@@ -71,7 +71,7 @@ def test_under_autocast_weights_statistics_and_loss_stay_in_full_precision():
 def test_a_tried_step_leaves_no_trace():
     network, cell = small(), tiny_cell()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    try_step(network, network, *draw(), cell, ALONE, "here")
+    try_step(network, network, draw(), cell, ALONE, "here")
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
     assert all(parameter.grad is None for parameter in network.parameters())
 
@@ -84,7 +84,7 @@ def test_a_tried_step_that_is_not_finite_says_where(broken):
     else:
         network.features[0].weight.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(NonFiniteError, match="in the first step"):
-        try_step(network, network, *draw(), tiny_cell(), ALONE, "in the first step")
+        try_step(network, network, draw(), tiny_cell(), ALONE, "in the first step")
 
 
 def too_much_on_the_cpu():

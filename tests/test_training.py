@@ -43,7 +43,8 @@ def test_one_step_is_plain_sgd_with_the_auxiliary_loss_at_its_weight(split, tmp_
     original = training.train_step
 
     def watched(*arguments):
-        seen.append((arguments[3], arguments[4].clone(), arguments[6]))  # the memory of the masks is used again
+        images, masks = arguments[3]
+        seen.append((images, masks.clone(), arguments[1].param_groups[0]["lr"]))  # the memory of the masks is used again
         return original(*arguments)
 
     monkeypatch.setattr(training, "train_step", watched)

@@ -133,7 +133,7 @@ def train_seed(
 
     from deeplab.model import DeepLabV3
     from deeplab.monitor import peak_memory
-    from deeplab.training import Pace, fit, total_steps
+    from deeplab.training import Job, Pace, Watch, fit, total_steps
     from pipeline.training.device import choose_kernels_by_time, select_device, set_arithmetic
     from pipeline.training.facts import forward_flops
 
@@ -174,20 +174,16 @@ def train_seed(
         mirror(folder, every=runtime.tracking_every) if ranks.first else nullcontext(),
         reporter(name, cell.recipe.batch_size, folder / "speed.csv", quiet=not ranks.first) as report,
     ):
-        finished = fit(
-            network,
-            split,
-            cell,
-            seed=seed,
-            device=device,
-            folder=folder,
-            pace=pace,
+        job = Job(
+            network=network, split=split, cell=cell, seed=seed, device=device, folder=folder, pace=pace, ranks=ranks
+        )
+        watch = Watch(
             report=report,
             plan=planner(name, folder / "plan.json", quiet=not ranks.first),
             stop=stop,
             validate=lambda model: validation_miou(model, store, cell, device, ranks),
-            ranks=ranks,
         )
+        finished = fit(job, watch)
     if not finished:
         raise StoppedError(f"{name}: stopped by a signal, state saved. Run the same command again to go on.")
     if ranks.first:
