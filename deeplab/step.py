@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from deeplab.config import Cell, TrainConfig
 from deeplab.errors import NonFiniteError, SettingsError
-from deeplab.loss import LOSSES, valid_pixels
+from deeplab.losses import LOSSES
 from deeplab.precision import autocast
 from deeplab.ranks import ALONE, Ranks
+from deeplab.store import IGNORE
 
 Samples = tuple[Tensor, Tensor]  # images (N, 3, H, W) normalised, masks uint8 (N, H, W): the part of one process
 
@@ -43,6 +44,11 @@ def train_step(
     scaler.step(optimizer)
     scaler.update()
     return ranks.sum(loss.detach())
+
+
+def valid_pixels(masks: Tensor) -> Tensor:
+    """How many pixels of uint8 masks are not ignored, a scalar on their device."""
+    return (masks != IGNORE).sum()
 
 
 def step_loss(network: nn.Module, samples: Samples, cell: Cell, ranks: Ranks) -> Tensor:

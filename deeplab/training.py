@@ -12,7 +12,7 @@ from deeplab.checkpoint import History, State, load_checkpoint, save_checkpoint
 from deeplab.config import Cell, RecipeConfig, TrainConfig
 from deeplab.data import Batch, StepKeys, TrainingSamples, network_input, steps_per_epoch, training_loader
 from deeplab.errors import NonFiniteError, SettingsError
-from deeplab.loss import LOSSES
+from deeplab.losses import LOSSES
 from deeplab.monitor import Clock, Losses, not_finite, peak_memory
 from deeplab.ranks import ALONE, Ranks
 from deeplab.step import build_optimizer, memory_explained, set_rate, train_step, try_step

@@ -37,14 +37,17 @@ def test_a_split_smaller_than_a_batch_is_refused():
 def test_one_step_is_plain_sgd_with_the_auxiliary_loss_at_its_weight(split, tmp_path, monkeypatch):
     """Against torch's own optimizer, written out, on the batch that the loop saw."""
     from deeplab import training
-    from deeplab.loss import cross_entropy, valid_pixels
+    from deeplab.losses.cross_entropy import cross_entropy
+    from deeplab.step import valid_pixels
 
     seen = []
     original = training.train_step
 
     def watched(*arguments):
         images, masks = arguments[3]
-        seen.append((images, masks.clone(), arguments[1].param_groups[0]["lr"]))  # the memory of the masks is used again
+        seen.append(
+            (images, masks.clone(), arguments[1].param_groups[0]["lr"])
+        )  # the memory of the masks is used again
         return original(*arguments)
 
     monkeypatch.setattr(training, "train_step", watched)

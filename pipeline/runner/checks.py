@@ -17,7 +17,7 @@ def check_names(params: Params) -> None:
             raise ParamsError(f"{PARAMS}: datasets.{name}.format: {unknown(dataset.format, FORMATS)}")
     for name, cell in params.cells.items():
         if cell.train.loss not in USUAL_LOSSES:
-            from deeplab.loss import LOSSES
+            from deeplab.losses import LOSSES
 
             if cell.train.loss not in LOSSES:
                 raise ParamsError(f"{PARAMS}: cell {name}: train.loss: {unknown(cell.train.loss, LOSSES)}")

@@ -11,8 +11,7 @@ from deeplab.store import IGNORE, Bytes, Color
 from pipeline.data.formats.base import Layout, Mask, RawSample, read_lines
 from pipeline.data.formats.masks import LabelTable, label_table, read_colors, read_labels, to_train_ids
 from pipeline.errors import ParamsError
-from pipeline.settings.schema import FolderOptions
-from pipeline.settings.schema import DatasetConfig
+from pipeline.settings.schema import DatasetConfig, FolderOptions
 
 PICTURES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 SHOWN: Final = 20  # problems that are listed; the others are counted

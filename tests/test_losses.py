@@ -2,8 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deeplab import loss
-from deeplab.loss import UpsampledCrossEntropy, cross_entropy, valid_pixels
+from deeplab.losses import chunks
+from deeplab.losses.cross_entropy import UpsampledCrossEntropy, cross_entropy
+from deeplab.step import valid_pixels
 from tests.memory import LargestFloat
 
 
@@ -24,7 +25,7 @@ def draw(classes=5, small=(7, 9), size=(33, 40), batch=3):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("size", [(33, 40), (56, 72), (7, 9), (5, 6)])
 def test_loss_and_gradient_are_those_of_interpolating_first(monkeypatch, budget, layout, size):
-    monkeypatch.setitem(loss.CHUNK, "cpu", budget)
+    monkeypatch.setitem(chunks.CHUNK, "cpu", budget)
     logits, masks = draw(size=size)
     masks[1, :2] = 255
     one, other = (logits.to(memory_format=layout).requires_grad_() for _ in range(2))
@@ -36,7 +37,7 @@ def test_loss_and_gradient_are_those_of_interpolating_first(monkeypatch, budget,
 
 
 def test_the_gradient_is_right_in_double_precision(monkeypatch):
-    monkeypatch.setitem(loss.CHUNK, "cpu", 60)
+    monkeypatch.setitem(chunks.CHUNK, "cpu", 60)
     logits, masks = draw(classes=3, small=(2, 3), size=(7, 8), batch=2)
     assert torch.autograd.gradcheck(UpsampledCrossEntropy.apply, (logits.double().requires_grad_(), masks))
 
@@ -46,7 +47,7 @@ def test_no_float_of_the_size_of_the_upsampled_logits_is_made():
     full = 2 * 150 * 256 * 256
     with LargestFloat() as seen:
         cross_entropy(logits.requires_grad_(), masks, valid_pixels(masks)).backward()
-    assert seen.largest <= max(logits.numel(), loss.CHUNK["cpu"]) < full / 10
+    assert seen.largest <= max(logits.numel(), chunks.CHUNK["cpu"]) < full / 10
     with LargestFloat() as seen:
         plain(logits, masks)
     assert seen.largest == full
