@@ -1,12 +1,12 @@
 """Every setting that can move a number, as frozen values checked on construction.
 
-There are no defaults here: they stand in `params.yaml`, where a reader looks for them. There is no arithmetic either,
-so that no stage has to run again when this file changes; the settings themselves are what a stage depends on.
+The defaults are in `params.yaml`, where a reader looks for them. This file computes nothing, so a stage depends on the
+settings and not on this code.
 """
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -116,8 +116,18 @@ class Protocol:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Inference:
+    """What prediction reads of a cell: weights stay usable when settings of training are added."""
+
+    model: ModelConfig
+    resize: tuple[Positive, Positive]  # long and short side of the box that an image is fitted into
+    precision: Literal["fp32", "bf16", "fp16"]
+    tf32: bool
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Cell:
-    """One cell of the grid: everything that its numbers depend on, but for the data, the code and the seed."""
+    """One cell of the grid: everything that its numbers depend on, except the data, the code and the seed."""
 
     dataset: str
     model: ModelConfig
@@ -127,8 +137,25 @@ class Cell:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over all settings of the cell."""
-        return digest(asdict(self))
+        """SHA-256 over all settings of the cell, but for those at their default.
+
+        An optional setting that is new so leaves the fingerprint of every cell that does not use it.
+        """
+        return digest(without_defaults(self))
+
+    @property
+    def inference(self) -> Inference:
+        """The settings that prediction and evaluation read."""
+        resize, train = self.recipe.resize, self.train
+        return Inference(model=self.model, resize=resize, precision=train.precision, tf32=train.tf32)
+
+
+def without_defaults(settings: Any) -> Any:
+    """A settings dataclass as nested dictionaries, without the fields that have their default value."""
+    if not is_dataclass(settings):
+        return settings
+    values = {field.name: (field.default, getattr(settings, field.name)) for field in fields(settings)}
+    return {name: without_defaults(value) for name, (default, value) in values.items() if value != default}
 
 
 def digest(value: Any) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deeplab.config import Cell, Protocol
+from deeplab.config import Inference, Protocol
 from deeplab.errors import DataError, NonFiniteError
 from deeplab.metrics import Matrix, confusion_matrix
 from deeplab.model import upsample
@@ -32,7 +32,7 @@ def evaluate(
     model: nn.Module,
     split: Split,
     classes: int,
-    cell: Cell,
+    settings: Inference,
     protocol: Protocol,
     device: torch.device,
     progress: Callable[[range], Iterable[int]] = iter,
@@ -43,7 +43,7 @@ def evaluate(
     Raises DataError for a label that is no class, NonFiniteError for logits that are NaN or infinite.
     """
     matrix = np.zeros((classes, classes), np.int64)
-    for each in evaluate_each(model, split, classes, cell, protocol, device, progress):
+    for each in evaluate_each(model, split, classes, settings, protocol, device, progress):
         matrix += each
     return matrix
 
@@ -52,7 +52,7 @@ def evaluate_each(
     model: nn.Module,
     split: Split,
     classes: int,
-    cell: Cell,
+    settings: Inference,
     protocol: Protocol,
     device: torch.device,
     progress: Callable[[range], Iterable[int]] = iter,
@@ -62,7 +62,7 @@ def evaluate_each(
     model.eval()
     try:
         for index in progress(range(len(split))):
-            predicted = predict(model, split.image(index), cell, protocol, device)
+            predicted = predict(model, split.image(index), settings, protocol, device)
             try:
                 yield confusion_matrix(split.mask(index), predicted, classes)
             except DataError as error:
@@ -71,35 +71,37 @@ def evaluate_each(
         model.train(training)
 
 
-def predict(model: nn.Module, image: Bytes, cell: Cell, protocol: Protocol, device: torch.device) -> Bytes:
+def predict(model: nn.Module, image: Bytes, settings: Inference, protocol: Protocol, device: torch.device) -> Bytes:
     """Segment one image: (H, W, 3) RGB -> train ids (H, W).
 
     The image is resized into the recipe's box, exactly as mmsegmentation does it; `model`, in evaluation mode and on
     `device`, gives logits (1, K, h, w), and these go bilinearly to the image's own size, in one step.
     """
-    labels: Bytes = predict_batch(model, image[None], cell, protocol, device)[0]
+    labels: Bytes = predict_batch(model, image[None], settings, protocol, device)[0]
     return labels
 
 
 @torch.inference_mode()
-def predict_batch(model: nn.Module, images: Bytes, cell: Cell, protocol: Protocol, device: torch.device) -> Bytes:
+def predict_batch(
+    model: nn.Module, images: Bytes, settings: Inference, protocol: Protocol, device: torch.device
+) -> Bytes:
     """The same for several images of one size: (N, H, W, 3) RGB -> train ids (N, H, W)."""
     assert not model.training
     height, width = images.shape[1:3]
     passes = []
     for scale in protocol.scales:
-        fitted = fitted_size(height, width, cell.recipe.resize, scale)
+        fitted = fitted_size(height, width, settings.resize, scale)
         resized = np.stack([cv2.resize(image, fitted[::-1], interpolation=cv2.INTER_LINEAR) for image in images])
-        x = as_input(resized, cell, device)
-        passes.append(logits_of(model, x, cell, protocol))
+        x = as_input(resized, settings, device)
+        passes.append(logits_of(model, x, settings, protocol))
         if protocol.flip:
-            passes.append(logits_of(model, x.flip(-1), cell, protocol).flip(-1))
+            passes.append(logits_of(model, x.flip(-1), settings, protocol).flip(-1))
     return likeliest(passes, (height, width)).cpu().numpy()
 
 
 @torch.inference_mode()
 def predict_tiles(
-    model: nn.Module, image: Bytes, cell: Cell, window: Size, stride: Size, device: torch.device
+    model: nn.Module, image: Bytes, settings: Inference, window: Size, stride: Size, device: torch.device
 ) -> Bytes:
     """Segment one image in windows, at its own scale: (H, W, 3) RGB -> train ids (H, W).
 
@@ -114,7 +116,7 @@ def predict_tiles(
     for top in rows:
         for left in columns:
             part = image[top : top + window[0], left : left + window[1]]
-            logits = logits_of(model, as_input(part[None], cell, device), cell, whole)
+            logits = logits_of(model, as_input(part[None], settings, device), settings, whole)
             found = likeliest([logits], part.shape[:2])[0].cpu().numpy()
             skipped = [shared(rows, top, window[0]) // 2, shared(columns, left, window[1]) // 2]
             place = slice(top + skipped[0], top + window[0]), slice(left + skipped[1], left + window[1])
@@ -128,15 +130,15 @@ def shared(places: list[int], start: int, window: int) -> int:
     return places[index - 1] + window - start if index else 0
 
 
-def as_input(images: Bytes, cell: Cell, device: torch.device) -> Tensor:
+def as_input(images: Bytes, settings: Inference, device: torch.device) -> Tensor:
     """(N, H, W, 3) RGB -> normalised (N, 3, H, W) on `device`."""
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous().to(device)
-    return normalise(pixels, cell.model.mean, cell.model.std)
+    return normalise(pixels, settings.model.mean, settings.model.std)
 
 
-def logits_of(model: nn.Module, x: Tensor, cell: Cell, protocol: Protocol) -> Tensor:
+def logits_of(model: nn.Module, x: Tensor, settings: Inference, protocol: Protocol) -> Tensor:
     """One pass: (N, 3, H, W) -> float32 (N, K, h, w); with a window (N, K, H, W)."""
-    with autocast(cell.train.precision, x.device):
+    with autocast(settings.precision, x.device):
         if protocol.window and protocol.stride:
             logits = slide(model, x, protocol.window, protocol.stride)
         else:

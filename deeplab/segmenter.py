@@ -3,15 +3,14 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from deeplab.config import Cell, ModelConfig, Protocol
+from deeplab.config import Inference, ModelConfig, Protocol
 from deeplab.errors import DataError, SettingsError
 from deeplab.inference import Size, predict_batch, predict_tiles
 from deeplab.model import DeepLabV3
@@ -26,10 +25,10 @@ class Segmenter:
     """A network in evaluation mode, and what its output means."""
 
     network: DeepLabV3
-    cell: Cell  # of it only what prediction reads; all settings stand in `about`
+    settings: Inference
     classes: tuple[str, ...]
     palette: tuple[Color, ...]  # RGB of each class
-    about: dict[str, Any]  # all that the file says of itself
+    about: dict[str, Any]  # the metadata of the file
     device: torch.device
 
     def predict(self, image: Bytes) -> Bytes:
@@ -39,11 +38,11 @@ class Segmenter:
 
     def predict_batch(self, images: Bytes) -> Bytes:
         """Segment images of one size: uint8 (N, H, W, 3) RGB -> uint8 (N, H, W)."""
-        return predict_batch(self.network, images, self.cell, WHOLE, self.device)
+        return predict_batch(self.network, images, self.settings, WHOLE, self.device)
 
     def predict_tiles(self, image: Bytes, window: Size, stride: Size) -> Bytes:
         """Segment an image of any size tile by tile, at its own scale: uint8 (H, W, 3) RGB -> uint8 (H, W)."""
-        return predict_tiles(self.network, image, self.cell, window, stride, self.device)
+        return predict_tiles(self.network, image, self.settings, window, stride, self.device)
 
 
 def load_model(path: Path, device: str = "cpu") -> Segmenter:
@@ -55,7 +54,7 @@ def load_model(path: Path, device: str = "cpu") -> Segmenter:
     file = path / WEIGHTS if path.is_dir() else path
     about = read_about(file)
     try:
-        cell = read_settings(about["settings"])
+        settings = read_settings(about["settings"])
         classes = tuple(str(name) for name in about["classes"])
         palette = tuple((int(r), int(g), int(b)) for r, g, b in about["palette"])
     except (KeyError, TypeError, ValueError, ValidationError) as error:
@@ -65,9 +64,9 @@ def load_model(path: Path, device: str = "cpu") -> Segmenter:
         ) from None
     if len(palette) != len(classes):
         raise DataError(f"{file}: {len(palette)} colours for {len(classes)} classes")
-    if not fits(file, cell.model, len(classes)):
+    if not fits(file, settings.model, len(classes)):
         raise DataError(f"{file}: does not fit the network that its settings describe")
-    network = DeepLabV3(replace(cell.model, pretrained=False), len(classes))
+    network = DeepLabV3(replace(settings.model, pretrained=False), len(classes))
     try:
         network.load_state_dict(load_file(file))
         place = torch.device(device)
@@ -80,7 +79,7 @@ def load_model(path: Path, device: str = "cpu") -> Segmenter:
         raise SettingsError(f"device: got {device!r}: {str(error).partition(chr(10))[0]}") from None
     return Segmenter(
         network=network.eval().requires_grad_(False),
-        cell=cell,
+        settings=settings,
         classes=classes,
         palette=palette,
         about=about,
@@ -88,16 +87,12 @@ def load_model(path: Path, device: str = "cpu") -> Segmenter:
     )
 
 
-def read_settings(settings: dict[str, Any]) -> Cell:
-    """What prediction reads of a cell: the network, the box that images are fitted into, and the arithmetic.
-
-    Not the rest: settings of training are added over time, and weights that were released before must stay of use.
-    """
-    model = TypeAdapter(ModelConfig).validate_json(json.dumps(settings["model"]))
-    long_side, short_side = (int(side) for side in settings["recipe"]["resize"])
-    recipe = SimpleNamespace(resize=(long_side, short_side))
-    train = SimpleNamespace(precision=str(settings["train"]["precision"]), tf32=bool(settings["train"]["tf32"]))
-    return cast(Cell, SimpleNamespace(model=model, recipe=recipe, train=train))
+def read_settings(settings: dict[str, Any]) -> Inference:
+    """What prediction reads of the settings in a weights file. Raises ValidationError or KeyError for odd ones."""
+    train = settings["train"]
+    found = {"model": settings["model"], "resize": settings["recipe"]["resize"]}
+    found |= {"precision": train["precision"], "tf32": train["tf32"]}
+    return TypeAdapter(Inference).validate_json(json.dumps(found))
 
 
 def fits(file: Path, model: ModelConfig, classes: int) -> bool:

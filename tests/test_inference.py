@@ -48,7 +48,7 @@ def image():
 
 def test_an_image_is_resized_into_the_box_and_segmented_at_its_own_size(image):
     net = Net()
-    labels = predict(net, image, CELL, WHOLE, CPU)
+    labels = predict(net, image, CELL.inference, WHOLE, CPU)
     assert CELL.recipe.resize == (96, 64)  # 37x53 fits with its short side: 64 / 37
     resized = cv2.resize(image, (92, 64), interpolation=cv2.INTER_LINEAR)
     expected = (resized - np.array(CELL.model.mean)) / CELL.model.std
@@ -59,7 +59,7 @@ def test_an_image_is_resized_into_the_box_and_segmented_at_its_own_size(image):
 
 def test_the_classes_equal_those_of_all_logits_upsampled_at_once(image):
     net = Net()
-    labels = predict(net, image, CELL, WHOLE, CPU)
+    labels = predict(net, image, CELL.inference, WHOLE, CPU)
     logits = F.interpolate(net(net.seen[0]), size=(37, 53), mode="bilinear", align_corners=False)
     np.testing.assert_array_equal(labels, logits.argmax(dim=1)[0])
     assert len(np.unique(labels)) > 8
@@ -74,14 +74,14 @@ def test_eight_classes_are_upsampled_at_once_at_most(image, monkeypatch):
         return upsample(logits, height, width)
 
     monkeypatch.setattr(inference, "upsample", counted)
-    predict(Net(), image, CELL, WHOLE, CPU)
+    predict(Net(), image, CELL.inference, WHOLE, CPU)
     assert classes == [8, 8, 3]
 
 
 def test_a_huge_image_is_upsampled_a_class_at_a_time(image, monkeypatch):
-    expected = predict(Net(), image, CELL, replace(WHOLE, flip=True), CPU)
+    expected = predict(Net(), image, CELL.inference, replace(WHOLE, flip=True), CPU)
     monkeypatch.setattr(inference, "MOST_AT_ONCE", 37 * 53)
-    np.testing.assert_array_equal(predict(Net(), image, CELL, replace(WHOLE, flip=True), CPU), expected)
+    np.testing.assert_array_equal(predict(Net(), image, CELL.inference, replace(WHOLE, flip=True), CPU), expected)
 
 
 @pytest.mark.parametrize(
@@ -91,18 +91,18 @@ def test_a_huge_image_is_upsampled_a_class_at_a_time(image, monkeypatch):
 )
 def test_a_batch_gives_what_its_images_give_one_by_one(protocol):
     images = np.random.default_rng(1).integers(0, 256, (3, 37, 53, 3), dtype=np.uint8)
-    together = predict_batch(Net(), images, CELL, protocol, CPU)
-    alone = [predict(Net(), image, CELL, protocol, CPU) for image in images]
+    together = predict_batch(Net(), images, CELL.inference, protocol, CPU)
+    alone = [predict(Net(), image, CELL.inference, protocol, CPU) for image in images]
     assert (together == np.stack(alone)).mean() > 0.999  # all but ties
     assert (together[0] != together[1]).any()
 
 
 def test_tiles_at_the_image_s_own_scale_meet_in_the_middle_of_their_overlap(image):
     net = Net(kernel=1, stride=1)  # a pixel's class does not depend on its window
-    tiles = predict_tiles(net, image, CELL, (16, 20), (12, 10), CPU)
+    tiles = predict_tiles(net, image, CELL.inference, (16, 20), (12, 10), CPU)
     rows, columns = (0, 12, 21), (0, 10, 20, 30, 33)
     assert [tuple(x.shape) for x in net.seen] == [(1, 3, 16, 20)] * 15
-    native = replace(CELL, recipe=replace(CELL.recipe, resize=(53, 37)))
+    native = replace(CELL.inference, resize=(53, 37))
     np.testing.assert_array_equal(tiles, predict(net, image, native, WHOLE, CPU))
 
     class Counting(nn.Module):
@@ -114,7 +114,7 @@ def test_tiles_at_the_image_s_own_scale_meet_in_the_middle_of_their_overlap(imag
             self.calls += 1
             return torch.eye(K)[self.calls][None, :, None, None].expand(1, K, *x.shape[2:])
 
-    owner = predict_tiles(Counting().eval(), image, CELL, (16, 20), (12, 10), CPU)
+    owner = predict_tiles(Counting().eval(), image, CELL.inference, (16, 20), (12, 10), CPU)
     edges = [
         [0, *(b + (a + size - b) // 2 for a, b in pairwise(places))] for places, size in ((rows, 16), (columns, 20))
     ]
@@ -126,7 +126,7 @@ def test_tiles_at_the_image_s_own_scale_meet_in_the_middle_of_their_overlap(imag
 def test_scales_and_flips_average_the_probabilities(image):
     protocol = replace(WHOLE, scales=(0.5, 1.0, 1.75), flip=True)
     net = Net()
-    labels = predict(net, image, CELL, protocol, CPU)
+    labels = predict(net, image, CELL.inference, protocol, CPU)
     assert [tuple(x.shape[2:]) for x in net.seen] == [
         fitted_size(37, 53, (96, 64), scale) for scale in protocol.scales for _ in range(2)
     ]
@@ -142,10 +142,10 @@ def test_scales_and_flips_average_the_probabilities(image):
 
 def test_with_flips_a_mirrored_image_gives_the_mirrored_classes(image):
     protocol = replace(WHOLE, flip=True)
-    mirrored = predict(Net(), np.ascontiguousarray(image[:, ::-1]), CELL, protocol, CPU)
-    same = mirrored[:, ::-1] == predict(Net(), image, CELL, protocol, CPU)
+    mirrored = predict(Net(), np.ascontiguousarray(image[:, ::-1]), CELL.inference, protocol, CPU)
+    same = mirrored[:, ::-1] == predict(Net(), image, CELL.inference, protocol, CPU)
     assert same.mean() > 0.99  # all but ties
-    assert (predict(Net(), image, CELL, WHOLE, CPU) != mirrored[:, ::-1]).any()
+    assert (predict(Net(), image, CELL.inference, WHOLE, CPU) != mirrored[:, ::-1]).any()
 
 
 def test_overlapping_windows_average_their_logits(image):
@@ -154,12 +154,12 @@ def test_overlapping_windows_average_their_logits(image):
             return super().forward(x - x.mean())  # so that a pixel's logits depend on its window
 
     net = Relative()
-    labels = predict(net, image, CELL, replace(WHOLE, window=(40, 48), stride=(24, 32)), CPU)
+    labels = predict(net, image, CELL.inference, replace(WHOLE, window=(40, 48), stride=(24, 32)), CPU)
     windows = [x.clone() for x in net.seen]
     places = list(product((0, 24), (0, 32, 44)))  # the image is 64x92; the last column of windows ends with it
     total, count = torch.zeros(1, K, 64, 92), torch.zeros(64, 92)
     net.seen.clear()
-    predict(net, image, CELL, WHOLE, CPU)
+    predict(net, image, CELL.inference, WHOLE, CPU)
     whole = net.seen[0]  # less its own mean, as each window is less its own
     for window, (top, left) in zip(windows, places, strict=True):
         part = whole[:, :, top : top + 40, left : left + 48]
@@ -173,8 +173,8 @@ def test_overlapping_windows_average_their_logits(image):
 
 def test_a_window_larger_than_the_image_is_the_whole_image(image):
     net = Net(kernel=1, stride=1)
-    window = predict(net, image, CELL, replace(WHOLE, window=(128, 128), stride=(85, 85)), CPU)
-    np.testing.assert_array_equal(window, predict(net, image, CELL, WHOLE, CPU))
+    window = predict(net, image, CELL.inference, replace(WHOLE, window=(128, 128), stride=(85, 85)), CPU)
+    np.testing.assert_array_equal(window, predict(net, image, CELL.inference, WHOLE, CPU))
     assert [tuple(x.shape) for x in net.seen] == [(1, 3, 64, 92)] * 2
 
 
@@ -198,7 +198,7 @@ def test_half_precision_runs_under_autocast(image):
     net = Net()
     net.convolution.register_forward_hook(lambda module, inputs, output: kinds.append(output.dtype))
     for precision in ("fp32", "bf16"):
-        predict(net, image, replace(CELL, train=replace(CELL.train, precision=precision)), WHOLE, CPU)
+        predict(net, image, replace(CELL.inference, precision=precision), WHOLE, CPU)
     assert kinds == [torch.float32, torch.bfloat16]
 
 
@@ -206,7 +206,7 @@ def test_broken_weights_are_an_error_and_not_class_0(image):
     net = Net()
     nn.init.constant_(net.convolution.bias, float("nan"))
     with pytest.raises(NonFiniteError, match="the network's logits are NaN or infinite: its weights are broken"):
-        predict(net, image, CELL, WHOLE, CPU)
+        predict(net, image, CELL.inference, WHOLE, CPU)
 
 
 def test_a_split_is_evaluated_image_by_image_at_their_own_sizes(tmp_path):
@@ -218,10 +218,12 @@ def test_a_split_is_evaluated_image_by_image_at_their_own_sizes(tmp_path):
             writer.add("val", name, rng.integers(0, 256, (*size, 3), dtype=np.uint8), mask)
     split = Store(tmp_path).split("val")
     done = []
-    matrix = evaluate(net, split, K, CELL, WHOLE, CPU, progress=lambda indices: done.append(indices) or indices)
+    matrix = evaluate(
+        net, split, K, CELL.inference, WHOLE, CPU, progress=lambda indices: done.append(indices) or indices
+    )
     assert net.training
     net.eval()
-    predicted = [predict(net, split.image(index), CELL, WHOLE, CPU) for index in range(2)]
+    predicted = [predict(net, split.image(index), CELL.inference, WHOLE, CPU) for index in range(2)]
     expected = sum(confusion_matrix(split.mask(index), predicted[index], K) for index in range(2))
     np.testing.assert_array_equal(matrix, expected)
     assert done == [range(2)]
@@ -231,4 +233,4 @@ def test_a_label_out_of_range_is_told_with_its_image(tmp_path):
     with StoreWriter(tmp_path / "store", ("a",) * 30, ((0, 0, 0),) * 30) as writer:
         writer.add("val", "broken", np.zeros((9, 9, 3), np.uint8), np.full((9, 9), 29, np.uint8))
     with pytest.raises(DataError, match=r"store: image broken: label 29 at row 0, column 0: expected 0\.\.18"):
-        evaluate(Net(), Store(tmp_path / "store").split("val"), K, CELL, WHOLE, CPU)
+        evaluate(Net(), Store(tmp_path / "store").split("val"), K, CELL.inference, WHOLE, CPU)

@@ -32,12 +32,12 @@ def test_what_training_released_is_loaded_in_one_line_and_scores_as_evaluated(tm
     fingerprint = {"cell": cell.fingerprint, "data": "d", "code": "c"}
     save_weights(network, tmp_path / "a.safetensors", store, cell, fingerprint)
     model = load_model(tmp_path / "a.safetensors")
-    assert (model.cell.model, model.classes, model.palette) == (cell.model, store.classes, store.palette)
+    assert (model.settings.model, model.classes, model.palette) == (cell.model, store.classes, store.palette)
     assert model.about["settings"] == json.loads(json.dumps(asdict(cell)))
     assert not model.network.training
     split = store.split("val")
     matrix = sum(confusion_matrix(split.mask(index), model.predict(split.image(index)), 3) for index in range(3))
-    np.testing.assert_array_equal(matrix, evaluate(network, split, 3, cell, WHOLE, torch.device("cpu")))
+    np.testing.assert_array_equal(matrix, evaluate(network, split, 3, cell.inference, WHOLE, torch.device("cpu")))
 
 
 def test_a_folder_as_of_a_hugging_face_repository_is_loaded_with_its_config(tmp_path, weights):
@@ -58,7 +58,7 @@ def test_a_batch_and_tiles_are_predicted_by_the_same_network(weights):
     assert len(np.unique(together)) > 1
     tiles = model.predict_tiles(IMAGE, (64, 64), (32, 32))
     native = tiny_cell(recipe=recipe_config(resize=(48, 40)))
-    np.testing.assert_array_equal(tiles, predict(model.network, IMAGE, native, WHOLE, model.device))
+    np.testing.assert_array_equal(tiles, predict(model.network, IMAGE, native.inference, WHOLE, model.device))
 
 
 def test_weights_from_before_a_setting_of_training_was_added_or_dropped_stay_of_use(weights):

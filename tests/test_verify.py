@@ -182,7 +182,7 @@ def test_the_weights_give_the_number_again_or_not(tmp_path):
     weights.mkdir()
     save_file(network.state_dict(), weights / "seed0.safetensors")
     protocol = next(iter(params.protocols.values()))
-    miou = score(evaluate(network, store.split("val"), 3, cell, protocol, torch.device("cpu"))).mean_iou
+    miou = score(evaluate(network, store.split("val"), 3, cell.inference, protocol, torch.device("cpu"))).mean_iou
     result = Result(
         cell="tiny_os8", seed=0, scores={"mIoU": round(miou, 6)}, images={}, fingerprint={"data": store.fingerprint},
         weights={"file": "seed0.safetensors", "sha256": ""},

@@ -52,7 +52,7 @@ def write_figures(
     images: list[dict[str, Any]] = []
     for place, (index, why) in enumerate(choose(len(split), image_scores)):
         image, truth = split.image(index), split.mask(index)
-        predicted = predict(network, image, cell, protocol, device)
+        predicted = predict(network, image, cell.inference, protocol, device)
         name = split.records[index].id
         stem = f"{place}_{re.sub(r'[^A-Za-z0-9_-]', '_', name)}" if why == "spread" else f"{why}_{place}"
         if why == "spread":

@@ -20,8 +20,8 @@ class Deployable(nn.Module):
     def __init__(self, model: "Segmenter") -> None:
         super().__init__()
         self.network = model.network
-        self.register_buffer("mean", torch.tensor(model.cell.model.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(model.cell.model.std).view(1, 3, 1, 1))
+        self.register_buffer("mean", torch.tensor(model.settings.model.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(model.settings.model.std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.network((images - self.mean) / self.std)

@@ -88,7 +88,7 @@ def about(model: "Segmenter") -> dict[str, str]:
     return {
         "classes": json.dumps(model.classes),
         "palette": json.dumps(model.palette),
-        "resize": json.dumps(model.cell.recipe.resize),
+        "resize": json.dumps(model.settings.resize),
         "input": "float32 RGB in 0..255, (N, 3, H, W)",
         "output": "logits (N, K, H, W)",
     }

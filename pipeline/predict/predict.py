@@ -217,7 +217,7 @@ def main() -> None:
         export(load_model(file), file, arguments.export, arguments.out, card)
         return
     model = load_model(file, pick_device(arguments.device))
-    allow_tf32(model.cell.train.tf32)
+    allow_tf32(model.settings.tf32)
     sys.exit(run(model, arguments.source, arguments.out, arguments.batch, tiling))
 
 

@@ -69,7 +69,7 @@ def run(
         network = load_network(file, name, cell, len(store.classes)).to(device)
         for title, protocol in params.protocols.items():
             progress = partial(shown, title=f"{name} seed {seed} {title}")
-            matrices = evaluate_each(network, split, len(store.classes), cell, protocol, device, progress)
+            matrices = evaluate_each(network, split, len(store.classes), cell.inference, protocol, device, progress)
             found[seed, title] = gather(matrices, images, store.classes)
         if seed == params.seeds[0]:
             each_image = image_scores(*found[seed, main_protocol].totals())

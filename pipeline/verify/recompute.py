@@ -78,7 +78,7 @@ def recompute(name: str, results: list[Result], params: Params, weights: Path, d
         file: Path = files[result.seed]
         network = load_network(file, name, cell, len(store.classes)).to(device)
         progress = partial(shown, title=f"{name} seed {result.seed}")
-        matrix = evaluate(network, split, len(store.classes), cell, protocol, device, progress)
+        matrix = evaluate(network, split, len(store.classes), cell.inference, protocol, device, progress)
         again, said = score(matrix).mean_iou, result.scores["mIoU"]
         if abs(again - said) > TOLERANCE:
             raise MismatchError(f"{name}: {file} gives mIoU {again:.6f} on {store.folder}, but the record says {said}")

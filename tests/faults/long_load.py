@@ -132,7 +132,7 @@ def test_evaluate_and_compare_hold_2000_images_of_50_classes(tmp_path, record_pr
             yield matrix
 
     with Memory() as memory:
-        each = evaluate_each(network, split, CLASSES, cell, WHOLE, torch.device("cpu"), lambda found: found)
+        each = evaluate_each(network, split, CLASSES, cell.inference, WHOLE, torch.device("cpu"), lambda found: found)
         counts = gather(watched(each), [record.id for record in split.records], names)
     write_counts(tmp_path / "a.npz", {(0, "single_scale"): counts})
     began = time.perf_counter()
