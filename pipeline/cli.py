@@ -1,0 +1,215 @@
+"""What people type: `grid VERB`. The stages themselves are `python -m pipeline.stages.NAME`, typed by dvc.yaml."""
+
+import sys
+from pathlib import Path
+
+import click
+from click_didyoumean import DYMGroup
+
+from pipeline.errors import ParamsError, run_command
+
+ENGINES = ("here", "ray", "slurm")
+
+targets = click.argument("targets", nargs=-1, metavar="[TARGET]...")
+engine = click.option("--on", type=click.Choice(ENGINES), default="here", show_default=True, help="Where cells run.")
+address = click.option("--address", help="Address of a running Ray; by default Ray starts on this machine.")
+out = click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
+seed = click.option("--seed", type=int, default=0, show_default=True, help="Which of the trained seeds.")
+
+
+class Verbs(DYMGroup):
+    """Commands in the order in which this file defines them."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=Verbs, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.pass_context
+def grid(context: click.Context) -> None:
+    """The reproducible DeepLabv3 grid. Run it in the folder of a project, which has params.yaml and dvc.yaml.
+
+    A TARGET is a stage (readme@voc), a pattern ('train@voc_*') or a kind of stage (evaluate); by default all of dvc.yaml.
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@grid.command()
+@targets
+@click.option(
+    "--slots", type=click.IntRange(min=1), help="Stages at a time; by default one per GPU, or what fits the cores."
+)
+@engine
+@address
+def run(targets: tuple[str, ...], slots: int | None, on: str, address: str | None) -> int:
+    """Run what is out of date, many stages at a time.
+
+    The same command continues after a kill. A stage that fails takes only what needs it with it.
+    """
+    require_ray(on, address)
+    from pipeline.cluster.engines import ENGINES
+    from pipeline.runner.run import run
+
+    return run(targets, ENGINES[on], slots, address)
+
+
+@grid.command()
+@targets
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: null is unknown, sizes are bytes.")
+def plan(targets: tuple[str, ...], as_json: bool) -> None:
+    """Show what would run, why, and what it costs."""
+    from pipeline.runner import plan
+    from pipeline.runner.run import prepare
+
+    params, stages, reasons = prepare(targets)
+    lines = plan.plan(params, reasons)
+    print(plan.as_json(lines, len(stages)) if as_json else plan.as_text(lines, len(stages)))
+
+
+@grid.command()
+def status() -> None:
+    """Show the cells of a grid: step, speed, time left, mIoU."""
+    from pipeline.runner.status import show
+
+    print(show())
+
+
+@grid.command()
+@engine
+@address
+def doctor(on: str, address: str | None) -> int:
+    """Check locks, cache, GPUs, tracking and data."""
+    require_ray(on, address)
+    from pipeline.cluster.doctor import examine
+
+    return examine(on, address)
+
+
+@grid.command()
+def repair() -> None:
+    """Repair files that DVC left half-written.
+
+    DVC leaves such files when it is killed or the disk is full.
+    """
+    from pipeline.runner.repair import repair
+
+    print("\n".join(repair()) or "nothing to repair")
+
+
+@grid.command()
+@click.argument("cells", nargs=-1, metavar="[CELL]...")
+@click.option("--fast", is_flag=True, help="Check the committed files only, in seconds.")
+def verify(cells: tuple[str, ...], fast: bool) -> None:
+    """Prove the numbers of the README.
+
+    Follows each number to its record, run, weights and data, and computes it again.
+    """
+    from pipeline.settings.places import Places
+    from pipeline.verify.committed import run
+
+    print(*run(list(cells), Places(), fast) or ["the README shows no number"], sep="\n")
+
+
+@grid.command()
+@click.option("--reason", required=True, help="Why the change moves no number.")
+def equivalent(reason: str) -> None:
+    """Declare that a change of the code moves no number.
+
+    The results stay valid until the next change. Adds lines to reports/equivalent_code.txt.
+    """
+    from pipeline.stages.check import declare_equivalent
+
+    print("\n".join(declare_equivalent(reason)) or "nothing to declare: the code is that of the results")
+
+
+@grid.command()
+@click.argument("cell")
+@click.argument("source", type=click.Path(path_type=Path))
+@out
+@seed
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images of one size at a time.")
+@click.option("--device", help="Such as cpu or cuda:1; by default as runtime.device says.")
+@click.option("--window", nargs=2, type=int, metavar="H W", help="Predict large images in tiles of this size.")
+@click.option("--stride", nargs=2, type=int, metavar="H W", help="Distance between two tiles.")
+def predict(
+    cell: str,
+    source: Path,
+    out: Path,
+    seed: int,
+    batch: int,
+    device: str | None,
+    **tiles: tuple[int, int] | None,
+) -> int:
+    """Predict masks for images or a video.
+
+    SOURCE is a folder, an image or a video. CELL is a cell of params.yaml, a weights file, or a folder with model.safetensors.
+    """
+    from pipeline.predict import predict
+
+    tiling = predict.tiling_of(tiles["window"], tiles["stride"])
+    return predict.run(cell, source, out, seed=seed, batch=batch, device=device, tiling=tiling)
+
+
+@grid.command()
+@click.argument("cell")
+@click.argument("format")
+@out
+@seed
+def export(cell: str, format: str, out: Path, seed: int) -> None:
+    """Write a network as FORMAT: onnx, pt2 or huggingface."""
+    from pipeline.predict import export
+
+    export.run(cell, format, out, seed=seed)
+
+
+@grid.command()
+def report() -> None:
+    """Write the page of results, reports/index.html."""
+    from pipeline.stages.report import run
+
+    run()
+
+
+@grid.command()
+@click.option(
+    "--port", type=int, default=5000, show_default=True, help="Where the server listens, on this machine only."
+)
+def ui(port: int) -> None:
+    """Compare the runs in MLflow."""
+    from pipeline.tracking.ui import run
+
+    run(port)
+
+
+def require_ray(on: str, address: str | None) -> None:
+    """Raise ParamsError for an address that nobody uses."""
+    if address and on != "ray":
+        raise ParamsError(f"--address: got {address!r}, which belongs to --on ray")
+
+
+def require_own_code() -> None:
+    """Raise ParamsError when the current folder has another copy of this code: its stages would run that one."""
+    here = Path("pipeline").resolve()
+    if here.is_dir() and here != Path(__file__).resolve().parent:
+        raise ParamsError(f"{here}: another copy of the code than that of `grid`. Run: python -m pipeline ...")
+
+
+def start() -> None:
+    """Parse the command line and run the verb; exits with the code that it returns."""
+    require_own_code()
+    try:
+        code = grid.main(prog_name="grid", standalone_mode=False)
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    except click.UsageError as error:
+        verb = error.ctx.command_path if error.ctx else "grid"
+        message = " ".join(error.format_message().split())
+        print(f"error: {message} Run: {verb} --help", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def main() -> None:
+    """Run `grid`."""
+    run_command(start)
