@@ -29,7 +29,8 @@ class Verbs(DYMGroup):
 def grid(context: click.Context) -> None:
     """The reproducible DeepLabv3 grid. Run it in the folder of a project, which has params.yaml and dvc.yaml.
 
-    A TARGET is a stage (readme@voc), a pattern ('train@voc_*') or a kind of stage (evaluate); by default all of dvc.yaml.
+    A TARGET is a stage (readme@voc), a pattern ('train@voc_*') or a kind of stage (evaluate). By default all of
+    dvc.yaml.
     """
     if context.invoked_subcommand is None:
         print(context.get_help())
@@ -143,7 +144,8 @@ def predict(
 ) -> int:
     """Predict masks for images or a video.
 
-    SOURCE is a folder, an image or a video. CELL is a cell of params.yaml, a weights file, or a folder with model.safetensors.
+    SOURCE is a folder, an image or a video. CELL is a cell of params.yaml, a weights file, or a folder with
+    model.safetensors.
     """
     from pipeline.predict import predict
 
@@ -156,7 +158,7 @@ def predict(
 @click.argument("format")
 @out
 @seed
-def export(cell: str, format: str, out: Path, seed: int) -> None:
+def export(cell: str, format: str, out: Path, seed: int) -> None:  # noqa: A002  the word of the command line
     """Write a network as FORMAT: onnx, pt2 or huggingface."""
     from pipeline.predict import export
 
