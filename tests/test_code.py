@@ -63,7 +63,7 @@ def hashes(copy, params, tmp_path):
 
     def now():
         code.read_module.cache_clear()
-        found = code.all_code(params, Places(tmp_path))
+        found = code.nested(code.entries(params, Places(tmp_path)))
         return {
             stage: value if isinstance(value, str) else value[CELL if CELL in value else "voc"]
             for stage, value in found.items()

@@ -14,7 +14,7 @@ the same hash on every version of Python and in every folder.
 
 import ast
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,16 +47,28 @@ PER_DATASET = ("download", "prepare")
 PER_CELL = ("train", "evaluate")
 FOR_ALL = ("tables", "compare", "readme", "report")
 
-Hashes = dict[str, str | dict[str, str]]
+Hashes = dict[str, Any]  # stage -> hash, or stage -> cell or data set -> hash
 
 
-def all_code(params: Params, places: Places) -> Hashes:
-    """The content of reports/code.json: stage -> hash, or stage -> cell or data set -> hash."""
-    return {
-        **{stage: {name: code_of(stage, params, places, name) for name in params.datasets} for stage in PER_DATASET},
-        **{stage: {name: code_of(stage, params, places, name) for name in params.cells} for stage in PER_CELL},
-        **{stage: code_of(stage, params, places) for stage in FOR_ALL},
+def entries(params: Params, places: Places) -> dict[str, str]:
+    """The hash of each stage, by the keys that dvc.yaml uses: `train.CELL`, `prepare.DATASET`, `tables`."""
+    found = {
+        f"{stage}.{name}": code_of(stage, params, places, name) for stage in PER_DATASET for name in params.datasets
     }
+    found |= {f"{stage}.{name}": code_of(stage, params, places, name) for stage in PER_CELL for name in params.cells}
+    return found | {stage: code_of(stage, params, places) for stage in FOR_ALL}
+
+
+def nested(flat: Mapping[str, str]) -> Hashes:
+    """The content of reports/code.json, of which DVC reads `a.b` as the key b of a."""
+    found: Hashes = {}
+    for entry, value in flat.items():
+        stage, _, name = entry.partition(".")
+        if name:
+            found.setdefault(stage, {})[name] = value
+        else:
+            found[stage] = value
+    return found
 
 
 def code_of(stage: str, params: Params, places: Places, name: str = "") -> str:

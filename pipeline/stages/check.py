@@ -9,18 +9,31 @@ import json
 
 from pipeline.errors import run_command
 from pipeline.files import write_whole
-from pipeline.settings.code import all_code
+from pipeline.settings.code import entries, nested
+from pipeline.settings.equivalent import declare
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
+from pipeline.settings.yaml import read_yaml
 
 
 def run(places: Places = Places()) -> None:
-    """Write places.code. Raises ParamsError for a mistake in params.yaml."""
+    """Write reports/code.json. Raises ParamsError for a mistake in params.yaml."""
     params = load_params(places.params)
-    code = all_code(params, places)
+    code = nested(entries(params, places))
     places.code.parent.mkdir(parents=True, exist_ok=True)
     write_whole(places.code, json.dumps(code, indent=2) + "\n")
-    print(f"{len(params.datasets)} data sets and {len(params.cells)} cells are named as they should be")
+    print(f"params.yaml: {len(params.datasets)} data sets and {len(params.cells)} cells, no mistake")
+
+
+def declare_equivalent(reason: str, places: Places = Places()) -> list[str]:
+    """Declare that the present code gives the numbers of the code in dvc.lock. Returns the lines that were added.
+
+    Raises ParamsError for a mistake in params.yaml, or when nothing has run yet.
+    """
+    now = entries(load_params(places.params), places)
+    lines = declare(read_yaml(places.lock).get("stages", {}), now, places.equivalent_code, reason)
+    run(places)
+    return lines
 
 
 def main() -> None:
