@@ -13,6 +13,7 @@ from PIL import Image
 from deeplab import load_model
 from pipeline.predict import export, predict
 from pipeline.predict.video import check_frames
+from pipeline.settings.places import Places
 from pipeline.stages import compare, readme, report
 from tests.fake_grid import FakeGrid
 from tests.faults.disk import NO_SPACE, no_file_longer_than, outcome, small_disk
@@ -89,9 +90,7 @@ def make_comparison(folder, _):
 
 def make_page(folder, _):
     grid = FakeGrid(folder)
-    command = partial(
-        report.run, folder / "reports", folder / "runs", folder / "data", folder / "index.html", grid.params_file
-    )
+    command = partial(report.run, Places(folder))
     command()
     grid.params_file.write_text(grid.params_file.read_text().replace("title: PASCAL VOC", "title: Another"))
     return command
