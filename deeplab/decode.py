@@ -23,14 +23,17 @@ MAX_PIXELS: Final = 178_956_970  # of one picture, as Pillow has it for masks; a
 MAX_SCANS: Final = 100  # of one JPEG: encoders make about ten, and a scan of a few bytes takes a pass over all pixels
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """The picture in `path` as (H, W, 3) RGB, not turned by its metadata, which would leave the mask as it is."""
+def read_image(path: Path, upright: bool = False) -> NDArray[np.uint8]:
+    """The picture in `path` as (H, W, 3) RGB; with `upright` turned as its EXIF tag says.
+
+    The pictures of a data set are not turned, because their masks are not.
+    """
     import cv2
 
     content = read_content(path)
     check_pixels(path, *(header_size(io.BytesIO(content)) or pillow_size(path, content)))
     check_scans(path, content)
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if is_whole(content) else None
     except cv2.error:

@@ -1,5 +1,6 @@
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,11 @@ from deeplab import load_model
 from deeplab.errors import DataError
 from pipeline.errors import ParamsError
 from pipeline.predict import export
+from pipeline.settings.places import Places
 from tests.tiny import write_weights
 
+ROOT = Path(__file__).parents[1]
+CELL = "shapes_resnet18_os8"
 CLASSES = ["class 0", "class 1", "class 2"]
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)  # already as large as the recipe's box
 PIXELS = torch.from_numpy(IMAGE).permute(2, 0, 1)[None].float()
@@ -31,7 +35,7 @@ def test_onnx_runs_elsewhere_on_any_size_and_says_what_it_is(weights, tmp_path, 
     import onnxruntime
 
     model = load_model(weights)
-    path = export.run(model, weights, "onnx", tmp_path)
+    path = export.write(model, weights, "onnx", tmp_path)
     assert "largest difference of a logit" in capsys.readouterr().out
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -40,19 +44,10 @@ def test_onnx_runs_elsewhere_on_any_size_and_says_what_it_is(weights, tmp_path, 
     assert agrees(model, torch.from_numpy(session.run(None, {"images": PIXELS.numpy()})[0]))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated")
-def test_torchscript_is_loaded_without_this_project(weights, tmp_path):
-    model = load_model(weights)
-    said = {"classes": ""}
-    loaded = torch.jit.load(export.run(model, weights, "torchscript", tmp_path), _extra_files=said)
-    assert json.loads(said["classes"]) == CLASSES
-    assert agrees(model, loaded(PIXELS))
-
-
 def test_pt2_is_loaded_without_this_project(weights, tmp_path):
     model = load_model(weights)
     said = {"classes": ""}
-    loaded = torch.export.load(export.run(model, weights, "pt2", tmp_path), extra_files=said)
+    loaded = torch.export.load(export.write(model, weights, "pt2", tmp_path), extra_files=said)
     assert json.loads(said["classes"]) == CLASSES
     assert agrees(model, loaded.module()(PIXELS))
 
@@ -60,13 +55,13 @@ def test_pt2_is_loaded_without_this_project(weights, tmp_path):
 def test_a_repository_folder_is_read_by_load_model(weights, tmp_path):
     model = load_model(weights)
     (tmp_path / "card.md").write_text("the card")
-    export.run(model, weights, "huggingface", tmp_path / "repository", tmp_path / "card.md")
+    export.write(model, weights, "huggingface", tmp_path / "repository", tmp_path / "card.md")
     assert (tmp_path / "repository/README.md").read_text() == "the card"
     assert (tmp_path / "repository/model.safetensors").read_bytes() == weights.read_bytes()
     np.testing.assert_array_equal(load_model(tmp_path / "repository").predict(IMAGE), model.predict(IMAGE))
 
 
-def test_an_export_that_computes_something_else_is_told_and_not_written(weights, tmp_path, monkeypatch):
+def test_an_export_that_computes_something_else_is_reported_and_not_written(weights, tmp_path, monkeypatch):
     def wrong(network, said):
         return b"", lambda images: network(images) + 0.002
 
@@ -74,13 +69,24 @@ def test_an_export_that_computes_something_else_is_told_and_not_written(weights,
     with pytest.raises(
         DataError, match=r"model\.pt2: not written: its logits differ by 0\.002 from the network's, expected 0\.001"
     ):
-        export.run(load_model(weights), weights, "pt2", tmp_path)
+        export.write(load_model(weights), weights, "pt2", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unknown_format_and_a_missing_package_are_told(monkeypatch):
-    with pytest.raises(ParamsError, match="--export: got 'onx', expected one of onnx, torchscript, pt2, huggingface"):
+def test_an_unknown_format_and_a_missing_package_are_named(monkeypatch):
+    with pytest.raises(ParamsError, match="format: got 'onx', expected one of onnx, pt2, huggingface"):
         export.check_format("onx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ParamsError, match="the package onnxruntime is missing. Run: pip install onnxruntime"):
         export.check_format("onnx")
+
+
+def test_a_cell_is_exported_with_its_card(tmp_path):
+    places = Places(tmp_path)
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    file = write_weights(places.weights(CELL) / "seed0.safetensors")
+    places.cards("shapes").mkdir(parents=True)
+    (places.cards("shapes") / f"{CELL}.md").write_text("the card")
+    out = export.run(CELL, "huggingface", tmp_path / "out", places=places)
+    assert (out / "README.md").read_text() == "the card"
+    assert (out / "model.safetensors").read_bytes() == file.read_bytes()

@@ -1,8 +1,5 @@
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -11,15 +8,19 @@ import pytest
 from PIL import Image
 
 from deeplab import load_model
+from deeplab.decode import read_image
 from deeplab.errors import DataError
 from pipeline.errors import ParamsError
 from pipeline.predict import predict
+from pipeline.predict.weights import find_weights
 from pipeline.settings.params import PARAMS
+from pipeline.settings.places import Places
 from pipeline.training.provenance import file_sha256
 from tests.faults import tried
 from tests.tiny import write_weights
 
 ROOT = Path(__file__).parents[1]
+CELL = "shapes_resnet18_os8"
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def photos(tmp_path):
 
 def segmented(model, source, batch=8, tiling=None):
     out = source.parent / "out"
-    return predict.run(model, source, out, batch, tiling), out
+    return predict.segment(model, source, out, batch, tiling), out
 
 
 def rows(out):
@@ -54,7 +55,7 @@ def pixels(path):
         return np.asarray(picture)
 
 
-def test_a_folder_gives_masks_overlays_and_a_class_table_at_each_image_s_size(model, photos, monkeypatch):
+def test_a_folder_gives_masks_overlays_and_a_class_table_at_the_size_of_each_image(model, photos, monkeypatch):
     batches = []
     whole = type(model).predict_batch
     monkeypatch.setattr(
@@ -96,20 +97,23 @@ def test_a_broken_image_is_named_the_rest_goes_on_and_the_exit_code_says_so(mode
     assert {row["image"] for row in rows(out)} == {"a", "trip/c"}
 
 
-def test_an_image_lies_as_a_viewer_shows_it(model, photos):
-    picture = Image.open(photos / "a.png")
+@pytest.mark.parametrize("tag", range(1, 9))
+@pytest.mark.parametrize("name", ["photo.png", "photo.jpg", "photo.webp", "photo.tif"])
+def test_a_photo_is_turned_as_its_exif_tag_says(tmp_path, name, tag):
+    corners = np.kron(np.array([[0, 60, 120], [140, 180, 250]], np.uint8), np.ones((16, 16), np.uint8))
+    picture = Image.fromarray(np.stack([corners] * 3, axis=2))
     exif = picture.getexif()
-    for tag, name in predict.TURNS.items():
-        exif[predict.ORIENTATION] = tag
-        picture.save(photos / "turned.png", exif=exif)
-        expected = np.asarray(picture.transpose(Image.Transpose[name]))
-        np.testing.assert_array_equal(predict.upright(photos / "turned.png"), expected)
-    assert predict.upright(photos / "a.png").shape == (40, 48, 3)
+    exif[0x0112] = tag
+    picture.save(tmp_path / name, exif=exif, **({"lossless": True} if name.endswith("webp") else {}))
+    turn = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
+    turn |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
+    expected = picture if tag == 1 else picture.transpose(Image.Transpose[turn[tag]])
+    np.testing.assert_allclose(read_image(tmp_path / name, upright=True), np.asarray(expected), atol=3)  # JPEG loses
 
 
-def test_what_an_earlier_call_has_written_into_the_folder_is_no_photo(model, photos):
+def test_the_results_of_an_earlier_call_in_the_same_folder_are_not_segmented(model, photos):
     for _ in range(2):
-        assert predict.run(model, photos, photos, 8, None) == 0
+        assert predict.segment(model, photos, photos, 8, None) == 0
     assert len({row["image"] for row in rows(photos)}) == 3
 
 
@@ -151,11 +155,11 @@ def test_a_video_gives_one_with_the_overlay_and_a_table_per_frame(model, film):
     ("spoil", "codec", "message"),
     [
         (lambda film: film.write_bytes(b"no video"), "mp4v", "film.avi: not a video that OpenCV can read"),
-        (lambda film: None, "none", "overlay.mp4: OpenCV cannot write a video here: it has no none codec"),
+        (lambda film: None, "none", "overlay.mp4: OpenCV cannot write a video here: no none codec"),
     ],
 )
 @tried.USE
-def test_a_video_without_a_codec_is_told(model, film, monkeypatch, spoil, codec, message):
+def test_a_video_without_a_codec_is_reported(model, film, monkeypatch, spoil, codec, message):
     spoil(film)
     monkeypatch.setattr("pipeline.predict.video.CODEC", codec)
     with pytest.raises(DataError, match=message):
@@ -163,7 +167,7 @@ def test_a_video_without_a_codec_is_told(model, film, monkeypatch, spoil, codec,
 
 
 @tried.USE
-def test_a_folder_without_images_and_a_source_that_is_not_there_are_told(model, tmp_path):
+def test_a_folder_without_images_and_a_missing_source_are_reported(model, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: no image in this folder, expected files that end in"):
         segmented(model, tmp_path / "empty")
@@ -193,52 +197,47 @@ def test_tiles_that_leave_gaps_are_refused(window, stride, message):
     assert predict.tiling_of([8, 6], None) == ((8, 6), (4, 3))
 
 
-def test_a_cell_stands_for_its_weights(tmp_path, monkeypatch):
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """An empty project with the settings of this one."""
     (tmp_path / PARAMS).write_text((ROOT / PARAMS).read_text())
     monkeypatch.chdir(tmp_path)
-    runs, cell = Path("runs"), "shapes_resnet18_os8"
+    return Places()
+
+
+def test_a_cell_means_its_weights(places):
     with pytest.raises(
-        DataError, match=rf"seed0\.safetensors: no such weights\. Run: dvc pull .* dvc repro train@{cell}"
+        DataError, match=rf"seed0\.safetensors: no such weights\. Run: dvc pull .* dvc repro train@{CELL}"
     ):
-        predict.find_weights(cell, runs, 0)
-    file = write_weights(runs / cell / "weights/seed0.safetensors")
-    assert predict.find_weights(cell, runs, 0) == file == predict.find_weights(str(file), runs, 0)
-    with pytest.raises(ParamsError, match=rf"unknown name 'shapes_resnet18_os9'; did you mean '{cell}'"):
-        predict.find_weights("shapes_resnet18_os9", runs, 0)
-    with pytest.raises(DataError, match=r"other/weights\.safetensors: no such weights file, and no name of a cell"):
-        predict.find_weights("other/weights.safetensors", runs, 0)
+        find_weights(CELL, 0, places)
+    file = write_weights(places.weights(CELL) / "seed0.safetensors")
+    assert find_weights(CELL, 0, places) == file == find_weights(str(file), 0, places)
+    with pytest.raises(ParamsError, match=rf"unknown name 'shapes_resnet18_os9'; did you mean '{CELL}'"):
+        find_weights("shapes_resnet18_os9", 0, places)
+    with pytest.raises(
+        DataError, match=r"other/weights\.safetensors: no such weights file, and not the name of a cell"
+    ):
+        find_weights("other/weights.safetensors", 0, places)
 
 
 @tried.WEIGHTS
-def test_weights_that_are_not_those_of_the_record_are_refused_under_the_cell_s_name(tmp_path):
-    file = write_weights(tmp_path / "seed0.safetensors")
-    records = tmp_path / "records"
-    (records / "tiny").mkdir(parents=True)
-    held = {"weights": {"0": {"file": file.name, "sha256": file_sha256(file)}}}
-    (records / "tiny/tiny_os8.json").write_text(json.dumps(held))
-    predict.require_evaluated("tiny_os8", file, records)
-    predict.require_evaluated("another_cell", file, records)
+def test_weights_that_are_not_those_of_the_record_are_refused_under_the_name_of_the_cell(places):
+    file = write_weights(places.weights(CELL) / "seed0.safetensors")
+    record = places.record("shapes", CELL)
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"weights": {"0": {"file": file.name, "sha256": file_sha256(file)}}}))
+    assert find_weights(CELL, 0, places) == file
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(DataError, match=r"not the weights that .*tiny_os8\.json tells of"):
-        predict.require_evaluated("tiny_os8", file, records)
+    with pytest.raises(DataError, match=rf"not the weights that .*{CELL}\.json describes"):
+        find_weights(CELL, 0, places)
+    assert find_weights(str(file), 0, places) == file
 
 
-def test_the_command_ends_with_one_line_and_the_code_of_the_mistake(photos, tmp_path):
-    weights = write_weights(tmp_path / "seed0.safetensors")
+def test_the_command_leaves_out_what_it_cannot_read_and_its_exit_code_is_1(places, photos, capsys):
+    write_weights(places.weights(CELL) / "seed0.safetensors")
     (photos / "b.png").write_bytes(b"")
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.predict.predict",
-        weights,
-        photos,
-        "--out",
-        tmp_path / "out",
-        "--device",
-        "cpu",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert (done.returncode, done.stderr) == (1, f"left out: {photos}/b.png: empty file\n")
-    assert len(list((tmp_path / "out/masks").rglob("*.png"))) == 2
+    assert predict.run(CELL, photos, Path("out"), device="cpu") == 1
+    assert capsys.readouterr().err == f"left out: {photos}/b.png: empty file\n"
+    assert len(list(Path("out/masks").rglob("*.png"))) == 2

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from pipeline.settings.places import Places
 from pipeline.stages import report
 from tests.fake_grid import FakeGrid
 
@@ -24,12 +25,12 @@ PROBE = """<script>addEventListener("load", () => {
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The page of all cells but one, with a script that says what a reader would see."""
+    """The page of all cells but one, with a script that reports what a reader would see."""
     if not CHROMIUM:
         pytest.skip("needs Chromium, which nothing else here does")
     grid = FakeGrid(tmp_path_factory.mktemp("grid")).fill("voc_resnet50_os8")
-    out = grid.path / "page.html"
-    report.run(grid.path / "reports", grid.path / "runs", grid.path / "data", out, grid.params_file)
+    report.run(Places(grid.path))
+    out = Places(grid.path).page
     out.write_text(out.read_text(encoding="utf-8") + PROBE, encoding="utf-8")
     return out
 

@@ -1,4 +1,4 @@
-"""Pictures that lie in the page itself."""
+"""Pictures inside the page itself, as data addresses."""
 
 import base64
 from io import BytesIO
@@ -8,31 +8,30 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from deeplab.store import IGNORE
 from pipeline.pictures.overlay import RIGHT, UNLABELLED, WRONG
 
 SHEET = 1200  # width of a data sheet, pixels
-IGNORE = 255
 
-
-Picture = tuple[str, tuple[int, int]]  # an address that holds it, and its width and height
+Picture = tuple[str, tuple[int, int]]  # its data address, width and height
 
 DAMAGED = (OSError, SyntaxError, ValueError)  # what Pillow raises for a file that is no picture
 
 
 def embedded(content: bytes, kind: str) -> str:
-    """An address that holds the picture."""
+    """The data address of a picture of this MIME type."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def from_file(path: Path) -> Picture:
-    """A .jpg or .png as it is; raises one of DAMAGED."""
+    """A .jpg or .png, unchanged; raises one of DAMAGED."""
     with Image.open(path) as picture:
         picture.load()
     return embedded(path.read_bytes(), "jpeg" if path.suffix == ".jpg" else "png"), picture.size
 
 
 def error_picture(truth: Path, predicted: Path) -> Picture:
-    """Where two masks differ; raises one of DAMAGED, also for masks of unlike size."""
+    """Where two masks differ; raises one of DAMAGED, also for masks of different size."""
     masks = []
     for path in (truth, predicted):
         with Image.open(path) as picture:
@@ -40,13 +39,9 @@ def error_picture(truth: Path, predicted: Path) -> Picture:
     kinds: NDArray[np.uint8] = np.where(masks[0] == IGNORE, 2, masks[0] != masks[1]).astype(np.uint8)
     drawn = Image.fromarray(kinds)
     drawn.putpalette([*RIGHT, *WRONG, *UNLABELLED])
-    return embedded(png(drawn), "png"), drawn.size
-
-
-def png(picture: Image.Image) -> bytes:
     out = BytesIO()
-    picture.save(out, format="png", optimize=True)
-    return out.getvalue()
+    drawn.save(out, format="png", optimize=True)
+    return embedded(out.getvalue(), "png"), drawn.size
 
 
 def sheet(path: Path) -> Picture:

@@ -1,40 +1,29 @@
 """What the page shows, read from the files that the stages wrote.
 
-Nothing here stops the page: a file that is missing, damaged or of another run is left out, and a sentence says so. A
-file counts as a cell's own when it names the weights that stand in the table's row.
+Nothing here stops the page: a file that is missing, damaged or from another run is left out, and a note names it. A
+file belongs to a cell when it names the weights in the cell's row of the table.
 """
 
 import csv
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
+from deeplab.config import Cell
 from deeplab.errors import DataError
-from pipeline.page.reference import COLUMNS, Comparison, compare, read_reference
-from pipeline.settings.params import EXAMPLES, Params
+from pipeline.page.verdicts import COLUMNS, Comparison, compare, read_reference
+from pipeline.settings.params import Params
+from pipeline.settings.places import Places
 
 Facts = dict[str, Any]
+Value = TypeVar("Value")
 
 CURVES = ("seed", "step", "train/loss", "train/lr")  # columns of a history; val/mIoU may be missing
-
-
-@dataclass(frozen=True, kw_only=True)
-class Folders:
-    """Where the stages write."""
-
-    reports: Path
-    runs: Path
-    data: Path
-
-    @property
-    def of_examples(self) -> bool:
-        """Whether it is the examples' page, which stands beside their reports."""
-        return self.reports.parent.name == EXAMPLES.name
+WRONG = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, DataError)  # what reading a file raises
 
 
 @dataclass(kw_only=True)
@@ -42,23 +31,23 @@ class CellPage:
     """A row of a table, and what its run left behind."""
 
     name: str
-    shown: dict[str, str]  # a column of the README -> what stands there
-    row: dict[str, str]  # the row for programs
+    cell: Cell
+    row: dict[str, str]  # of the CSV table
     comparison: Comparison
-    facts: dict[str, Facts] = field(default_factory=dict)  # seed -> what the trainer wrote down
+    facts: dict[str, Facts] = field(default_factory=dict)  # seed -> what the training recorded
     history: pd.DataFrame | None = None  # seed, step, train/loss, train/lr, val/mIoU
     classes: pd.DataFrame | None = None  # class, IoU (mean over seeds, nan without pixels), accuracy, pixels
     pairs: pd.DataFrame | None = None  # truth, predicted, pixels, share; of the first seed
     parts: Path | None = None  # the folder with about.json
-    about: dict[str, Any] = field(default_factory=dict)  # what about.json says
+    about: dict[str, Any] = field(default_factory=dict)  # the content of about.json
 
     @property
     def measured(self) -> bool:
         return bool(self.row["mIoU"])
 
     @property
-    def miou(self) -> float:
-        return float(self.row["mIoU"])
+    def seeds(self) -> list[str]:
+        return self.row["seeds"].split()
 
     @property
     def weights(self) -> list[str]:
@@ -72,6 +61,7 @@ class DatasetPage:
 
     name: str
     title: str
+    images: dict[str, int]  # split -> how many were published
     reference: pd.DataFrame  # the published numbers for it
     cells: list[CellPage] = field(default_factory=list)
     card: dict[str, Any] = field(default_factory=dict)
@@ -88,129 +78,149 @@ class DatasetPage:
         return [cell for cell in self.cells if cell.measured]
 
 
-def read_pages(params: Params, folders: Folders) -> list[DatasetPage]:
-    """A page for each data set that a cell is trained on, those with published numbers first."""
+def read_pages(params: Params, places: Places) -> list[DatasetPage]:
+    """A page for each data set that has cells, those with published numbers first."""
     gaps: list[str] = []
-    reference = pd.DataFrame(columns=list(COLUMNS))
-    path = folders.reports / "reference.csv"
-    with noted(gaps, path, "No published numbers are shown"):
-        reference = read_reference(path.read_text(encoding="utf-8"))
+    reference = attempt(read_reference, places.reference, gaps, "No published numbers are shown")
+    if reference is None:
+        reference = pd.DataFrame(columns=list(COLUMNS))
     known = set(reference["dataset"])
-    used = {cell.dataset for cell in params.cells.values()}
-    names = [name for name in params.datasets if name in used and (name in params.examples) == folders.of_examples]
-    pages = [
-        read_dataset(name, params, folders, reference) for name in sorted(names, key=lambda name: name not in known)
-    ]
+    names = sorted(filter(params.cells_of, params.datasets), key=lambda name: name not in known)
+    pages = [read_dataset(name, params, places, reference) for name in names]
     if pages:
         pages[0].gaps += gaps
     return pages
 
 
-def read_dataset(name: str, params: Params, folders: Folders, reference: pd.DataFrame) -> DatasetPage:
+def read_dataset(name: str, params: Params, places: Places, reference: pd.DataFrame) -> DatasetPage:
     """The table of a data set, and what there is about its cells and its images."""
+    config = params.datasets[name]
     own = reference[reference["dataset"] == name]
-    page = DatasetPage(name=name, title=params.datasets[name].title, reference=own)
-    tables = folders.reports / "tables"
-    try:
-        with (tables / f"{name}.csv").open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        shown = read_markdown(tables / f"{name}.md")
-        page.cells = [
-            read_cell({**row, "dataset": name}, words, params, reference)
-            for row, words in zip(rows, shown, strict=True)
-        ]
-    except (OSError, ValueError, KeyError, DataError) as error:
-        page.gaps.append(f"{tables}/{name}.csv and .md: {reason(error)}. Run: dvc repro {params.stage('tables', name)}")
+    page = DatasetPage(name=name, title=config.title, images=config.images, reference=own)
+
+    def read_table(path: Path) -> list[CellPage]:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [read_cell(row, params, reference) for row in csv.DictReader(file)]
+
+    page.cells = (
+        attempt(read_table, places.sheet(name), page.gaps, f"Run: dvc repro {params.stage('tables', name)}") or []
+    )
     for cell in page.measured:
-        read_run(cell, params, folders, page.gaps)
-    if len(page.measured) < len(page.cells):
-        missing = [cell.name for cell in page.cells if not cell.measured]
-        page.gaps.append(f"Not measured: {', '.join(missing)}. Run: python -m pipeline.runner.run readme@{name}")
-    read_data(page, folders)
+        read_run(cell, params, places, page.gaps)
+    if missing := [cell.name for cell in page.cells if not cell.measured]:
+        page.gaps.append(f"Not measured: {', '.join(missing)}. Run: grid run readme@{name}")
+    read_data(page, places)
     return page
 
 
-def read_markdown(path: Path) -> list[dict[str, str]]:
-    """The rows of a table as the README shows it."""
-    lines = [line.strip().strip("|").split(" | ") for line in path.read_text(encoding="utf-8").splitlines()]
-    head = [word.strip() for word in lines[0]]
-    return [dict(zip(head, (word.strip() for word in line), strict=True)) for line in lines[2:]]
-
-
-def read_cell(row: dict[str, str], shown: dict[str, str], params: Params, reference: pd.DataFrame) -> CellPage:
-    """A row; DataError when it is of a cell or of settings that params.yaml does not have."""
+def read_cell(row: dict[str, str], params: Params, reference: pd.DataFrame) -> CellPage:
+    """A row; DataError when params.yaml has no such cell, or other settings for it."""
     name = row["cell"]
     if name not in params.cells or row["cell_fingerprint"] != params.cells[name].fingerprint:
-        raise DataError(f"{name} is of other settings than params.yaml has")
-    return CellPage(name=name, shown=shown, row=row, comparison=compare(row, shown, reference, params))
+        raise DataError(f"{name} was made with other settings than those in params.yaml")
+    cell = params.cells[name]
+    return CellPage(name=name, cell=cell, row=row, comparison=compare(row, cell, reference, params))
 
 
-def read_run(cell: CellPage, params: Params, folders: Folders, gaps: list[str]) -> None:
-    """Add to `cell` what belongs to the weights of its row, and to `gaps` what does not."""
-    run = folders.runs / cell.name
+def read_run(cell: CellPage, params: Params, places: Places, gaps: list[str]) -> None:
+    """Add to `cell` the files that belong to the weights of its row, and to `gaps` what is missing or does not."""
     again = f"To get it: dvc pull, or dvc repro {params.stage('evaluate', cell.name)}"
-    with noted(gaps, run / "run.json", f"No cost, commit and curves of {cell.name}. {again}"):
-        seeds = json.loads((run / "run.json").read_text(encoding="utf-8"))["seeds"]
-        cell.facts = {seed: facts for seed, facts in seeds.items() if facts["weights"]["sha256"] in cell.weights}
-        require(bool(cell.facts))
+
+    def found(read: Callable[[Path, CellPage], Value], path: Path, what: str) -> Value | None:
+        return attempt(lambda file: read(file, cell), path, gaps, f"No {what} of {cell.name}. {again}")
+
+    plots, cell.parts = places.plots(cell.name), places.figures(cell.name) / "parts"
+    cell.facts = found(read_facts, places.facts(cell.name), "cost, commit and curves") or {}
     if cell.facts:
-        with noted(gaps, run / "history.csv", f"No curves of {cell.name}. {again}"):
-            history = pd.read_csv(run / "history.csv", dtype={"seed": str})
-            cell.history = history[[*CURVES, *({"val/mIoU"} & set(history))]].astype(dict.fromkeys(CURVES[1:], float))
-    plots, protocol = folders.reports / "plots" / cell.name, next(iter(params.protocols))
-    with noted(gaps, plots / "classes.csv", f"No classes of {cell.name}. {again}"):
-        classes = pd.read_csv(plots / "classes.csv", dtype={"seed": str, "class": str}, keep_default_na=False)
-        classes = classes[(classes["protocol"] == protocol) & classes["seed"].isin(cell.row["seeds"].split())]
-        for column in ("IoU", "accuracy", "pixels"):
-            classes[column] = pd.to_numeric(classes[column])  # an empty field is a class that did not occur
-        require(abs(classes.groupby("seed")["IoU"].mean().mean() - cell.miou) < 1e-5)
-        kinds = classes.groupby("class", sort=False)
-        cell.classes = kinds[["IoU", "accuracy", "pixels"]].mean().reset_index()
+        cell.history = found(read_history, places.history(cell.name), "curves")
+    cell.classes = found(read_classes, plots / "classes.csv", "classes")
     if cell.classes is not None:
-        with noted(gaps, plots / "confusion.csv", f"No confusion of {cell.name}. {again}"):
-            names = {"seed": str, "truth": str, "predicted": str}
-            pairs = pd.read_csv(plots / "confusion.csv", dtype=names, keep_default_na=False)
-            first = cell.row["seeds"].split()[0]
-            cell.pairs = pairs[(pairs["protocol"] == protocol) & (pairs["seed"] == first)]
-            require(set(cell.pairs["truth"]) | set(cell.pairs["predicted"]) <= set(cell.classes["class"]))
-    parts = folders.reports / "figures" / cell.name / "parts"
-    with noted(gaps, parts / "about.json", f"No predictions of {cell.name}. {again}"):
-        about = json.loads((parts / "about.json").read_text(encoding="utf-8"))
-        require(about["weights"] in cell.weights)
-        cell.parts, cell.about = parts, about
+        cell.pairs = found(read_pairs, plots / "confusion.csv", "confusion")
+    cell.about = found(read_about, cell.parts / "about.json", "predictions") or {}
 
 
-def read_data(page: DatasetPage, folders: Folders) -> None:
+def read_facts(path: Path, cell: CellPage) -> dict[str, Facts]:
+    """What the training recorded, for the seeds whose weights are in the row."""
+    seeds = json.loads(path.read_text(encoding="utf-8"))["seeds"]
+    own = {seed: facts for seed, facts in seeds.items() if facts["weights"]["sha256"] in cell.weights}
+    require(bool(own))
+    return own
+
+
+def read_history(path: Path, _: CellPage) -> pd.DataFrame:
+    history: pd.DataFrame = pd.read_csv(path, dtype={"seed": str})
+    return history[[*CURVES, *({"val/mIoU"} & set(history))]].astype(dict.fromkeys(CURVES[1:], float))
+
+
+def read_plot(path: Path, seeds: list[str]) -> pd.DataFrame:
+    """The rows of `seeds` under the first protocol."""
+    names = dict.fromkeys(("seed", "class", "truth", "predicted"), str)
+    rows = pd.read_csv(path, dtype=names, keep_default_na=False)  # a class may be called NA
+    own: pd.DataFrame = rows[(rows["protocol"] == rows["protocol"].iloc[0]) & rows["seed"].isin(seeds)]
+    return own
+
+
+def read_classes(path: Path, cell: CellPage) -> pd.DataFrame:
+    """The mean over the seeds; its mIoU is that of the row."""
+    classes = read_plot(path, cell.seeds)
+    scores = ["IoU", "accuracy", "pixels"]
+    classes[scores] = classes[scores].apply(pd.to_numeric)  # an empty field is a class that did not occur
+    require(abs(classes.groupby("seed")["IoU"].mean().mean() - float(cell.row["mIoU"])) < 1e-5)
+    means: pd.DataFrame = classes.groupby("class", sort=False)[scores].mean()
+    return means.reset_index()
+
+
+def read_pairs(path: Path, cell: CellPage) -> pd.DataFrame:
+    assert cell.classes is not None
+    pairs = read_plot(path, cell.seeds[:1])
+    require(set(pairs["truth"]) | set(pairs["predicted"]) <= set(cell.classes["class"]))
+    return pairs.astype({"share": float})
+
+
+def read_about(path: Path, cell: CellPage) -> dict[str, Any]:
+    about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    require(about["weights"] in cell.weights)
+    return about
+
+
+def read_data(page: DatasetPage, places: Places) -> None:
     """Add the card and the sheet of the data that the cells saw, and the statistics, if they are there."""
-    path = folders.reports / "data" / page.name / "card.json"
+    card, sheet = places.data_card(page.name) / "card.json", places.store(page.name) / "sheet.png"
     seen = {cell.row["data_fingerprint"] for cell in page.measured}
-    if path.exists():
-        with noted(page.gaps, path, "No card of the data"):
-            card = json.loads(path.read_text(encoding="utf-8"))
-            require(not seen or card["fingerprint"] in seen)
-            page.card = card
-    sheet = folders.data / page.name / "sheet.png"
+
+    def read_card(path: Path) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        require(not seen or found["fingerprint"] in seen)
+        return found
+
+    if card.exists():
+        page.card = attempt(read_card, card, page.gaps, "No card of the data") or {}
     page.sheet = sheet if page.card and sheet.exists() else None
-    path = folders.reports / "statistics" / f"{page.name}.json"
-    if path.exists() and page.measured:
-        with noted(page.gaps, path, "No intervals"):
-            found = json.loads(path.read_text(encoding="utf-8"))
-            for each in (*found.get("cells", {}).values(), *found.get("pairs", [])):
-                float(each["low"]), float(each["high"]), float(each["mIoU" if "mIoU" in each else "difference"])
-            page.statistics = found
+    if page.measured and places.statistics(page.name).exists():
+        page.statistics = attempt(read_statistics, places.statistics(page.name), page.gaps, "No intervals") or {}
 
 
-@contextmanager
-def noted(gaps: list[str], path: Path, consequence: str) -> Iterator[None]:
-    """Go on after whatever is wrong with the file `path` that the block reads, and say so in `gaps`."""
+def read_statistics(path: Path) -> dict[str, Any]:
+    """Intervals of cells and of pairs of cells; DataError when a number is missing."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for name, kind in (("mIoU", found.get("cells", {}).values()), ("difference", found.get("pairs", []))):
+        for each in kind:
+            if not all(isinstance(each[key], int | float) for key in (name, "low", "high")):
+                raise DataError(f"not as it was written (an interval whose {name}, low or high is no number)")
+    return found
+
+
+def attempt(read: Callable[[Path], Value], path: Path, gaps: list[str], consequence: str) -> Value | None:
+    """What `read` makes of `path`; when it fails, None, with the reason and the `consequence` added to `gaps`."""
     try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, DataError) as error:
+        return read(path)
+    except WRONG as error:
         gaps.append(f"{path}: {reason(error)}. {consequence}")
+        return None
 
 
 def require(holds: bool) -> None:
-    """Refuse a file of another run."""
+    """DataError for a file of another run."""
     if not holds:
         raise DataError("of another run than the table")
 
@@ -218,7 +228,7 @@ def require(holds: bool) -> None:
 def reason(error: Exception) -> str:
     """In a few words, the same on every machine."""
     if isinstance(error, FileNotFoundError):
-        return "not there"
+        return "missing"
     if isinstance(error, DataError):
         return str(error)
-    return f"not as it was written ({type(error).__name__})" if not isinstance(error, OSError) else "cannot be read"
+    return "cannot be read" if isinstance(error, OSError) else f"not as it was written ({type(error).__name__})"

@@ -1,4 +1,4 @@
-"""What the cells predict: the same images for all of them side by side, then the best and worst of each."""
+"""Predictions of the cells: the same images side by side, then the best and worst ones of each cell."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ MANY = 40  # classes: more of them are folded away
 
 def predictions(page: DatasetPage) -> Markup:
     """Image, truth, and for each cell its prediction above its errors; then each cell's own best and worst images."""
-    cells = [cell for cell in page.measured if cell.parts]
+    cells = [cell for cell in page.measured if cell.about]
     if not cells:
         return Markup()
     caption = "The same images for all cells: prediction above, errors below, mIoU of the image"
@@ -70,7 +70,7 @@ def predicted(cell: CellPage, image: dict[str, Any]) -> Markup:
 
 
 def shown(cell: CellPage, image: dict[str, Any], title: str) -> Markup:
-    """One part of an image, or that it is missing."""
+    """One part of an image, or a note that it is missing."""
     assert cell.parts
     try:
         found = from_file(cell.parts / f"{image['stem']}.{PARTS[title]}")
@@ -81,7 +81,7 @@ def shown(cell: CellPage, image: dict[str, Any], title: str) -> Markup:
 
 
 def errors(cell: CellPage, image: dict[str, Any]) -> Markup:
-    """Where the prediction is wrong, or nothing when a part is missing: `shown` says so."""
+    """Where the prediction is wrong; empty when a part is missing, which `shown` reports."""
     assert cell.parts
     try:
         found = error_picture(*(cell.parts / f"{image['stem']}.{PARTS[title]}" for title in ("truth", "prediction")))

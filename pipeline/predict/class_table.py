@@ -1,4 +1,4 @@
-"""The classes that a network sees in images, and the table of how many pixels each has."""
+"""The classes that a network predicts, and a table with the pixels of each."""
 
 import csv
 from contextlib import ExitStack
@@ -23,13 +23,13 @@ def labels_of(model: "Segmenter", images: "list[Bytes]", tiling: Tiling | None) 
     return list(model.predict_batch(np.stack(images)))
 
 
-class Table:
-    """A csv file of how many pixels each class has, a row per class that occurs; there when its block has ended."""
+class ClassTable:
+    """A CSV file with the pixels of each class that occurs; it is put at `path` when the block ends."""
 
     def __init__(self, path: Path, keys: tuple[str, ...], classes: tuple[str, ...]) -> None:
         self.path, self.keys, self.classes = path, keys, classes
 
-    def __enter__(self) -> "Table":
+    def __enter__(self) -> "ClassTable":
         with ExitStack() as stack:
             partial = stack.enter_context(whole(self.path))
             file = stack.enter_context(partial.open("w", encoding="utf-8", newline=""))
@@ -42,7 +42,7 @@ class Table:
         self.stack.__exit__(*error)
 
     def add(self, key: tuple[object, ...], mask: "Bytes") -> None:
-        """Add the classes of one image; `key` are the values of its first columns."""
+        """Add the classes of one image; `key` has the values of the first columns."""
         import numpy as np
 
         counts = np.bincount(mask.reshape(-1), minlength=len(self.classes))

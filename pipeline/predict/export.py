@@ -1,79 +1,73 @@
-"""Export a trained network for use elsewhere, and hold what was written against the network itself.
+"""Export a trained network for use elsewhere, and compare what was written with the network: `grid export CELL onnx`.
 
-In: RGB in 0..255 as float32, (N, 3, H, W), any number of images, each side 32 pixels or more; normalised inside. Out:
-logits (N, K, H, W), of which the largest is a pixel's class. The file says its classes, colours and the box that images
-are resized into for the numbers of the tables. The format huggingface is a folder as a repository has it, which
-`deeplab.load_model` reads.
+Input: RGB in 0..255 as float32, (N, 3, H, W), any number of images, each side at least 32 pixels; normalised inside.
+Output: logits (N, K, H, W); the largest one gives a pixel's class. The file states its classes, its colours and the box
+that images are resized into for the numbers of the tables. The format huggingface is a folder as a Hugging Face
+repository has it, which `deeplab.load_model` reads.
 """
 
 import io
 import json
-import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from deeplab.errors import DataError
+from deeplab.model import upsample
+from deeplab.segmenter import CONFIG, WEIGHTS, Segmenter, load_model
 from pipeline.errors import ParamsError
 from pipeline.files import writable, write_whole
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from deeplab.segmenter import Segmenter
+from pipeline.predict.weights import find_weights, is_cell
+from pipeline.settings.places import Places
 
 TOLERANCE = 1e-3  # on logits
-SIZES = ((1, 3, 65, 97), (2, 3, 96, 64))  # on which it is checked: another number, height and width than traced
+SIZES = ((1, 3, 65, 97), (2, 3, 96, 64))  # checked: each differs from TRACED in number, height and width
 TRACED = (2, 3, 64, 80)
 SMALLEST = 32  # pixels of a side: at output stride 16 fewer could leave a single feature, which is another case
 
-Runner = Callable[["torch.Tensor"], "torch.Tensor"]
+Network = Callable[[Tensor], Tensor]
 
 
-def check_format(name: str) -> None:
-    """ParamsError for a format that there is not, or that lacks a package."""
-    if name not in FORMATS:
-        raise ParamsError(f"--export: got {name!r}, expected one of {', '.join(FORMATS)}")
-    if name == "onnx":
-        for package in ("onnx", "onnxscript", "onnxruntime"):
-            try:
-                __import__(package)
-            except ImportError:
-                raise ParamsError(
-                    f"--export onnx: the package {package} is missing. Run: pip install {package}"
-                ) from None
+def run(name: str, kind: str, out: Path, *, seed: int = 0, places: Places = Places()) -> Path:
+    """Write the network `name` (a cell, a weights file, or a folder of one) to the folder `out`; `kind` is in FORMATS.
 
-
-def run(model: "Segmenter", weights: Path, name: str, out: Path, card: Path | None = None) -> Path:
-    """Write `model`, loaded from `weights`, in the format `name` to the folder `out`; the path of what was written.
-
-    `card` is the cell's model card, which becomes the README.md of a repository.
-
-    Raises DataError when the exported network gives other logits than the one it was made from; it is not written then.
+    Returns the path of what was written. Raises ParamsError for an unknown format or a missing package, and DataError
+    when the exported network gives other logits than the original; then nothing is written.
     """
-    check_format(name)
+    check_format(kind)
+    file = find_weights(name, seed, places)
+    card = next(places.reports.glob(f"cards/*/{name}.md"), None) if is_cell(name) else None
+    return write(load_model(file), file, kind, out, card)
+
+
+def check_format(kind: str) -> None:
+    """ParamsError for an unknown format, or for one that needs a package which is not installed."""
+    if kind not in FORMATS:
+        raise ParamsError(f"format: got {kind!r}, expected one of {', '.join(FORMATS)}")
+    for package in ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ():
+        if find_spec(package) is None:
+            raise ParamsError(f"format onnx: the package {package} is missing. Run: pip install {package}")
+
+
+def write(model: Segmenter, weights: Path, kind: str, out: Path, card: Path | None = None) -> Path:
+    """As `run`, for a `model` loaded from `weights`; `card` becomes the README.md of a repository."""
     writable(out)
-    if name == "huggingface":
+    if kind == "huggingface":
         return write_repository(model, weights, out, card)
-    import torch
-
-    from pipeline.predict.deployable import Deployable
-
-    suffix, make = FORMATS[name]
+    suffix, make = FORMATS[kind]
     path = out / f"model{suffix}"
     network = Deployable(model).eval()
-    with warnings.catch_warnings():
-        # Deprecated or not, this is what was asked for, and the check below says whether it works.
-        warnings.simplefilter("ignore")
-        content, reloaded = make(network, about(model))
-        torch.manual_seed(0)
-        worst = 0.0
-        for size in SIZES:
-            images = 255 * torch.rand(size)
-            with torch.inference_mode():
-                expected = network(images)
-                worst = max(worst, float((reloaded(images) - expected).abs().max()))
+    content, reloaded = make(network, about(model))
+    torch.manual_seed(0)
+    worst = 0.0
+    for size in SIZES:
+        images = 255 * torch.rand(size)
+        with torch.inference_mode():
+            worst = max(worst, float((reloaded(images) - network(images)).abs().max()))
     if not worst <= TOLERANCE:
         raise DataError(
             f"{path}: not written: its logits differ by {worst:.2g} from the network's, expected {TOLERANCE:g} at most"
@@ -83,8 +77,25 @@ def run(model: "Segmenter", weights: Path, name: str, out: Path, card: Path | No
     return path
 
 
-def about(model: "Segmenter") -> dict[str, str]:
-    """What the file says of itself."""
+class Deployable(nn.Module):
+    """The network from raw pixels to logits at their size: (N, 3, H, W) RGB in 0..255 -> (N, K, H, W)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Segmenter) -> None:
+        super().__init__()
+        self.network = model.network
+        self.register_buffer("mean", torch.tensor(model.settings.model.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(model.settings.model.std).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.network((images - self.mean) / self.std)
+        return upsample(logits, images.shape[-2], images.shape[-1])
+
+
+def about(model: Segmenter) -> dict[str, str]:
+    """What the file states about itself."""
     return {
         "classes": json.dumps(model.classes),
         "palette": json.dumps(model.palette),
@@ -96,18 +107,16 @@ def about(model: "Segmenter") -> dict[str, str]:
 
 def dynamic_axes() -> dict[int, Any]:
     """The axes of the input whose length is left open."""
-    from torch.export import Dim
+    dim = torch.export.Dim
+    return {0: dim("batch"), 2: dim("height", min=SMALLEST), 3: dim("width", min=SMALLEST)}
 
-    return {0: Dim("batch"), 2: Dim("height", min=SMALLEST), 3: Dim("width", min=SMALLEST)}
 
-
-def make_onnx(network: "nn.Module", said: dict[str, str]) -> tuple[bytes, Runner]:
+def make_onnx(network: nn.Module, metadata: dict[str, str]) -> tuple[bytes, Network]:
+    """The content of the file, and the network that onnxruntime loads from it."""
     import numpy as np
     import onnx
     import onnxruntime
-    import torch
 
-    axes = dynamic_axes()
     program = torch.onnx.export(
         network,
         (torch.zeros(TRACED),),
@@ -115,45 +124,28 @@ def make_onnx(network: "nn.Module", said: dict[str, str]) -> tuple[bytes, Runner
         external_data=False,
         input_names=["images"],
         output_names=["logits"],
-        dynamic_shapes=(axes,),
+        dynamic_shapes=(dynamic_axes(),),
         verbose=False,
     )
     assert program is not None
     model = program.model_proto
-    onnx.helper.set_model_props(model, said)
+    onnx.helper.set_model_props(model, metadata)
     content = model.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return content, lambda images: torch.from_numpy(np.asarray(session.run(None, {"images": images.numpy()})[0]))
 
 
-def make_torchscript(network: "nn.Module", said: dict[str, str]) -> tuple[bytes, Runner]:
-    import torch
-
-    with torch.inference_mode():
-        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
-            network, torch.zeros(TRACED), check_trace=False
-        )
+def make_pt2(network: nn.Module, metadata: dict[str, str]) -> tuple[bytes, Network]:
+    """The content of the file, and the network that torch loads from it."""
+    exported = torch.export.export(network, (torch.zeros(TRACED),), dynamic_shapes=(dynamic_axes(),))
     buffer = io.BytesIO()  # saving to a file hides a full disk behind an unrelated error
-    torch.jit.save(traced, buffer, _extra_files=said)
-    loaded: Runner = torch.jit.load(io.BytesIO(buffer.getvalue()))  # type: ignore[no-untyped-call]
+    torch.export.save(exported, buffer, extra_files=metadata)
+    loaded: Network = torch.export.load(io.BytesIO(buffer.getvalue())).module()
     return buffer.getvalue(), loaded
 
 
-def make_pt2(network: "nn.Module", said: dict[str, str]) -> tuple[bytes, Runner]:
-    import torch
-
-    axes = dynamic_axes()
-    exported = torch.export.export(network, (torch.zeros(TRACED),), dynamic_shapes=(axes,))
-    buffer = io.BytesIO()
-    torch.export.save(exported, buffer, extra_files=said)
-    loaded: Runner = torch.export.load(io.BytesIO(buffer.getvalue())).module()
-    return buffer.getvalue(), loaded
-
-
-def write_repository(model: "Segmenter", weights: Path, out: Path, card: Path | None) -> Path:
-    """model.safetensors, config.json and, when the cell has one, its card as README.md."""
-    from deeplab.segmenter import CONFIG, WEIGHTS, load_model
-
+def write_repository(model: Segmenter, weights: Path, out: Path, card: Path | None) -> Path:
+    """Write model.safetensors, config.json and, when the cell has one, its card as README.md."""
     source = weights / WEIGHTS if weights.is_dir() else weights
     if source.resolve() != (out / WEIGHTS).resolve():
         write_whole(out / WEIGHTS, source.read_bytes())
@@ -161,14 +153,13 @@ def write_repository(model: "Segmenter", weights: Path, out: Path, card: Path | 
     if card:
         write_whole(out / "README.md", card.read_bytes())
     load_model(out)
-    print(f"{out}: {WEIGHTS}, {CONFIG}" + (", README.md" if card else ", but no README.md: there is no card of a cell"))
+    print(f"{out}: {WEIGHTS}, {CONFIG}" + (", README.md" if card else ", but no README.md: no model card was found"))
     return out
 
 
-# Name -> ending of the file, and what makes its content and loads it again.
+# Name -> suffix of the file, and what makes its content and loads it again.
 FORMATS: dict[str, tuple[str, Any]] = {
     "onnx": (".onnx", make_onnx),
-    "torchscript": (".pt", make_torchscript),
     "pt2": (".pt2", make_pt2),
     "huggingface": ("", write_repository),
 }

@@ -1,4 +1,4 @@
-"""A video under the colours of its classes, through OpenCV."""
+"""Segment a video through OpenCV."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from deeplab.errors import DataError
 from pipeline.files import whole
-from pipeline.predict.class_table import Table, Tiling, labels_of
+from pipeline.predict.class_table import ClassTable, Tiling, labels_of
 
 if TYPE_CHECKING:
     from deeplab.segmenter import Segmenter
@@ -19,19 +19,19 @@ CODEC = "mp4v"
 
 
 def segment_video(model: "Segmenter", source: Path, out: Path, batch: int, tiling: Tiling | None) -> None:
-    """Write `out`/overlay.mp4 and `out`/classes.csv, a row per frame and class; frames are held a batch at a time.
+    """Write `out`/overlay.mp4 and `out`/classes.csv, a row per frame and class, one batch of frames at a time.
 
-    Raises DataError for a video that OpenCV cannot read, or where it cannot write one.
+    Raises DataError when OpenCV cannot read the video or cannot write one, OSError when the disk is full.
     """
     import cv2
 
     from pipeline.pictures.overlay import tint
 
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # else a line for each damaged block, in its own words
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # silences a line for each damaged block
     reader = cv2.VideoCapture(str(source))
     frame = read_frame(reader)
     if frame is None:
-        raise DataError(f"{source}: not a video that OpenCV can read: damaged, or in a codec it does not have")
+        raise DataError(f"{source}: not a video that OpenCV can read: damaged, or in a codec that OpenCV lacks")
     rate, expected = reader.get(cv2.CAP_PROP_FPS) or 25.0, int(reader.get(cv2.CAP_PROP_FRAME_COUNT))
     height, width = frame.shape[:2]
     path = out / "overlay.mp4"
@@ -39,12 +39,12 @@ def segment_video(model: "Segmenter", source: Path, out: Path, batch: int, tilin
     with ExitStack() as stack:
         stack.callback(reader.release)
         partial = stack.enter_context(whole(path))
-        partial.write_bytes(bytes(4096))  # an error of the disk comes out here: OpenCV tells none from a missing codec
         writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*CODEC), rate, (width, height))
         stack.callback(writer.release)
         if not writer.isOpened():
-            raise DataError(f"{path}: OpenCV cannot write a video here: it has no {CODEC} codec, or not for this size")
-        with Table(out / "classes.csv", ("frame", "seconds"), model.classes) as table:
+            partial.write_bytes(bytes(4096))  # OSError when the disk is full: OpenCV does not tell the two apart
+            raise DataError(f"{path}: OpenCV cannot write a video here: no {CODEC} codec, or not for this size")
+        with ClassTable(out / "classes.csv", ("frame", "seconds"), model.classes) as table:
             while frame is not None:
                 frames: list[Bytes] = []
                 while frame is not None and len(frames) < batch:
@@ -64,7 +64,7 @@ def segment_video(model: "Segmenter", source: Path, out: Path, batch: int, tilin
 
 
 def check_frames(path: Path, expected: int) -> None:
-    """OSError when the video at `path` has not all of its frames: OpenCV does not say when the disk is full."""
+    """OSError when the video at `path` lacks frames: OpenCV does not report a full disk."""
     import cv2
 
     reader = cv2.VideoCapture(str(path))
@@ -78,5 +78,5 @@ def read_frame(reader: Any) -> Any:
     """The next frame as (H, W, 3) RGB; None at the end."""
     import cv2
 
-    there, frame = reader.read()
-    return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) if there else None
+    read, frame = reader.read()
+    return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) if read else None

@@ -18,6 +18,7 @@ from deeplab.inference import evaluate_each
 from deeplab.store import Store
 from deeplab.store_writer import StoreWriter
 from deeplab.training import Pace
+from pipeline.settings.places import Places
 from pipeline.stages import compare, report
 from tests.fake_grid import FakeGrid
 from tests.faults.grid_of import CELLS, Grid, page_settings
@@ -198,10 +199,8 @@ def test_200_cells_are_compared_pair_by_pair_but_not_without_end(tmp_path, monke
 def test_the_page_of_200_cells_is_made(tmp_path, record_property):
     grid = FakeGrid(tmp_path / "page", page_settings(CLASSES))
     grid.fill(classes=[f"class {number}" for number in range(CLASSES)])
-    out = grid.path / "reports/index.html"
-    taken = Cost(
-        lambda: report.run(grid.path / "reports", grid.path / "runs", grid.path / "data", out, grid.params_file)
-    )
+    out = Places(grid.path).page
+    taken = Cost(lambda: report.run(Places(grid.path)))
     record_property("measured", f"{out.stat().st_size / 1e6:.1f} MB in {taken}")
     assert out.stat().st_size < 100e6
 

@@ -58,7 +58,8 @@ def test_a_project_lives_in_a_folder_of_any_name(tmp_path, name):
     run(
         "python",
         "-m",
-        "pipeline.predict.predict",
+        "pipeline",
+        "predict",
         "tiny_os8",
         tmp_path / f"raw {name}/images/val",
         "--out=-odd out",

@@ -66,7 +66,7 @@ def test_a_photo_that_cannot_be_read_is_left_out_by_name_and_the_other_is_segmen
     photos.mkdir()
     (photos / f"bad{ending}").write_bytes(spoil(good(ending)))
     (photos / "good.png").write_bytes(good(".png"))
-    code, said = outcome(lambda: sys.exit(predict.run(model, photos, tmp_path / "out", 4, None)))
+    code, said = outcome(lambda: sys.exit(predict.segment(model, photos, tmp_path / "out", 4, None)))
     assert (code, len(said)) == (1, 1), said
     assert said[0].startswith(f"left out: {photos}/bad{ending}: ")
     assert [path.name for path in (tmp_path / "out/masks").iterdir()] == ["good.png"]
@@ -80,7 +80,7 @@ def film(path, codec):
     return path.read_bytes()
 
 
-UNREADABLE = "not a video that OpenCV can read: damaged, or in a codec it does not have"
+UNREADABLE = "not a video that OpenCV can read: damaged, or in a codec that OpenCV lacks"
 
 
 @tried.USE
@@ -97,7 +97,7 @@ UNREADABLE = "not a video that OpenCV can read: damaged, or in a codec it does n
 )
 def test_a_video_that_cannot_be_read_is_one_line(model, tmp_path, name, spoil):
     (tmp_path / name).write_bytes(spoil(film(tmp_path / "good.mp4", "mp4v")))
-    code, said = outcome(lambda: predict.run(model, tmp_path / name, tmp_path / "out", 4, None))
+    code, said = outcome(lambda: predict.segment(model, tmp_path / name, tmp_path / "out", 4, None))
     assert (code, said) == (65, [f"error: {tmp_path}/{name}: {UNREADABLE}"])
     assert not list((tmp_path / "out").iterdir())
 
@@ -117,7 +117,7 @@ def test_the_decoder_of_videos_adds_no_lines_of_its_own(tmp_path):
 def test_a_video_that_is_cut_short_is_segmented_as_far_as_it_goes_and_that_is_said(model, tmp_path):
     content = film(tmp_path / "film.avi", "MJPG")
     (tmp_path / "film.avi").write_bytes(content[: len(content) // 2])
-    code, said = outcome(lambda: sys.exit(predict.run(model, tmp_path / "film.avi", tmp_path / "out", 4, None)))
+    code, said = outcome(lambda: sys.exit(predict.segment(model, tmp_path / "film.avi", tmp_path / "out", 4, None)))
     assert (code, len(said)) == (0, 1), said
     assert "of 12 frames. Is it cut short?" in said[0]
     assert (tmp_path / "out/overlay.mp4").exists()
@@ -125,30 +125,26 @@ def test_a_video_that_is_cut_short_is_segmented_as_far_as_it_goes_and_that_is_sa
 
 @tried.USE
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("name", "source", "options", "code", "message"),
     [
-        (["nowhere.safetensors", "photos"], 65, "nowhere.safetensors: no such weights file, and no name of a cell"),
-        (["seed0.safetensors", "nowhere"], 65, "nowhere: no such file or folder"),
-        (["seed0.safetensors"], 78, "source: missing. Name an image, a folder or a video, or a format with --export."),
-        (["seed0.safetensors", "photos", "--batch", "0"], 78, "--batch: got 0, expected 1 or more"),
-        (["seed0.safetensors", "photos", "--stride", "8", "8"], 78, "--stride: got one without --window"),
-        (["seed0.safetensors", "photos", "--device", "gpu"], 78, "gpu"),
-        (["seed0.safetensors", "--export", "onx"], 78, "--export: got 'onx', expected one of onnx, torchscript, pt2"),
-        (["seed0.safetensors", "empty"], 65, "empty: no image in this folder"),
-        (["photos", "photos"], 65, "photos/model.safetensors: no such file"),
-        (["text.safetensors", "photos"], 65, "text.safetensors: not a weights file, or damaged"),
-        (["voc_resnet50_os8", "photos"], 78, "params.yaml: No such file or directory"),
-        (["../../x", "photos"], 65, "../../x: no such weights file, and no name of a cell"),
+        ("nowhere.safetensors", "photos", {}, 65, "nowhere.safetensors: no such weights file, and not the name of a cell"),
+        ("seed0.safetensors", "nowhere", {}, 65, "nowhere: no such file or folder"),
+        ("seed0.safetensors", "photos", {"batch": 0}, 78, "--batch: got 0, expected 1 or more"),
+        ("seed0.safetensors", "photos", {"device": "gpu"}, 78, "gpu"),
+        ("seed0.safetensors", "empty", {}, 65, "empty: no image in this folder"),
+        ("photos", "photos", {}, 65, "photos/model.safetensors: no such file"),
+        ("text.safetensors", "photos", {}, 65, "text.safetensors: not a weights file, or damaged"),
+        ("voc_resnet50_os8", "photos", {}, 78, "params.yaml: No such file or directory"),
+        ("../../x", "photos", {}, 65, "../../x: no such weights file, and not the name of a cell"),
     ],
 )  # fmt: skip
-def test_wrong_arguments_of_predict_are_one_line(tmp_path, monkeypatch, good, words, code, message):
+def test_wrong_arguments_of_predict_are_one_line(tmp_path, monkeypatch, good, name, source, options, code, message):
     monkeypatch.chdir(tmp_path)
     for folder in ("photos", "empty"):
         Path(folder).mkdir()
     Path("photos/a.png").write_bytes(good(".png"))
     write_weights(Path("seed0.safetensors"))
     Path("text.safetensors").write_text("no weights")
-    monkeypatch.setattr(sys, "argv", ["predict", *words, "--out", "out"])
-    found, said = outcome(predict.main)
+    found, said = outcome(lambda: predict.run(name, Path(source), Path("out"), **options))
     assert (found, len(said)) == (code, 1), said
     assert message in said[0]

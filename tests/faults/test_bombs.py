@@ -137,7 +137,7 @@ def test_predict_leaves_the_picture_out_and_goes_on(tmp_path, capsys):
     write_image(tmp_path / "photos/good.png")
     for name, content in (("a.png", png), ("b.jpg", jpeg), ("c.bmp", bmp), ("d.tif", tiff)):
         (tmp_path / "photos" / name).write_bytes(content(SIDE, SIDE))
-    assert predict.run(model, tmp_path / "photos", tmp_path / "out", 8, None) == 1
+    assert predict.segment(model, tmp_path / "photos", tmp_path / "out", 8, None) == 1
     said = capsys.readouterr()
     assert said.err.count("left out: ") == 4
     assert "1 of 5 images segmented" in said.out

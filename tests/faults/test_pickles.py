@@ -11,12 +11,12 @@ from deeplab import load_model
 from deeplab.backbone import build_backbone
 from deeplab.checkpoint import load_checkpoint
 from deeplab.counts import read_counts
+from deeplab.decode import read_image
 from deeplab.errors import DataError
 from deeplab.store import Store
 from pipeline.data.formats.masks import read_labels
 from pipeline.data.formats.voc import read_sbd
 from pipeline.errors import ParamsError
-from pipeline.predict.predict import upright
 from pipeline.settings.params import read_yaml
 from pipeline.stages.evaluate import check_weights
 from tests.faults.hostile import PICKLES
@@ -61,7 +61,7 @@ READERS = {
     "a checkpoint": ("checkpoint", checkpoint),
     "counts": ("cell.npz", read_counts),
     "a store": ("file", manifest),
-    "an image": ("image.png", upright),
+    "an image": ("image.png", read_image),
     "a mask": ("mask.png", read_labels),
     "a mask of SBD": ("mask.mat", read_sbd),
     "settings": ("params.yaml", read_yaml),

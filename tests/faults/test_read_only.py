@@ -1,13 +1,12 @@
 """Folders in which nothing can be written: a real mount, for permission bits do not stop root."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from deeplab import load_model
-from pipeline.predict import predict
+from pipeline.predict import export, predict
 from pipeline.stages import download, prepare, readme
 from tests.faults.disk import mounted, outcome
 from tests.raw import dataset_config, write_ade20k
@@ -50,7 +49,7 @@ def test_data_that_can_only_be_read_is_enough(tmp_path, read_only):
     run = lambda: prepare.run("a", config, ("train", "val"), raw, tmp_path / "store", workers=1)  # noqa: E731
     assert outcome(run) == (0, [])
     model = load_model(write_weights(tmp_path / "seed0.safetensors"))
-    assert outcome(lambda: predict.run(model, images, tmp_path / "out", 2, None) and None) == (0, [])
+    assert outcome(lambda: predict.segment(model, images, tmp_path / "out", 2, None) and None) == (0, [])
     assert len(list((tmp_path / "out/masks").iterdir())) == 2
 
 
@@ -71,7 +70,7 @@ def test_a_place_that_can_only_be_read_is_named(tmp_path, read_only, name):
     model = load_model(write_weights(tmp_path / "seed0.safetensors")) if name == "predict" else None
     read_only(place)
     commands = {
-        "predict": lambda: predict.run(model, raw, place / "out", 2, None),
+        "predict": lambda: predict.segment(model, raw, place / "out", 2, None),
         "prepare": lambda: prepare.run("a", config, ("train", "val"), raw, place / "store", workers=1),
         "download": lambda: download.run("a", config, tmp_path / "archives", raw, place / "a.json"),
         "readme": lambda: readme.run("voc", tmp_path / "voc.md", place / "README.md"),
@@ -88,14 +87,17 @@ def test_a_place_that_can_only_be_read_is_named(tmp_path, read_only, name):
     "a file as --out of predict and of an export, and below it",
     "exit code 78, one line that names it; the file stays",
 )
-@pytest.mark.parametrize("words", [["photos"], ["--export", "huggingface"]], ids=["predict", "export"])
+@pytest.mark.parametrize("command", ["predict", "export"])
 @pytest.mark.parametrize("out", ["taken", "taken/below"])
-def test_a_file_in_the_way_of_results_is_named(tmp_path, monkeypatch, words, out):
+def test_a_file_in_the_way_of_results_is_named(tmp_path, monkeypatch, command, out):
     monkeypatch.chdir(tmp_path)
     write_weights(tmp_path / "seed0.safetensors")
     Path("photos").mkdir()
     Path("taken").write_text("precious")
-    monkeypatch.setattr(sys, "argv", ["predict", "seed0.safetensors", *words, "--out", out, "--device", "cpu"])
-    code, said = outcome(predict.main)
+    commands = {
+        "predict": lambda: predict.run("seed0.safetensors", Path("photos"), Path(out), device="cpu"),
+        "export": lambda: export.run("seed0.safetensors", "huggingface", Path(out)),
+    }
+    code, said = outcome(commands[command])
     assert (code, said) == (78, [f"error: --out: {out}: a file is in the way, expected a folder or a new name"])
     assert Path("taken").read_text() == "precious"

@@ -15,7 +15,6 @@ CALLS = {
 }  # fmt: skip
 METHODS = {"extractall", "extract", "load_model_pickle", "read_pickle"}
 ALLOWED = {
-    ("pipeline/predict/export.py", "__import__"),  # of three names that stand there
     ("deeplab/checkpoint.py", "pickle.UnpicklingError"),  # what torch raises when it refuses a file
 }
 
