@@ -21,7 +21,8 @@ from pipeline.errors import ParamsError, run_command
 from pipeline.files import readable
 from pipeline.results.records import read_results
 from pipeline.runner.checks import check_names
-from pipeline.settings.params import EXAMPLES, Params, load_params, unknown
+from pipeline.settings.params import Params, load_params, unknown
+from pipeline.settings.places import Places
 
 RUNS, DATA, REPORTS = Path("runs"), Path("data"), Path("reports")
 # What decides how fast a network trains, of the settings that a training writes down.
@@ -86,11 +87,8 @@ def finished(params: Params) -> set[str]:
     """The cells that have results with today's settings, data and code."""
     found: set[str] = set()
     for dataset in params.datasets:
-        cells = {name: cell for name, cell in params.cells.items() if cell.dataset == dataset}
-        reports = EXAMPLES / REPORTS if dataset in params.examples else REPORTS
-        results, _ = read_results(
-            cells, params, reports / "records" / dataset, reports, DATA / dataset / "manifest.json"
-        )
+        results, _ = read_results(dataset, params, Places())
+        cells = {cell for cell, _ in results}
         found |= {cell for cell in cells if all((cell, seed) in results for seed in params.seeds)}
     return found
 
