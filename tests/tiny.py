@@ -90,7 +90,6 @@ def tiny_params(path, edit=None):
     recipe = {"train_split": "train", "val_split": "val", "crop": [32, 32], "resize": [48, 32], "lr": 0.01}
     small = {"model": {"aspp_channels": 8, "auxiliary_channels": 8}, "train": {"threads": 1}}
     params["recipes"] = {"tiny": {**recipe, "policy": "poly", "batch_size": 4, "epochs": 2, **small}}
-    params["examples"] = {"grid": {}, "datasets": {}, "recipes": {}}
     params["runtime"].update(device="cpu", workers=0, log_every=1, tracking_every=1000)
     if edit:
         edit(params)

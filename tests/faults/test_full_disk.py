@@ -13,6 +13,7 @@ from PIL import Image
 from deeplab import load_model
 from pipeline.predict import export, predict
 from pipeline.predict.video import check_frames
+from pipeline.settings.places import Places
 from pipeline.stages import compare, readme, report
 from tests.fake_grid import FakeGrid
 from tests.faults.disk import NO_SPACE, no_file_longer_than, outcome, small_disk
@@ -62,10 +63,12 @@ def prepared(tmp_path, tmp_path_factory, monkeypatch):
 
 def fill_readme(folder, _):
     Path("README.md").write_text("# A title\n<!-- results:voc -->\n<!-- /results:voc -->\n" + "prose\n" * 3000)
-    Path("voc.md").write_text("| mIoU |\n| - |\n")
-    readme.run("voc", Path("voc.md"), Path("README.md"))
-    Path("voc.md").write_text("| mIoU |\n| 77.72% |\n")
-    return partial(readme.run, "voc", Path("voc.md"), Path("README.md"))
+    table = Places().table("voc")
+    table.parent.mkdir(parents=True)
+    table.write_text("| mIoU |\n| - |\n")
+    readme.run("voc")
+    table.write_text("| mIoU |\n| 77.72% |\n")
+    return partial(readme.run, "voc")
 
 
 def fill_tables(folder, _):
@@ -78,10 +81,7 @@ def fill_tables(folder, _):
 
 def make_comparison(folder, _):
     place = Folder(folder)
-    reports, out = Path("reports"), Path("reports/statistics/shapes.json")
-    command = partial(
-        compare.run, "shapes", reports / "images/shapes", reports / "records/shapes", reports, Path("data/shapes"), out
-    )
+    command = partial(compare.run, "shapes")
     measured(place, CELL, 0.80)
     command()
     measured(place, OTHER, 0.82)
