@@ -21,8 +21,13 @@ class StoppedError(RuntimeError):
     """A signal asked to stop; the state is saved and the same command goes on from it."""
 
 
+class MismatchError(RuntimeError):
+    """A published number is not what it claims to be."""
+
+
 # After sysexits.h, so that a scheduler can tell "mend it" from "run it again".
 EXIT_CODES: dict[type[BaseException], int] = {
+    MismatchError: 1,
     DataError: 65,
     NonFiniteError: 70,
     WorkerError: 71,

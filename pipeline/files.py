@@ -1,5 +1,7 @@
 """Files of ours: written whole or not at all, and read to one clear error when they are damaged or edited by hand."""
 
+import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +37,17 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Put `content` at `path`."""
     with whole(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep out other processes that lock `path` until the block has ended. The file is created if it is missing."""
+    while True:
+        with path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:  # else it was replaced meanwhile
+                yield
+                return
 
 
 @contextmanager

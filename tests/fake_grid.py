@@ -11,10 +11,9 @@ import numpy as np
 from PIL import Image
 
 from pipeline.pictures.panels import write_parts
-from pipeline.results.records import Result
-from pipeline.results.row import Row
+from pipeline.results.records import Result, Row
+from pipeline.results.table import markdown, sheet
 from pipeline.settings.params import load_params
-from pipeline.stages import tables
 
 ROOT = Path(__file__).parents[1]
 CLASSES = {"voc": 21, "ade20k": 150, "cityscapes": 19, "shapes": 6}
@@ -61,8 +60,8 @@ class FakeGrid:
     def table(self, dataset: str, rows: list[Row]) -> None:
         folder = self.path / "reports/tables"
         folder.mkdir(exist_ok=True)
-        (folder / f"{dataset}.md").write_text(tables.markdown(rows), encoding="utf-8")
-        tables.write_csv(rows, folder / f"{dataset}.csv")
+        (folder / f"{dataset}.md").write_text(markdown(rows), encoding="utf-8")
+        (folder / f"{dataset}.csv").write_text(sheet(rows), encoding="utf-8")
 
     def measure(self, name: str, classes: list[str], score: float | None) -> tuple[Result, ...]:
         """Write what train and evaluate leave of a cell, and return its results."""

@@ -14,6 +14,7 @@ from deeplab.metrics import score
 from pipeline.settings.params import load_params
 from pipeline.settings.yaml import read_yaml
 from pipeline.stages import tables
+from pipeline.training.facts import flat_settings
 from pipeline.training.provenance import code_fingerprint
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +31,6 @@ class Folder:
         if blank_database:
             shutil.copyfile(blank_database, path / "mlflow.db")
         self.raw = read_yaml(ROOT / "params.yaml")
-        self.raw["examples"] = {}
         self.raw["grid"] = {name: self.raw["grid"][name] for name in (CELL, OTHER)}
         # Numbers of its own, so that the demo may change.
         self.raw["recipes"]["shapes"].update(crop=[64, 64], resize=[96, 64], lr=0.02, batch_size=16, epochs=4)
@@ -104,7 +104,7 @@ class Folder:
             "dirty": False,
             "parameters": 1234,
             "fingerprint": self.fingerprint(cell),
-            "settings": tables.settings(self.params.cell(cell), seed),
+            "settings": flat_settings(self.params.cell(cell), seed),
         }
 
     def evaluate(self, cell: str, *seeds: int) -> None:
@@ -142,14 +142,7 @@ class Folder:
 
     def tables(self) -> str:
         """Run the stage in this folder, which must be the working folder, and return the table."""
-        tables.run(
-            "shapes",
-            records=Path("reports/records/shapes"),
-            runs=Path("runs"),
-            reports=Path("reports"),
-            data=Path("data/shapes"),
-            out=Path("reports/tables"),
-        )
+        tables.run("shapes")
         return Path("reports/tables/shapes.md").read_text(encoding="utf-8")
 
 

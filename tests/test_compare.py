@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.results import statistics
 from pipeline.stages import compare
 from tests.records import CELL, OTHER, Folder, measured
 
@@ -17,8 +18,7 @@ def folder(tmp_path, monkeypatch):
 
 def compared():
     out = Path("reports/statistics/shapes.json")
-    reports = Path("reports")
-    compare.run("shapes", reports / "images/shapes", reports / "records/shapes", reports, Path("data/shapes"), out)
+    compare.run("shapes")
     return json.loads(out.read_text())
 
 
@@ -72,7 +72,7 @@ def test_of_many_pairs_those_that_differ_least_are_told_and_that_others_are_not(
     for cell in (CELL, OTHER, "third"):
         measured(folder, cell, 0.80)
     assert len(compared()["pairs"]) == 3
-    monkeypatch.setattr(compare, "MAX_PAIRS", 2)
+    monkeypatch.setattr(statistics, "MAX_PAIRS", 2)
     found = compared()
     assert [{pair["better"], pair["than"]} for pair in found["pairs"]] == [{CELL, OTHER}, {OTHER, "third"}]
     assert found["note"].endswith("Only the 2 of 3 pairs are here that differ in the fewest settings.")

@@ -5,9 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from pipeline.results.readme import fill
 from ruamel.yaml import YAML
 
+from pipeline.results.readme import fill
 from pipeline.settings.params import load_params
 
 ROOT = Path(__file__).parents[1]

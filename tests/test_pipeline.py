@@ -107,7 +107,7 @@ def test_the_interval_and_the_difference_of_the_cells_are_told(done):
 
 def test_every_number_of_the_readme_is_proven(done):
     clone, _ = done
-    proof = run(sys.executable, "-m", "pipeline.verify.committed", cwd=clone)
+    proof = run(sys.executable, "-m", "pipeline", "verify", cwd=clone)
     assert [line.rpartition(", ")[2] for line in proof.stdout.splitlines()] == ["again", "again"]
 
 

@@ -1,6 +1,5 @@
 """The README's blocks are filled byte for byte, or nothing is touched."""
 
-import errno
 import os
 import subprocess
 import sys
@@ -9,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from deeplab.errors import DataError
+from pipeline.results.readme import stale
+from pipeline.settings.places import Places
 from pipeline.stages import readme
 from tests.faults import tried
+from tests.faults.disk import no_file_longer_than
 
 TABLE = "| Backbone | mIoU |\n| :-: | :-: |\n| ResNet50 | 77.72% ± 0.31 |\n".encode()
 BLOCK = b"<!-- results:voc -->\n" + TABLE + b"<!-- /results:voc -->"
@@ -18,9 +20,16 @@ BLOCK = b"<!-- results:voc -->\n" + TABLE + b"<!-- /results:voc -->"
 
 @pytest.fixture
 def table(tmp_path):
-    path = tmp_path / "voc.md"
+    path = Places(tmp_path).table("voc")
+    path.parent.mkdir(parents=True)
     path.write_bytes(TABLE)
     return path
+
+
+@pytest.fixture
+def fill(tmp_path):
+    """Run the stage."""
+    return lambda: readme.run("voc", Places(tmp_path))
 
 
 @pytest.fixture
@@ -54,11 +63,11 @@ def page(tmp_path):
     ids=["empty block", "old table", "byte order mark", "CRLF", "no UTF-8 and what a regex would expand", "two blocks"],
 )
 @tried.README
-def test_a_block_is_filled_and_every_other_byte_stays(table, page, before, after):
+def test_a_block_is_filled_and_every_other_byte_stays(table, page, fill, before, after):
     path = page(before)
-    readme.run("voc", table, path)
+    fill()
     assert path.read_bytes() == after
-    readme.run("voc", table, path)
+    fill()
     assert path.read_bytes() == after
 
 
@@ -74,78 +83,78 @@ def test_a_block_is_filled_and_every_other_byte_stays(table, page, before, after
     ],
 )
 @tried.README
-def test_without_one_ordered_pair_of_markers_the_file_stays_and_the_error_says_what_to_add(table, page, content, found):
+def test_without_one_ordered_pair_of_markers_the_file_stays_and_the_error_says_what_to_add(
+    table, page, fill, content, found
+):
     path = page(content)
     with pytest.raises(DataError, match=found):
-        readme.run("voc", table, path)
+        fill()
     assert path.read_bytes() == content
 
 
 @tried.README
-def test_a_missing_table_names_the_stage_that_makes_it(tmp_path, page):
-    with pytest.raises(DataError, match=r"voc\.md: not there\. Run: python -m pipeline\.grid tables@voc"):
-        readme.run("voc", tmp_path / "voc.md", page(BLOCK))
+def test_a_missing_table_names_the_stage_that_makes_it(page, fill):
+    page(BLOCK)
+    with pytest.raises(DataError, match=r"voc\.md: not found\. Run: grid run tables@voc"):
+        fill()
 
 
-def test_the_mode_stays_and_a_link_stays_a_link(table, page, tmp_path):
-    path = page(b"<!-- results:voc --><!-- /results:voc -->")
+def test_a_missing_readme_is_not_created(table, fill, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"README\.md"):
+        fill()
+    assert not (tmp_path / "README.md").exists()
+
+
+def test_the_mode_stays_and_a_link_stays_a_link(table, page, fill, tmp_path):
+    link = page(b"<!-- results:voc --><!-- /results:voc -->")
+    path = link.rename(tmp_path / "docs.md")
     path.chmod(0o664)
-    link = tmp_path / "link.md"
     link.symlink_to(path)
-    readme.run("voc", table, link)
+    fill()
     assert link.is_symlink()
     assert path.read_bytes() == BLOCK
     assert path.stat().st_mode & 0o777 == 0o664
 
 
-def test_a_block_that_is_right_is_not_written_again(table, page):
+def test_a_block_that_is_right_is_not_written_again(table, page, fill):
     path = page(BLOCK)
     before = path.stat()
-    readme.run("voc", table, path)
+    fill()
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(table, page, monkeypatch):
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(table, page, fill):
     path = page(b"<!-- results:voc --><!-- /results:voc -->")
-
-    def full(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        readme.run("voc", table, path)
+    with no_file_longer_than(60), pytest.raises(OSError, match=r"README\.md"):
+        fill()
     assert path.read_bytes() == b"<!-- results:voc --><!-- /results:voc -->"
-    assert sorted(file.name for file in path.parent.iterdir()) == ["README.md", "voc.md"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["README.md", "reports"]
 
 
 def test_blocks_filled_at_once_all_arrive(tmp_path, page):
-    names = [f"set{number}" for number in range(6)]
-    path = page("".join(f"<!-- results:{name} -->\n<!-- /results:{name} -->\n" for name in names).encode())
+    names, places = [f"set{number}" for number in range(6)], Places(tmp_path)
+    page("".join(f"<!-- results:{name} -->\n<!-- /results:{name} -->\n" for name in names).encode())
+    places.tables.mkdir(parents=True)
     for name in names:
-        (tmp_path / f"{name}.md").write_text(f"table of {name}\n" * 2000)
-    fillers = [fill(name, tmp_path / f"{name}.md", path) for name in names]
+        places.table(name).write_text(f"table of {name}\n" * 2000)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    commands = [[sys.executable, "-m", "pipeline.stages.readme", name] for name in names]
+    fillers = [
+        subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
     assert [filler.communicate()[1] for filler in fillers] == [""] * len(names)
-    assert all(readme.check(name, tmp_path / f"{name}.md", path) for name in names)
-
-
-def fill(name, table, path, *more):
-    command = [sys.executable, "-m", "pipeline.stages.readme", name, "--table", table, "--readme", path, *more]
-    return subprocess.Popen(command, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True)
+    assert not any(stale(name, places) for name in names)
 
 
 @pytest.mark.parametrize(
-    ("content", "status", "words"),
-    [
-        (BLOCK, 0, ""),
-        (BLOCK.replace(b"77.72", b"87.72"), 1, "results:voc is stale or was edited by hand"),
-        (b"# no markers\n", 65, "Put both lines where the table belongs"),
-    ],
+    ("content", "words"),
+    [(BLOCK, ""), (BLOCK.replace(b"77.72", b"87.72"), "results:voc is stale or was edited by hand")],
 )
 @tried.README
-def test_the_check_tells_a_stale_block_in_one_line_and_changes_nothing(table, page, content, status, words):
+def test_a_stale_block_is_found_and_not_changed(table, page, tmp_path, content, words):
     path = page(content)
-    checker = fill("voc", table, path, "--check")
-    _, said = checker.communicate()
-    assert (checker.returncode, said.count("\n")) == (status, 1 if status else 0)
-    assert words in said
+    message = stale("voc", Places(tmp_path))
+    assert bool(message) == bool(words)
+    assert words in message
     assert path.read_bytes() == content

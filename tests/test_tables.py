@@ -1,15 +1,18 @@
 """A number stands in a table when it is today's, and says where it comes from."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from deeplab.errors import DataError
-from pipeline.results.records import todays_fingerprint
+from pipeline.results.records import current_fingerprint
 from pipeline.settings import published as departures
+from pipeline.settings.places import Places
 from pipeline.stages import tables
+from pipeline.tracking import sync
 from pipeline.tracking.client import open_experiment
 from tests.faults import tried
 from tests.records import CELL, OTHER, ROOT, Folder, blank_database
@@ -45,9 +48,9 @@ def recorded():
     ],
 )
 def test_before_any_run_the_official_tables_are_the_ones_to_be_filled(tmp_path, dataset, crop, schedule, sets, capsys):
-    nowhere = tmp_path / "nothing"
-    tables.run(dataset, nowhere, nowhere, nowhere, nowhere, tmp_path, ROOT / "params.yaml")
-    assert (tmp_path / f"{dataset}.md").read_text() == HEAD + "".join(
+    shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
+    tables.run(dataset, Places(tmp_path))
+    assert (tmp_path / f"reports/tables/{dataset}.md").read_text() == HEAD + "".join(
         f"| {backbone} (OS={stride}, PRE=ImageNet) | {crop} | LR/POLICY/BS/EPOCH: {schedule} | {sets} | - | - |\n"
         for backbone in ("ResNet50", "ResNet101")
         for stride in (8, 16)
@@ -70,7 +73,7 @@ def test_a_measured_cell_shows_percent_and_links_and_the_second_time_nothing_cha
     said = capsys.readouterr()
     assert said.err == f"{OTHER}: shown as -: not measured yet. Run: dvc repro evaluate@{OTHER}\n"
     assert said.out.startswith(f"Demo: synthetic shapes\n\n{table}\nin reports/tables/shapes.md and .csv\nthe runs: ")
-    assert "make ui, then http://127.0.0.1:5000/#/exp" in said.out
+    assert "grid ui, then http://127.0.0.1:5000/#/exp" in said.out
 
     (run,) = recorded()
     sheet = Path("reports/tables/shapes.csv").read_text()
@@ -129,7 +132,10 @@ def test_a_cell_with_a_seed_missing_is_not_shown(folder, capsys):
     folder.raw["seeds"] = [0, 1]
     folder.write_params()
     assert "%" not in folder.tables()
-    assert f"{CELL}: shown as -: reports/records/shapes/{CELL}.json is of other seeds. Run:" in capsys.readouterr().err
+    assert (
+        f"{CELL}: shown as -: reports/records/shapes/{CELL}.json was made with different seeds. Run:"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_cell_that_departs_from_its_recipe_is_marked_in_table_sheet_and_run(folder, monkeypatch):
@@ -168,7 +174,7 @@ def test_other_settings_show_no_number_and_the_old_ones_show_it_again(folder, ca
     folder.write_params()
     capsys.readouterr()
     assert "%" not in folder.tables()
-    assert f"{CELL}.json is of other {changed}. Run: dvc repro evaluate@{CELL}" in capsys.readouterr().err
+    assert f"{CELL}.json was made with different {changed}. Run: dvc repro evaluate@{CELL}" in capsys.readouterr().err
     assert [run.data.tags["current"] for run in recorded()] == ["0"]
 
     folder.raw[section][key] = before
@@ -181,7 +187,7 @@ def test_other_data_shows_no_number(folder, capsys):
     folder.measure(CELL, 0.5)
     folder.prepare("prepared anew")
     assert "%" not in folder.tables()
-    assert f"{CELL}.json is of other data." in capsys.readouterr().err
+    assert f"{CELL}.json was made with different data." in capsys.readouterr().err
 
 
 def test_a_new_number_supersedes_the_old_run(folder):
@@ -216,8 +222,8 @@ def test_a_colleagues_run_of_the_same_recipe_data_and_code_fills_the_cell(folder
 
 @pytest.mark.parametrize("part", ["cell", "data", "code", "protocol"])
 def test_a_colleagues_run_that_differs_fills_nothing(folder, part, capsys):
-    todays = todays_fingerprint(folder.params.cell(CELL), folder.params, folder.data)
-    tags = {f"{name}_fingerprint": value for name, value in (todays | {part: "0" * 64}).items()}
+    current = current_fingerprint(CELL, folder.params, Places(), folder.data)
+    tags = {f"{name}_fingerprint": value for name, value in (current | {part: "0" * 64}).items()}
     with open_experiment("shapes", timeout=5) as experiment:
         run = experiment.create(CELL, {"cell": CELL, "seed": "0", **tags}, None)
         experiment.client.set_tag(run, "complete", "1")
@@ -234,7 +240,7 @@ def test_without_a_server_the_metrics_fill_the_table_and_one_warning_says_so(fol
     assert "| 40.00% |" in table
     said = capsys.readouterr()
     assert said.err.startswith(
-        "warning: no MLflow, so reports/records/shapes alone fills the table, unrecorded: http://"
+        "warning: no MLflow: reports/records/shapes alone fills the table, and is not recorded: http://"
     )
     assert said.err.count("\n") == 1
     assert "secret" not in said.err + said.out
@@ -242,7 +248,7 @@ def test_without_a_server_the_metrics_fill_the_table_and_one_warning_says_so(fol
 
 def test_the_address_of_a_server_is_shown_without_the_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://someone:secret@server:5000")
-    assert tables.how_to_look("#/experiments/7") == "https://server:5000/#/experiments/7"
+    assert sync.address_of("#/experiments/7") == "https://server:5000/#/experiments/7"
 
 
 @pytest.mark.parametrize("content", ["{", "[]", json.dumps({"fingerprint": {}})])
@@ -251,19 +257,27 @@ def test_a_broken_metrics_file_is_named(folder, content):
     path = Path(f"reports/records/shapes/{CELL}.json")
     path.parent.mkdir(parents=True)
     path.write_text(content)
-    with pytest.raises(DataError, match=rf"{path}: not as evaluate writes it .* Run: dvc repro -f evaluate@{CELL}"):
+    with pytest.raises(DataError, match=rf"{path}: damaged, or edited by hand .* Run: dvc repro -f evaluate@{CELL}"):
         folder.tables()
 
 
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("cell",), "another", "it is of the cell another"),
-        (("seeds", "0", "single_scale", "mIoU"), 7.5, r"mIoU is \[7.5\]"),
-        (("seeds", "0", "single_scale", "mIoU"), float("nan"), r"mIoU is \[nan\]"),
+        (("cell",), "another", "it is the record of the cell another"),
+        (
+            ("seeds", "0", "single_scale", "mIoU"),
+            7.5,
+            r"seeds\.0\.single_scale\.mIoU: Input should be less than or equal to 1",
+        ),
+        (
+            ("seeds", "0", "single_scale", "mIoU"),
+            float("nan"),
+            r"seeds\.0\.single_scale\.mIoU: Input should be a finite number",
+        ),
         (("seeds", "0", "single_scale", "mIoU_low"), 0.6, "mIoU is 0.5, and not between mIoU_low and mIoU_high"),
-        (("images", "train"), "many", "images is"),
-        (("weights", "0"), None, "not as evaluate writes it"),
+        (("images", "train"), "many", r"images\.train: Input should be a valid integer"),
+        (("weights", "0"), None, r"weights\.0: Input should be an object"),
     ],
 )
 @tried.RESULTS
@@ -296,7 +310,7 @@ def test_a_number_of_other_code_is_not_shown_unless_that_code_is_accepted(folder
     record["fingerprint"]["code"] = "0" * 64
     path.write_text(json.dumps(record))
     assert "50.00%" not in folder.tables()
-    assert "is of other code" in capsys.readouterr().err
+    assert "was made with different code" in capsys.readouterr().err
     Path("reports/equivalent_code.txt").write_text(
         "# accepted\n" + "0" * 64 + " a renamed variable, same loss bit for bit\n"
     )

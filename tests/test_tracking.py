@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.files import locked
 from pipeline.tracking import live as mirror_module
-from pipeline.tracking.client import VIEW_TAG, Experiment, locked, open_experiment, read_curves, tracking_uri
+from pipeline.tracking.client import VIEW_TAG, Experiment, lock_of, open_experiment, tracking_uri
+from pipeline.tracking.curves import read_curves
 from pipeline.tracking.live import live_run, mirror, send
+from pipeline.training.facts import read_facts
 from tests.records import CELL, OTHER, ROOT, Folder, blank_database
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
@@ -127,7 +130,7 @@ def test_the_page_of_the_runs_opens_with_columns_of_results(experiment):
 
 def test_a_result_goes_on_in_the_live_run_of_its_training(folder, experiment):
     path = training(folder)
-    run = live_run(experiment, path, json.loads((path / "facts.json").read_text()))
+    run = live_run(experiment, path, read_facts(path / "facts.json"))
     send(experiment, run, path)
     folder.train(CELL)
     folder.measure(CELL, 0.5)
@@ -163,7 +166,7 @@ def test_an_interrupted_recording_is_taken_up_in_the_same_run(folder, experiment
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"pipeline.tracking.runs.{broken}", killed)
+        patch.setattr(f"pipeline.tracking.runs.Recording.{broken}", killed)
         with pytest.raises(KeyboardInterrupt):
             folder.tables()
     (begun,) = experiment.runs(complete="0")
@@ -180,7 +183,7 @@ def test_an_interrupted_recording_is_taken_up_in_the_same_run(folder, experiment
 def test_a_live_run_is_killed_in_the_record_when_its_training_was_given_up(folder, experiment):
     given_up, goes_on = training(folder, CELL), training(folder, OTHER)
     for path in (given_up, goes_on):
-        live_run(experiment, path, json.loads((path / "facts.json").read_text()))
+        live_run(experiment, path, read_facts(path / "facts.json"))
     elsewhere = experiment.create("a colleague's", {"host": "another", "folder": str(given_up)}, None)
     (given_up / "facts.json").unlink()
     folder.tables()
@@ -192,14 +195,14 @@ def test_a_live_run_is_killed_in_the_record_when_its_training_was_given_up(folde
 @pytest.mark.fault("server", "a training is resumed", "steps made twice", "one run, each point once")
 def test_only_new_points_are_sent_and_a_resumed_training_goes_on_in_its_run(folder, experiment):
     path = training(folder)
-    facts = json.loads((path / "facts.json").read_text())
+    facts = read_facts(path / "facts.json")
     run = live_run(experiment, path, facts)
     write_history(path, 20, 40, 60)
     send(experiment, run, path)
     send(experiment, run, path)
     write_history(path, 20, 40)  # resumed from a checkpoint before step 60
     experiment.sent.clear()
-    assert live_run(experiment, path, facts | {"started": "2026-01-02T04:00:00+00:00"}) == run
+    assert live_run(experiment, path, facts.model_copy(update={"started": "2026-01-02T04:00:00+00:00"})) == run
     send(experiment, run, path)
     write_history(path, 20, 40, 60, 80)
     with (path / "speed.csv").open("a") as file:  # of steps that were made again after a kill
@@ -226,7 +229,7 @@ def test_the_experiment_is_made_by_one_process_at_a_time(folder):
             opened.set()
 
     other = threading.Thread(target=open_it)
-    with locked(tracking_uri()):
+    with locked(lock_of(tracking_uri())):
         other.start()
         assert not opened.wait(1)
     other.join(20)
@@ -311,7 +314,7 @@ def test_a_kill_while_the_database_is_made_leaves_none_and_the_next_call_makes_i
     code = "from pipeline.tracking.client import open_experiment\nwith open_experiment('shapes', timeout=5): pass"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     maker = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
-    partial = tmp_path / "mlflow.db.part"
+    partial = tmp_path / ".part-mlflow.db"
     while not (partial.exists() and partial.stat().st_size) and maker.poll() is None:
         time.sleep(0.001)
     maker.kill()

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +14,13 @@ from deeplab.inference import evaluate
 from deeplab.metrics import score
 from deeplab.model import DeepLabV3
 from deeplab.store import Store
-from pipeline.errors import ParamsError
+from pipeline.errors import MismatchError, ParamsError
 from pipeline.results.records import Result
 from pipeline.settings.params import load_params
+from pipeline.settings.places import Places
 from pipeline.stages import compare, readme
 from pipeline.verify import committed as verify
-from pipeline.verify.recompute import MismatchError, check_runs, recompute
+from pipeline.verify.recompute import check_runs, recompute
 from tests.records import CELL, OTHER, ROOT, Folder, blank_database, measured
 from tests.tiny import tiny_params, write_store
 
@@ -52,21 +51,18 @@ def finished(tmp_path_factory):
 def again(folder):
     """What the last stages do."""
     folder.tables()
-    readme.run("shapes", Path(MD), Path("README.md"))
-    reports = Path("reports")
-    statistics = reports / "statistics/shapes.json"
-    compare.run(
-        "shapes", reports / "images/shapes", reports / "records/shapes", reports, Path("data/shapes"), statistics
-    )
+    readme.run("shapes")
+    compare.run("shapes")
     lock(folder)
 
 
-def lock(folder):
-    """What DVC would say of the files as they are now."""
+def lock(folder, without=None):
+    """Write dvc.lock for the files as they are now, except for the stage `without`."""
     outs = {f"evaluate@{CELL}": (RECORD, METRICS, f"reports/plots/{CELL}/classes.csv"), "tables@shapes": (MD, CSV)}
     stages = {
         stage: {"outs": [{"path": path, "md5": hashlib.md5(Path(path).read_bytes()).hexdigest()} for path in paths]}
         for stage, paths in outs.items()
+        if stage != without
     }
     folder.write("dvc.lock", {"schema": "2.0", "stages": stages})
 
@@ -105,38 +101,39 @@ def better_by_hand():
 
 
 def test_a_number_that_holds_is_told(folder):
-    (line,) = verify.run([], verify.Place(), fast=True)
+    (line,) = verify.run([], Places(), fast=True)
     shown = json.loads(Path(RECORD).read_text())["seeds"]["0"]["single_scale"]["mIoU"]
     assert line == f"{CELL}: {100 * shown:.2f} %, as recorded"
-    assert verify.run([CELL], verify.Place(), fast=True) == [line]
+    assert verify.run([CELL], Places(), fast=True) == [line]
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: edit("README.md", "%", "9%"), "README.md: the block results:shapes is not"),
-        (lambda folder: (edit(MD, "%", "9%"), readme.run("shapes", Path(MD), Path("README.md"))), "shapes.md says .* expected"),
-        (lambda folder: edit(CSV, "64x64", "65x65"), "shapes.csv: not the file that tables@shapes wrote"),
+        (lambda folder: edit("README.md", "%", "9%"), "README.md: the block results:shapes is stale"),
+        (lambda folder: (edit(MD, "%", "9%"), readme.run("shapes")), "shapes.md says .* expected"),
+        (lambda folder: edit(CSV, "64x64", "65x65"), f"{CELL}: reports/tables/shapes.csv says .* expected"),
         (lambda folder: edit_record(mIoU=0.9, mIoU_high=0.95), "mIoU is 0.9, but 0.6615 in reports/metrics"),
-        (lambda folder: better_by_hand(), f"{CELL}: reports/tables/shapes.csv says keys"),
-        (lambda folder: (better_by_hand(), folder.tables(), readme.run("shapes", Path(MD), Path("README.md"))), "not the file that evaluate@"),
-        (lambda folder: edit(METRICS, "{", "{ "), f"{CELL}.json: not the file that evaluate@{CELL} wrote, says dvc.lock"),
+        (lambda folder: better_by_hand(), f"{CELL}: reports/tables/shapes.md says .* expected"),
+        (lambda folder: (better_by_hand(), folder.tables(), readme.run("shapes")), "not the file that evaluate@"),
+        (lambda folder: edit(METRICS, "{", "{ "), f"{CELL}.json: not the file that evaluate@{CELL} wrote, by dvc.lock"),
         (lambda folder: edit(f"reports/plots/{CELL}/classes.csv", "0.75", "0.85"), "classes.csv: not the file that evaluate@"),
-        (lambda folder: Path(METRICS).unlink(), f"reports/metrics/{CELL}.json: not there"),
-        (lambda folder: Path("dvc.lock").unlink(), f"dvc.lock: knows no evaluate@{CELL}. Run: dvc repro -f evaluate@"),
-        (lambda folder: folder.prepare("other data"), f"{CELL}: .* is of other data"),
-        (lambda folder: (folder.raw["recipes"]["shapes"].update(epochs=9), folder.write_params()), "is of other settings"),
-        (lambda folder: folder.write(f"runs/{CELL}/weights/seed0.safetensors", "others"), "not what was evaluated: other SHA-256"),
+        (lambda folder: Path(METRICS).unlink(), f"reports/metrics/{CELL}.json: not found"),
+        (lambda folder: Path("dvc.lock").unlink(), f"dvc.lock: does not list evaluate@{CELL}. Run: dvc repro -f evaluate@"),
+        (lambda folder: folder.prepare("other data"), f"{CELL}: .* was made with different data"),
+        (lambda folder: (folder.raw["recipes"]["shapes"].update(epochs=9), folder.write_params()), "was made with different settings"),
+        (lambda folder: folder.write(f"runs/{CELL}/weights/seed0.safetensors", "others"), "another SHA-256 than the evaluated one"),
         (lambda folder: edit("reports/statistics/shapes.json", "0.6615", "0.7615"), "shapes.json says mIoU 0.7615"),
-        (lambda folder: Path(f"reports/cards/shapes/{CELL}.md").unlink(), "README.md links to reports/cards/shapes"),
-        (lambda folder: shutil.rmtree("reports/tables"), "shapes.md: not there. Run: dvc repro tables@shapes"),
+        (lambda folder: Path(f"reports/cards/shapes/{CELL}.md").unlink(), f"cards/shapes/{CELL}.md: missing, or not what the records give"),
+        (lambda folder: edit(f"reports/cards/shapes/{CELL}.md", "epochs", "years"), f"cards/shapes/{CELL}.md: missing, or not what"),
+        (lambda folder: shutil.rmtree("reports/tables"), "shapes.md: not found. Run: grid run tables@shapes"),
         (lambda folder: (folder.raw["grid"].pop(OTHER), folder.write_params()), "not the cells of params.yaml"),
     ],
 )  # fmt: skip
 def test_whatever_was_changed_alone_or_together_is_found_in_the_files(folder, spoil, message):
     spoil(folder)
     with pytest.raises(MismatchError, match=message) as told:
-        verify.run([], verify.Place(), fast=True)
+        verify.run([], Places(), fast=True)
     assert "\n" not in str(told.value)
 
 
@@ -144,18 +141,18 @@ def test_even_with_a_lock_made_anew_the_counts_of_the_images_disagree(folder):
     better_by_hand()
     again(folder)
     with pytest.raises(MismatchError, match=r"\.npz: seed 0 has mIoU 0\.6615, but the record 0\.9"):
-        verify.run([], verify.Place(), fast=True)
+        verify.run([], Places(), fast=True)
 
 
 def test_a_cell_without_a_number_and_an_unknown_one_are_told(folder):
-    with pytest.raises(MismatchError, match=f"{OTHER}: README.md shows no number. Run: dvc repro readme@shapes"):
-        verify.run([OTHER], verify.Place(), fast=True)
+    with pytest.raises(MismatchError, match=f"{OTHER}: README.md shows no number. Run: grid run readme@shapes"):
+        verify.run([OTHER], Places(), fast=True)
     with pytest.raises(ParamsError, match=f"did you mean '{CELL}'"):
-        verify.run([CELL + "x"], verify.Place(), fast=True)
+        verify.run([CELL + "x"], Places(), fast=True)
 
 
 def test_the_run_of_a_number_is_found_with_its_commit_or_missed(folder):
-    shown = verify.check_files("shapes", folder.params, verify.Place())
+    shown = verify.check_files("shapes", folder.params, Places(), fast=True)
     (result,) = shown[CELL]
     check_runs(CELL, [result], folder.params)
     with pytest.raises(MismatchError, match=f"{CELL}: no run in MLflow has the key"):
@@ -165,7 +162,7 @@ def test_the_run_of_a_number_is_found_with_its_commit_or_missed(folder):
     with open_experiment("shapes", timeout=5) as experiment:
         (run,) = experiment.runs(key=result.key)
         experiment.set_tags(run.info.run_id, {"commit": "unknown"})
-    with pytest.raises(MismatchError, match="knows no commit"):
+    with pytest.raises(MismatchError, match="has no commit"):
         check_runs(CELL, [result], folder.params)
     with open_experiment("shapes", timeout=5) as experiment:
         experiment.set_tags(run.info.run_id, {"weights_sha256": "0" * 64})
@@ -173,13 +170,33 @@ def test_the_run_of_a_number_is_found_with_its_commit_or_missed(folder):
         check_runs(CELL, [result], folder.params)
 
 
+def test_a_number_of_somebody_else_is_accepted_fast_and_looked_up_in_full(folder, monkeypatch):
+    """Its run is in MLflow, and nothing else is here."""
+    Path(RECORD).unlink()
+    folder.tables()
+    readme.run("shapes")
+    lock(folder, f"evaluate@{CELL}")
+    (line,) = verify.run([], Places(), fast=True)
+    assert line == f"{CELL}: measured by somebody else; its run is in MLflow, where --fast does not look"
+    (line,) = verify.run([], Places(), fast=False)
+    assert line == f"{CELL}: measured by somebody else; its run is in MLflow"
+
+    edit(MD, "%", "9%")
+    readme.run("shapes")
+    lock(folder, f"evaluate@{CELL}")
+    assert verify.run([], Places(), fast=True)
+    with pytest.raises(MismatchError, match=f"{CELL}: .* says .*9%.* expected"):
+        verify.run([], Places(), fast=False)
+
+
 def test_the_weights_give_the_number_again_or_not(tmp_path):
-    params = load_params(tiny_params(tmp_path / "params.yaml"))
-    cell, data, weights = params.cell("tiny_os8"), tmp_path / "data", tmp_path / "weights"
+    places = Places(tmp_path)
+    params = load_params(tiny_params(places.params))
+    cell, data, weights = params.cell("tiny_os8"), places.store("tiny"), places.weights("tiny_os8")
     store = Store(write_store(data))
     torch.manual_seed(0)
     network = DeepLabV3(cell.model, 3).eval()
-    weights.mkdir()
+    weights.mkdir(parents=True)
     save_file(network.state_dict(), weights / "seed0.safetensors")
     protocol = next(iter(params.protocols.values()))
     miou = score(evaluate(network, store.split("val"), 3, cell.inference, protocol, torch.device("cpu"))).mean_iou
@@ -187,26 +204,22 @@ def test_the_weights_give_the_number_again_or_not(tmp_path):
         cell="tiny_os8", seed=0, scores={"mIoU": round(miou, 6)}, images={}, fingerprint={"data": store.fingerprint},
         weights={"file": "seed0.safetensors", "sha256": ""},
     )  # fmt: skip
-    recompute("tiny_os8", [result], params, weights, data)
+    recompute("tiny_os8", [result], params, places)
     with pytest.raises(
         MismatchError, match=rf"seed0\.safetensors gives mIoU {miou:.6f} on .*, but the record says 0.9"
     ):
-        recompute("tiny_os8", [replace(result, scores={"mIoU": 0.9})], params, weights, data)
-    with pytest.raises(MismatchError, match="data is not the data of its record"):
-        recompute("tiny_os8", [replace(result, fingerprint={"data": "other"})], params, weights, data)
+        recompute("tiny_os8", [replace(result, scores={"mIoU": 0.9})], params, places)
+    with pytest.raises(MismatchError, match="data/tiny is not the data of its record"):
+        recompute("tiny_os8", [replace(result, fingerprint={"data": "other"})], params, places)
+    (weights / "seed0.safetensors").unlink()
+    with pytest.raises(MismatchError, match=r"seed0\.safetensors not found. Run: dvc pull"):
+        recompute("tiny_os8", [result], params, places)
+    (weights / "seed0.safetensors").touch()
+    shutil.rmtree(data)
     with pytest.raises(MismatchError, match="no data to compute it on"):
-        recompute("tiny_os8", [result], params, weights, tmp_path / "none")
-    with pytest.raises(MismatchError, match=r"seed0\.safetensors is not there. Run: dvc pull"):
-        recompute("tiny_os8", [result], params, tmp_path / "none", data)
+        recompute("tiny_os8", [result], params, places)
 
 
 def test_the_numbers_of_this_repository_are_those_of_its_records():
-    """Not so? Then a number belongs to other settings or code than there are now: `make demo`, or `dvc repro`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.verify.committed", "--fast"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    """Not so? Then a number belongs to other settings or code than the current ones: `make demo`, or `dvc repro`."""
+    assert verify.run([], Places(ROOT), fast=True)

@@ -1,36 +1,112 @@
-"""Results in records, and what they must agree with to be shown."""
+"""Records of evaluations: their form, and which of their results belong to the current settings, data and code."""
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from statistics import fmean, stdev
+from typing import Annotated, Any, Self
 
-from deeplab.config import Cell, digest
-from deeplab.errors import DataError
-from pipeline.files import BROKEN
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from deeplab.config import STRICT, Cell, Share, digest
+from pipeline.files import readable
 from pipeline.settings.params import Params
+from pipeline.settings.places import Places
+from pipeline.settings.schema import DatasetConfig
 from pipeline.training.provenance import code_fingerprint
 
-EQUIVALENT_CODE = "equivalent_code.txt"  # fingerprints of older code, proven to give the same numbers, and why
-
 SCORES = ("mIoU", "pixel_accuracy", "mean_accuracy", "classes_evaluated")
-INTERVAL = ("mIoU_low", "mIoU_high")  # beside them where there are images enough: 95 %, over images, not over seeds
+INTERVAL = ("mIoU_low", "mIoU_high")  # with two images or more: 95 %, over images, not over seeds
 FINGERPRINTS = ("cell", "data", "code", "protocol")
 
 Place = tuple[str, int]  # cell and seed
+Count = Annotated[int, Field(ge=0)]
+
+
+class Part(BaseModel):
+    """A part of a record: checked on construction, then frozen."""
+
+    model_config = ConfigDict(**STRICT, frozen=True)
+
+
+class Scores(Part):
+    """SCORES and INTERVAL of one seed under one protocol, as shares; `classes_evaluated` is a number."""
+
+    mIoU: Share  # noqa: N815  the names in the file
+    pixel_accuracy: Share
+    mean_accuracy: Share
+    classes_evaluated: Count
+    mIoU_low: Share = 0.0  # noqa: N815
+    mIoU_high: Share = 1.0  # noqa: N815
+
+    @model_validator(mode="after")
+    def check_interval(self) -> Self:
+        if not self.mIoU_low <= self.mIoU <= self.mIoU_high:
+            raise ValueError(f"mIoU is {self.mIoU}, and not between {' and '.join(INTERVAL)}")
+        return self
+
+
+class Inputs(Part):
+    """The fingerprints of what a result depends on, apart from the protocol."""
+
+    cell: str
+    data: str
+    code: str
+
+
+class Weights(Part):
+    """The evaluated weights of a seed."""
+
+    file: str
+    sha256: str
+
+
+class Record(Part):
+    """What `evaluate` writes about a cell. The same inputs give the same bytes."""
+
+    cell: str
+    dataset: str
+    images: dict[str, Count]  # split -> number of images
+    protocols: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    seeds: Annotated[dict[str, dict[str, Scores]], Field(min_length=1)]  # seed -> protocol -> scores
+    fingerprint: Inputs
+    weights: dict[str, Weights]  # seed -> weights
+
+    @model_validator(mode="after")
+    def check_seeds(self) -> Self:
+        if self.weights.keys() != self.seeds.keys():
+            raise ValueError(f"weights of the seeds {list(self.weights)}, expected {list(self.seeds)}")
+        for seed, scores in self.seeds.items():
+            if scores.keys() != self.protocols.keys():
+                raise ValueError(f"seeds.{seed}: the protocols {list(scores)}, expected {list(self.protocols)}")
+        return self
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The record in `path`. Raises ValueError, in one line, when `evaluate` cannot have written it."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            mistake = error.errors()[0]
+        where = "".join(f"{part}." for part in mistake["loc"]).rstrip(".")
+        raise ValueError(": ".join(filter(None, (where, mistake["msg"].removeprefix("Value error, ")))))
+
+    def text(self) -> str:
+        """The content of the file, as strict JSON."""
+        value = self.model_dump(exclude_unset=True)  # no interval for a single image
+        return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one seed of a cell scored under the protocol that fills the tables."""
+    """The scores of one seed of a cell under the first protocol, which fills the tables."""
 
     cell: str
     seed: int
     scores: dict[str, float]  # SCORES and INTERVAL, as shares; classes_evaluated is a number
-    images: dict[str, int]  # split -> how many
+    images: dict[str, int]  # split -> number of images
     fingerprint: dict[str, str]  # FINGERPRINTS
     weights: dict[str, str]  # file, sha256
     run: str = ""  # its id in MLflow
@@ -41,101 +117,124 @@ class Result:
         return digest({name: value for name, value in asdict(self).items() if name != "run"})
 
 
-def read_results(
-    cells: dict[str, Cell], params: Params, records: Path, reports: Path, manifest: Path
-) -> tuple[dict[Place, Result], dict[str, str]]:
-    """The results in `records` that are of today's settings, data and code, and for each other cell why it has none."""
-    codes = accepted_code(reports / EQUIVALENT_CODE)
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of a table: a cell with the results of its seeds."""
+
+    name: str
+    cell: Cell
+    dataset: DatasetConfig
+    results: tuple[Result, ...]  # one per seed; empty when the cell is not measured
+    folder: Path | None  # its weights and history; None when somebody else trained it
+    card: Path | None  # its model card; None without weights here
+
+    def mean(self, score: str) -> float:
+        return fmean(result.scores[score] for result in self.results)
+
+    def mean_end(self, end: str) -> float | None:
+        """The mean over the seeds of an end of their intervals: at least as wide as the interval of their mean."""
+        held = [result.scores[end] for result in self.results if end in result.scores]
+        return fmean(held) if held and len(held) == len(self.results) else None
+
+    def spread(self, score: str) -> float | None:
+        """Standard deviation over the seeds."""
+        values = [result.scores[score] for result in self.results]
+        return stdev(values) if len(values) > 1 else None
+
+
+def read_results(dataset: str, params: Params, places: Places) -> tuple[dict[Place, Result], dict[str, str]]:
+    """The recorded results of `dataset` that belong to the current inputs, and for each other cell why it has none.
+
+    Raises DataError for a record that `evaluate` cannot have written.
+    """
     results: dict[Place, Result] = {}
     reasons: dict[str, str] = {}
-    data = manifest_fingerprint(manifest)
-    for name, cell in cells.items():
-        path = records / f"{name}.json"
-        if not path.exists():
-            reasons[name] = f"not measured yet. Run: dvc repro {params.stage('evaluate', name)}"
+    data = manifest_fingerprint(places.manifest(dataset))
+    for name, cell in params.cells.items():
+        if cell.dataset != dataset:
             continue
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            check_record(found, name, reports / "metrics" / f"{name}.json")
-            if changed := out_of_date(found, cell, params, data, codes):
-                reasons[name] = f"{path} is of other {changed}. Run: dvc repro {params.stage('evaluate', name)}"
-            else:
-                results |= {(name, result.seed): result for result in results_in(found, params)}
-        except BROKEN as error:
-            remedy = f"Run: dvc repro -f {params.stage('evaluate', name)}"
-            raise DataError(f"{path}: not as evaluate writes it ({error!r}). {remedy}") from None
+        path, stage = places.record(dataset, name), params.stage("evaluate", name)
+        if not path.exists():
+            reasons[name] = f"not measured yet. Run: dvc repro {stage}"
+            continue
+        with readable(path, f"Run: dvc repro -f {stage}"):
+            record = Record.read(path)
+            check_against(record, name, places.metrics(name))
+        if changed := out_of_date(record, params, data, accepted_code(params, places, name)):
+            reasons[name] = f"{path} was made with different {changed}. Run: dvc repro {stage}"
+        else:
+            results |= {(name, result.seed): result for result in results_in(record, params)}
     return results, reasons
 
 
-def accepted_code(path: Path) -> set[str]:
-    """The fingerprints of today's training code and of those that `path` lists, one a line before its reason."""
+def current_code(params: Params, places: Places, cell: str) -> str:  # noqa: ARG001
+    """The fingerprint of the code that trains `cell`."""
+    return code_fingerprint()
+
+
+def accepted_code(params: Params, places: Places, cell: str) -> set[str]:
+    """The fingerprints of the code that trains `cell`, and of code that is listed as giving the same numbers."""
+    path = places.equivalent_code
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {code_fingerprint(), *(line.split()[0] for line in lines if line.strip() and not line.startswith("#"))}
+    listed = (line.split()[0] for line in lines if line.strip() and not line.startswith("#"))
+    return {current_code(params, places, cell), *listed}
 
 
-def check_record(found: dict[str, Any], name: str, metrics: Path) -> None:
-    """Raise ValueError for what `evaluate` cannot have written: another cell, no share, not what `metrics` says."""
-    if found["cell"] != name:
-        raise ValueError(f"it is of the cell {found['cell']}")
-    if not found["protocols"]:
-        raise ValueError("no protocols")
-    main_protocol = next(iter(found["protocols"]))
+def check_against(record: Record, name: str, metrics: Path) -> None:
+    """Raise ValueError when `record` is not about the cell `name`, or `metrics` has other numbers."""
+    if record.cell != name:
+        raise ValueError(f"it is the record of the cell {record.cell}")
+    if not metrics.exists():
+        return
+    main_protocol = next(iter(record.protocols))
+    said = json.loads(metrics.read_text(encoding="utf-8"))
     for score in SCORES:
-        values = [scores[main_protocol][score] for scores in found["seeds"].values()]
-        limit = 1.0 if score != "classes_evaluated" else float("inf")
-        if not all(0 <= value <= limit for value in values):
-            raise ValueError(f"{score} is {values}")
-        said = json.loads(metrics.read_text(encoding="utf-8")).get(score) if metrics.exists() else None
-        if said is not None and abs(said - fmean(values)) > (1e-5 if limit == 1 else 0.51):
-            raise ValueError(f"{score} is {fmean(values)}, but {said} in {metrics}")
-    for scores in (scores[main_protocol] for scores in found["seeds"].values()):
-        if not scores.get(INTERVAL[0], 0) <= scores["mIoU"] <= scores.get(INTERVAL[1], 1):
-            raise ValueError(f"mIoU is {scores['mIoU']}, and not between {' and '.join(INTERVAL)}")
-    if not all(isinstance(count, int) for count in found["images"].values()):
-        raise ValueError(f"images is {found['images']}")
-    if not all({"file", "sha256"} <= weights.keys() for weights in found["weights"].values()):
-        raise ValueError(f"weights is {found['weights']}")
+        mean = fmean(getattr(scores[main_protocol], score) for scores in record.seeds.values())
+        rounding = 0.51 if score == "classes_evaluated" else 1e-5
+        if score in said and abs(said[score] - mean) > rounding:
+            raise ValueError(f"{score} is {mean}, but {said[score]} in {metrics}")
 
 
-def out_of_date(found: dict[str, Any], cell: Cell, params: Params, data: str | None, codes: set[str]) -> str:
-    """What of a record is not today's; empty when all is."""
+def out_of_date(record: Record, params: Params, data: str | None, codes: set[str]) -> str:
+    """The inputs of `record` that differ from the current ones, separated by commas."""
+    cell = params.cell(record.cell)
     same = {
-        "settings": found["fingerprint"]["cell"] == cell.fingerprint,
-        "data": data in (None, found["fingerprint"]["data"]),
-        "code": found["fingerprint"]["code"] in codes,
-        "protocols": digest(found["protocols"]) == digest(protocol_settings(params)),
-        "seeds": {str(seed) for seed in params.seeds} <= found["seeds"].keys(),
+        "settings": record.fingerprint.cell == cell.fingerprint,
+        "data": data in (None, record.fingerprint.data),
+        "code": record.fingerprint.code in codes,
+        "protocols": digest(record.protocols) == digest(protocol_settings(params)),
+        "seeds": {str(seed) for seed in params.seeds} <= record.seeds.keys(),
     }
     return ", ".join(name for name, agrees in same.items() if not agrees)
 
 
-def results_in(found: dict[str, Any], params: Params) -> Iterator[Result]:
-    """One result for each of today's seeds, under the protocol that comes first today."""
+def results_in(record: Record, params: Params) -> Iterator[Result]:
+    """One result for each current seed, under the current first protocol."""
     main_protocol = next(iter(params.protocols))
-    fingerprint = {part: found["fingerprint"][part] for part in ("cell", "data", "code")}
     for seed in params.seeds:
+        scores = record.seeds[str(seed)][main_protocol].model_dump(exclude_unset=True)
         yield Result(
-            cell=found["cell"],
+            cell=record.cell,
             seed=seed,
-            scores=numbers_in(found["seeds"][str(seed)][main_protocol]),
-            images=found["images"],
-            fingerprint={**fingerprint, "protocol": protocol_fingerprint(params)},
-            weights=found["weights"][str(seed)],
+            scores=numbers_in(scores),
+            images=record.images,
+            fingerprint={**record.fingerprint.model_dump(), "protocol": protocol_fingerprint(params)},
+            weights=record.weights[str(seed)].model_dump(),
         )
 
 
-def numbers_in(scores: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """SCORES, and INTERVAL if it is there; KeyError without one of SCORES."""
+def numbers_in(scores: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """SCORES, and INTERVAL where it exists. Raises KeyError without one of SCORES."""
     held = {score: float(scores[prefix + score]) for score in SCORES}
     return held | {end: float(scores[prefix + end]) for end in INTERVAL if prefix + end in scores}
 
 
-def todays_fingerprint(cell: Cell, params: Params, data: str) -> dict[str, str]:
-    """FINGERPRINTS that a result must have to be shown, whoever measured it."""
+def current_fingerprint(name: str, params: Params, places: Places, data: str) -> dict[str, str]:
+    """FINGERPRINTS that a result of the cell `name` must have to be shown, whoever measured it."""
     return {
-        "cell": cell.fingerprint,
+        "cell": params.cell(name).fingerprint,
         "data": data,
-        "code": code_fingerprint(),
+        "code": current_code(params, places, name),
         "protocol": protocol_fingerprint(params),
     }
 

@@ -44,3 +44,15 @@ def write_csv(path: Path, head: tuple[str, ...], rows: list[tuple[object, ...]])
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(head)
         writer.writerows(rows)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of one of these files."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def first_protocol(rows: list[dict[str, str]], seed: int) -> list[dict[str, str]]:
+    """The rows of one seed under its first protocol."""
+    own = [row for row in rows if row["seed"] == str(seed)]
+    return [row for row in own if row["protocol"] == own[0]["protocol"]]

@@ -17,6 +17,7 @@ from pathlib import Path
 from deeplab.errors import DataError
 from pipeline.cluster.engines import ENGINES, Engine, Order
 from pipeline.errors import ParamsError, run_command
+from pipeline.results.readme import stale
 from pipeline.runner.board import LOCK, only_runner, plan_board
 from pipeline.runner.checks import check_names
 from pipeline.runner.graph import Stage, State, deepest_first, outdated, read_stages, shorten, verdict
@@ -24,9 +25,9 @@ from pipeline.runner.local import misses_cache
 from pipeline.runner.lockparts import recover
 from pipeline.runner.repair import mend
 from pipeline.runner.screen import Screen
-from pipeline.settings.params import EXAMPLES, Params, load_params, unknown
+from pipeline.settings.params import Params, load_params, unknown
+from pipeline.settings.places import Places
 from pipeline.settings.stage_names import kind_and_name
-from pipeline.stages.readme import STALE, check
 
 LOGS = Path("runs/.logs")
 TICK = 0.1  # seconds between two looks at what runs
@@ -48,7 +49,7 @@ def run(targets: Sequence[str], count: int | None = None, on: str = "here", addr
         reasons = outdated(stages)
         if not reasons:
             print(f"up to date: {len(stages)} stages")
-            check_page(stages, params)
+            check_page(stages)
             return 0
         order = Order(
             params=params.runtime,
@@ -67,19 +68,17 @@ def run(targets: Sequence[str], count: int | None = None, on: str = "here", addr
             states = walk(wanted, engine, stops, screen)
         code = conclude(states, engine, stops)
         if code == 0:
-            check_page(stages, params)
+            check_page(stages)
         return code
 
 
-def check_page(stages: Iterable[str], params: Params) -> None:
-    """DataError when the README shows something else than its tables, edited by hand say: DVC does not watch it."""
-    page = Path("README.md")
+def check_page(stages: Iterable[str], places: Places = Places()) -> None:
+    """Raise DataError when the README does not show the tables. DVC does not watch it."""
     for stage in stages:
         kind, dataset = kind_and_name(stage)
-        table = (EXAMPLES if dataset in params.examples else Path()) / f"reports/tables/{dataset}.md"
-        if kind == "readme" and table.exists() and page.exists() and not check(dataset, table, page):
-            remedy = f"Run: dvc repro -s -f {stage}"
-            raise DataError(STALE.format(readme=page, dataset=dataset, table=table, remedy=remedy))
+        exist = kind == "readme" and places.table(dataset).exists() and places.readme.exists()
+        if exist and (message := stale(dataset, places)):
+            raise DataError(message)
 
 
 def show_plan(targets: Sequence[str]) -> int:

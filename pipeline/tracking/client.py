@@ -1,11 +1,9 @@
-"""MLflow, as this project uses it: one experiment per data set, one flat run per cell and seed, found again by tags.
+"""MLflow, as this project uses it: one experiment per data set, one flat run per cell and seed, found by its tags.
 
-MLflow is a record that can be made again from the files at any time, and never the reason why something fails: whatever
-it raises comes out as TrackingError. It is imported late, because that takes seconds.
+The files can fill MLflow again at any time, so it is never a reason to fail: whatever it raises becomes a
+TrackingError. It is imported late, because the import takes seconds.
 """
 
-import csv
-import fcntl
 import json
 import logging
 import os
@@ -17,21 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import describe
-from pipeline.files import readable
-
-Facts = dict[str, Any]  # what the trainer wrote down about one seed of a cell
-Curves = list[tuple[int, dict[str, float]]]  # step, and what was measured there
+from pipeline.files import locked, whole
+from pipeline.tracking.curves import Curves
+from pipeline.training.facts import Facts
 
 SQLITE = "sqlite:///"
-PREFIX = "deeplabv3-"  # of an experiment's name, and of the models'; the data set follows
+PREFIX = "deeplabv3-"  # of the names of experiments and models; the data set follows
 VIEW = "grid"
-# Read by the page of the runs and documented nowhere: without it that page shows no metric and hides all but ten runs.
+# Undocumented. Without it, MLflow's list of runs shows no metrics and hides all but ten runs.
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 SHOWN = (
     *(f"metrics.`{name}`" for name in ("final/mIoU", "final/pixel_accuracy", "final/mean_accuracy", "perf/seconds")),
     *(f"params.`{name}`" for name in ("backbone", "output_stride", "epochs")),
     *(f"tags.`{name}`" for name in ("seed", "current")),
 )
+ORIGIN = ("commit", "dirty", "device", "gpus_per_cell", "torch", "timm", "parameters", "departs")  # of Facts
 
 
 class TrackingError(RuntimeError):
@@ -39,7 +37,7 @@ class TrackingError(RuntimeError):
 
 
 class Experiment:
-    """The runs of one data set. To be used inside `open_experiment`, since its methods raise what MLflow raises."""
+    """The runs of one data set. Use it inside `open_experiment`: its methods raise what MLflow raises."""
 
     def __init__(self, client: Any, uri: str, number: str) -> None:
         self.client, self.uri, self.number = client, uri, number
@@ -77,7 +75,7 @@ class Experiment:
         points = []
         for step, values in curves:
             for key, value in values.items():
-                # a resumed run made some steps twice, and their speeds stand there twice
+                # a resumed run repeats some steps, and its speeds are in the file twice
                 if step > last.setdefault(key, self._last_step(run, key)):
                     points.append(Metric(key, value, moment(step), step))
                     last[key] = step
@@ -94,20 +92,21 @@ class Experiment:
 
     @property
     def page(self) -> str:
-        """Where the runs are shown, below the address of the server."""
+        """The page of the runs, below the address of the server."""
         view = f"workflowType=machine_learning&viewStateShareKey={VIEW}&compareRunsMode=TABLE"
         return f"#/experiments/{self.number}/runs?{view}"
 
 
 @contextmanager
 def open_experiment(dataset: str, *, timeout: int) -> Iterator[Experiment]:
-    """The experiment of a data set, made if there is none; what MLflow raises in the block comes out as TrackingError.
+    """The experiment of a data set, created if needed. What MLflow raises in the block becomes a TrackingError.
 
-    `timeout` is in seconds and for one request.
+    `timeout` is in seconds, for one request. Requests are not repeated: MLflow would repeat one whose answer was lost,
+    and so create runs and models twice. The next call finds what the lost request created.
     """
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")  # true by default; nothing here needs it
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # seven by default: minutes when the server is down
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(timeout))
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -115,53 +114,47 @@ def open_experiment(dataset: str, *, timeout: int) -> Iterator[Experiment]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its tracebacks: the error comes out below
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it would print a traceback beside our error
     uri = tracking_uri()
     try:
-        with locked(uri):  # two processes that create the database at once break it for good
+        with locked(lock_of(uri)):  # two processes that create the database at once break it for good
             create_database(uri)
-            experiment = find_experiment(MlflowClient(uri), uri, f"{PREFIX}{dataset}")
+            experiment = find_experiment(MlflowClient(uri, uri), uri, f"{PREFIX}{dataset}")
         yield experiment
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise TrackingError(without_password(f"{uri}: {cause(error)}")) from error
 
 
 def cause(error: Exception) -> str:
-    """The line of `error` that says what is wrong, and what to do about it if that is known.
-
-    The database's own stands below what SQLAlchemy did then.
-    """
+    """The line of `error` that says what is wrong, and the remedy if one is known."""
     if isinstance(error, OSError):
         return describe(error)
     lines = str(error).splitlines() or [type(error).__name__]
+    # SQLAlchemy puts a line of its own above that of the database
     line = next((line for line in lines if not line.startswith("(raised as a result of")), lines[0])
     return next((f"{line.rstrip('.')}. {remedy}" for words, remedy in REMEDIES.items() if words in line), line)
 
 
 def without_password(text: str) -> str:
-    """`text` with the credentials left out of its addresses."""
+    """`text` without the credentials in its addresses."""
     return re.sub(r"//[^/\s]*@", "//", text)
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, or the database of this folder: absolute, so that it does not move with the process."""
+    """MLFLOW_TRACKING_URI, by default the database in the current folder, as an absolute path."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{Path('mlflow.db').resolve()}"
 
 
-@contextmanager
-def locked(uri: str) -> Iterator[None]:
-    """Keep out other processes that write to this database, or from this folder to this server."""
-    path = Path(f"{uri.removeprefix(SQLITE)}.lock" if uri.startswith(SQLITE) else "mlflow.db.lock")
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def lock_of(uri: str) -> Path:
+    """The file that processes lock to write to a database, or from this folder to a server."""
+    return Path(f"{uri.removeprefix(SQLITE)}.lock" if uri.startswith(SQLITE) else "mlflow.db.lock")
 
 
 def create_database(uri: str) -> None:
-    """Make the SQLite database of `uri` if there is none, or an empty file; whole or not at all.
+    """Create the SQLite database of `uri`, atomically, if it is missing or an empty file.
 
-    MLflow does it in many steps, and cannot open any more what a kill between two of them has left. OSError when it
-    cannot be opened at all: MLflow would try that for minutes.
+    MLflow creates it in many steps, and cannot open what a kill between two of them leaves. Raises OSError when it
+    cannot be opened at all: MLflow would retry for minutes.
     """
     from mlflow import MlflowClient
 
@@ -172,18 +165,14 @@ def create_database(uri: str) -> None:
         with path.open("rb") as file:
             if file.read(1):
                 return
-    path.parent.stat()  # an OSError of ours
-    partial = path.with_name(f"{path.name}.part")
-    partial.unlink(missing_ok=True)
-    try:
-        MlflowClient(f"{SQLITE}{partial}").search_experiments(max_results=1)
-        partial.rename(path)
-    finally:
+    path.parent.stat()  # raises OSError with the name of a missing folder
+    with whole(path) as partial:
         partial.unlink(missing_ok=True)
+        MlflowClient(f"{SQLITE}{partial}").search_experiments(max_results=1)
 
 
 def find_experiment(client: Any, uri: str, name: str) -> Experiment:
-    """The experiment called `name`, with the view that shows its results."""
+    """The experiment called `name`, created if needed, with the view that shows its results."""
     found = client.get_experiment_by_name(name)
     if found is None:
         folder = Path(uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts" / name
@@ -196,7 +185,7 @@ def find_experiment(client: Any, uri: str, name: str) -> Experiment:
 
 
 def pages() -> dict[str, str]:
-    """Name of each experiment of this project -> where its runs are shown, below the address of the server."""
+    """Name of each experiment of this project -> the page of its runs, below the address of the server."""
     from mlflow import MlflowClient
 
     client, uri = MlflowClient(tracking_uri()), tracking_uri()
@@ -204,62 +193,41 @@ def pages() -> dict[str, str]:
     return {each.name: Experiment(client, uri, each.experiment_id).page for each in found}
 
 
+# --- The tags of a run
+
+
 def identity_tags(cell: str, seed: int, fingerprint: dict[str, str]) -> dict[str, str]:
-    """What must agree before a run may stand for a seed of a cell."""
+    """What a run must agree in to count as the run of a seed of a cell."""
     return {"cell": cell, "seed": str(seed), **{f"{part}_fingerprint": value for part, value in fingerprint.items()}}
 
 
 def training_tags(facts: Facts) -> dict[str, str]:
-    """What must agree before a run may be that of a training. `started` is when its last stretch began."""
-    return {**identity_tags(facts["cell"], facts["seed"], facts["fingerprint"]), "started": facts["started"]}
+    """What a run must agree in to be the run of a training. `started` is when its last stretch began."""
+    return {**identity_tags(facts.cell, facts.seed, facts.fingerprint), "started": facts.started}
 
 
-def origin_tags(dataset: str, facts: Facts) -> dict[str, str]:
-    """What a run says about where it comes from."""
-    known = {
-        name: str(facts[name])
-        for name in ("commit", "dirty", "device", "gpus_per_cell", "torch", "timm", "parameters", "departs")
-        if facts.get(name) not in (None, "")
-    }
+def origin_tags(dataset: str, facts: Facts | None) -> dict[str, str]:
+    """Where a run comes from."""
+    written = facts.plain() if facts else {}
+    known = {name: str(written[name]) for name in ORIGIN if written.get(name) not in (None, "")}
     source = {"mlflow.source.name": "pipeline.stages.train", "mlflow.source.type": "LOCAL"}
     return {"dataset": dataset, **known, **source, "mlflow.source.git.commit": known.get("commit", "")}
 
 
 def run_name(cell: str, seed: int) -> str:
-    """The cell's name; further seeds say which they are."""
+    """The cell's name, followed by the seed if it is not 0."""
     return f"{cell}_seed{seed}" if seed else cell
 
 
 def start_time(facts: Facts) -> int:
     """Start of the training in milliseconds since 1970."""
-    return int(1000 * datetime.fromisoformat(facts["started"]).timestamp())
+    return int(1000 * datetime.fromisoformat(facts.started).timestamp())
 
 
-def read_curves(path: Path, seed: int | None = None, columns: tuple[str, ...] | None = None) -> Curves:
-    """The rows of a CSV file that has a step in each; a line that is still being written is left out.
-
-    `columns` names the columns of a file without a head.
-    """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines(), columns)
-    with readable(path, "Bring it back (dvc checkout --force), or remove it to do without curves."):
-        return [
-            (
-                int(row["step"]),
-                {key: float(row[key]) for key in row if key not in ("seed", "step", "epoch") and row[key]},
-            )
-            for row in rows
-            if seed is None or row["seed"] == str(seed)
-        ]
-
-
-AGAIN = "move it away, then make it anew from the files: dvc repro --force --single-item --glob 'tables@*'"
+AGAIN = "move it away, then fill a new one from the files: dvc repro --force --single-item --glob 'tables@*'"
 DAMAGED = f"It is damaged: {AGAIN}"
 
-# What SQLite or MLflow says of a database -> what to do.
+# Words in an error of SQLite or MLflow -> remedy.
 REMEDIES = {
     "malformed": DAMAGED,
     "file is not a database": DAMAGED,

@@ -1,7 +1,6 @@
 """Mirror a training into MLflow while it runs, from a process of its own: no server can slow or stop the trainer."""
 
 import argparse
-import json
 import os
 import signal
 import socket
@@ -16,21 +15,21 @@ from deeplab.errors import DataError
 from pipeline.process import die_with_parent
 from pipeline.tracking.client import (
     Experiment,
-    Facts,
     TrackingError,
     identity_tags,
     open_experiment,
     origin_tags,
-    read_curves,
     run_name,
     start_time,
     training_tags,
 )
+from pipeline.tracking.curves import read_curves
+from pipeline.training.facts import Facts, read_facts
 
 
 @contextmanager
 def mirror(folder: Path, every: float) -> Iterator[None]:
-    """Mirror `folder` every so many seconds while the block runs. Never raises, and never keeps the block waiting."""
+    """Mirror `folder` every `every` seconds while the block runs. Never raises, and never keeps the block waiting."""
     words = f"--every {every} --parent {os.getpid()}".split()
     command = [sys.executable, "-m", "pipeline.tracking.live", *words, str(folder)]
     root = str(Path(__file__).parents[2])
@@ -44,36 +43,35 @@ def mirror(folder: Path, every: float) -> Iterator[None]:
     try:
         yield
     finally:
-        child.kill()  # it writes in transactions, and what has not arrived is recorded by `tables`
+        child.kill()  # it writes in transactions, and `tables` records what has not arrived
         with suppress(subprocess.TimeoutExpired):
             child.wait(timeout=5)
 
 
 def follow(folder: Path, every: float, parent: int) -> None:
-    """Send what is new in `folder` every so many seconds, until process `parent` has ended."""
+    """Send what is new in `folder` every `every` seconds, until process `parent` has ended."""
     warned = False
     while os.getppid() == parent:
-        time.sleep(every)  # before anything costly, so that a short training never pays for it
+        time.sleep(every)  # before anything costly, so that a short training does not pay for it
         try:
-            facts = json.loads((folder / "facts.json").read_text())
-        except (OSError, ValueError):  # not written yet
-            continue
-        try:
-            with open_experiment(facts["dataset"], timeout=5) as experiment:
+            facts = read_facts(folder / "facts.json")
+            if not facts:
+                continue
+            with open_experiment(facts.dataset, timeout=5) as experiment:
                 run = live_run(experiment, folder, facts)
                 while os.getppid() == parent:
                     send(experiment, run, folder)
                     time.sleep(every)
-        except (TrackingError, DataError) as error:
+        except (TrackingError, DataError, OSError) as error:
             if not warned:
                 print(f"warning: no live curves in MLflow for now: {error}", file=sys.stderr)
             warned = True
 
 
 def live_run(experiment: Experiment, folder: Path, facts: Facts) -> str:
-    """The run of the training in `folder`, going on with the one from before an interruption if there is one."""
-    identity = identity_tags(facts["cell"], facts["seed"], facts["fingerprint"])
-    tags = origin_tags(facts["dataset"], facts) | training_tags(facts)
+    """The run of the training in `folder`. Continues the run from before an interruption, if there is one."""
+    identity = identity_tags(facts.cell, facts.seed, facts.fingerprint)
+    tags = origin_tags(facts.dataset, facts) | training_tags(facts)
     tags |= {"host": socket.gethostname(), "folder": str(folder.resolve())}
     begun = [
         run.info for run in experiment.runs(**identity, complete="0") if run.data.tags.get("folder") == tags["folder"]
@@ -83,8 +81,8 @@ def live_run(experiment: Experiment, folder: Path, facts: Facts) -> str:
         experiment.client.update_run(run, status="RUNNING")
         experiment.set_tags(run, tags)
     else:
-        run = experiment.create(run_name(facts["cell"], facts["seed"]), tags, start_time(facts))
-    experiment.set_params(run, facts["settings"])
+        run = experiment.create(run_name(facts.cell, facts.seed), tags, start_time(facts))
+    experiment.set_params(run, facts.settings)
     return run
 
 
@@ -101,7 +99,7 @@ def main() -> None:
     parser.add_argument("--every", type=float, required=True, help="seconds between two messages")
     parser.add_argument("--parent", type=int, required=True, help="the process to end with")
     args = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer
     os.nice(10)
     die_with_parent()
     follow(args.folder, args.every, args.parent)

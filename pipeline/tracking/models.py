@@ -1,15 +1,12 @@
-"""What makes the shown runs easy to find in MLflow: a note with the table's row, a model, and the alias of the best.
+"""What makes the runs of a table easy to find in MLflow: a note with the table's row, a model, and the alias `best`.
 
-A model is a name for the weights that DVC keeps: their SHA-256, their scores, and what goes in and out of it; and with
-`runtime.log_weights` the safetensors file too. Nothing is ever pickled.
+A model names the weights that DVC keeps: their SHA-256, their scores, and their input and output. With
+`runtime.log_weights` it also holds the safetensors file. Nothing is pickled.
 """
 
 import json
-import os
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,26 +14,29 @@ from typing import Any
 
 from pipeline.markdown import plain
 from pipeline.results.records import Result
+from pipeline.settings.places import Places
 from pipeline.tracking.client import PREFIX, Experiment, cause
 
-NOTE = "mlflow.note.content"  # shown above a run or an experiment, as Markdown
+NOTE = "mlflow.note.content"  # Markdown above a run or an experiment
 BEST = "best"
-VERSIONS = "mlflow.modelVersions"  # of a model: what the list of models shows as registered
-HIDDEN = ("mIoU", "Download")  # columns: the first is said before the others, the links are of this folder
+VERSIONS = "mlflow.modelVersions"  # tag of a model: the list of models shows it as registered
+HIDDEN = ("mIoU", "Download")  # columns: the note begins with the first, the links of the other are of this folder
 
 
 def write_notes(
     experiment: Experiment, title: str, rows: Mapping[str, Mapping[str, str]], results: list[Result]
 ) -> None:
-    """Write above each run, and all together above the experiment, its row: `rows` is cell -> column -> text.
+    """Write the row of each run above it, and all rows above the experiment. `rows` is cell -> column -> text.
 
-    As lines of text: above a run MLflow draws no tables.
+    Lines of text, because MLflow draws no tables above a run.
     """
     lines = {
         cell: f"**{row['mIoU']}** " + ", ".join(row[name] for name in row if name not in HIDDEN)
         for cell, row in rows.items()
     }
-    note(experiment, f"{plain(title)}\n\n" + "".join(f"- `{cell}`: {line}\n" for cell, line in lines.items()))
+    text = f"{plain(title)}\n\n" + "".join(f"- `{cell}`: {line}\n" for cell, line in lines.items())
+    if experiment.client.get_experiment(experiment.number).tags.get(NOTE) != text:
+        experiment.client.set_experiment_tag(experiment.number, NOTE, text)
     runs = {run.info.run_id: run.data.tags for run in experiment.runs(current="1")}
     for result in results:
         weights = f"runs/{result.cell}/weights/{result.weights['file']}"
@@ -46,48 +46,36 @@ def write_notes(
             experiment.set_tags(result.run, {NOTE: text})
 
 
-def note(experiment: Experiment, text: str) -> None:
-    """Write `text` above the experiment."""
-    if experiment.client.get_experiment(experiment.number).tags.get(NOTE) != text:
-        experiment.client.set_experiment_tag(experiment.number, NOTE, text)
-
-
-def register(experiment: Experiment, dataset: str, results: list[Result], runs: Path, log_weights: bool) -> None:
+def register(experiment: Experiment, dataset: str, results: list[Result], weights: Places | None) -> None:
     """Give each result a model and a version of `deeplabv3-<dataset>`; the best one has the alias `best`.
 
-    A server without a registry costs a warning, not the table.
+    `weights` is where to copy weights from, None to copy none. A server without a registry costs a warning.
     """
     from mlflow.exceptions import MlflowException
 
+    client, name = experiment.client, f"{PREFIX}{dataset}"
     try:
-        name = f"{PREFIX}{dataset}"
-        found = {} if log_weights else registered(experiment, name)
+        found = {} if weights else registered(experiment, name)
         versions = {
-            result.key: found.get(result.key) or version_of(experiment, name, result, runs, log_weights)
-            for result in results
+            result.key: found.get(result.key) or version_of(experiment, name, result, weights) for result in results
         }
         best = max(results, key=lambda result: result.scores["mIoU"])
-        known = experiment.client.get_registered_model(name).aliases
-        if str(known.get(BEST)) != versions[best.key]:
-            experiment.client.set_registered_model_alias(name, BEST, versions[best.key])
+        if str(client.get_registered_model(name).aliases.get(BEST)) != versions[best.key]:
+            client.set_registered_model_alias(name, BEST, versions[best.key])
     except MlflowException as error:
         print(f"warning: no models in MLflow: {cause(error)}", file=sys.stderr)
 
 
 def registered(experiment: Experiment, name: str) -> dict[str, str]:
-    """Key of a result -> the number of its version, where its one model and version are as `version_of` leaves them."""
+    """Key of a result -> the number of its version, for those that `version_of` has finished."""
     client = experiment.client
     models = every(partial(client.search_logged_models, [experiment.number], max_results=500))
-    said = {
-        model.tags.get("key"): model.tags.get(VERSIONS) for model in reversed(models) if str(model.status) == "READY"
-    }
+    finished = {model.tags.get(VERSIONS) for model in models if str(model.status) == "READY"}
     versions = every(partial(client.search_model_versions, f"name = '{name}'", max_results=500))
-    times = Counter(each.tags.get("key") for each in versions)
-    times.update(each.tags.get("key") for each in models)
     return {
-        key: str(version.version)
-        for version in versions
-        if times[key := version.tags.get("key")] == 2 and said.get(key) == versions_tag(name, str(version.version))
+        each.tags["key"]: str(each.version)
+        for each in versions
+        if versions_tag(name, str(each.version)) in finished and "key" in each.tags
     }
 
 
@@ -101,59 +89,36 @@ def every(search: Callable[..., Any]) -> list[Any]:
     return found
 
 
-def version_of(experiment: Experiment, name: str, result: Result, runs: Path, log_weights: bool) -> str:
-    """The number of the version that is `result`, made if there is none."""
+def version_of(experiment: Experiment, name: str, result: Result, weights: Places | None) -> str:
+    """The number of the version that is `result`, created if needed."""
     client = experiment.client
     model = model_of(experiment, name, result)
-    weights = runs / result.cell / "weights" / result.weights["file"]
-    if log_weights and weights.exists():
-        add_weights(client, model, weights)
+    file = weights.weights(result.cell) / result.weights["file"] if weights else None
+    if file and file.exists():
+        add_weights(client, model.model_id, file)
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name, description=f"DeepLabv3 on {name.removeprefix(PREFIX)}")
     found = client.search_model_versions(f"name = '{name}' and tags.key = '{result.key}'")
     if found:
-        version, *doubles = (str(each.version) for each in sorted(found, key=lambda each: int(each.version)))
-        for double in doubles:  # the server made one and its answer was lost, so that it was asked again
-            client.delete_model_version(name, double)
-        show_version(experiment, model, name, version)
-        return version
-    tags = {"key": result.key, "cell": result.cell, "seed": str(result.seed), "mIoU": f"{result.scores['mIoU']:.6f}"}
-    with as_default(experiment.uri):
-        made = client.create_model_version(name, f"models:/{model}", result.run, tags=tags, model_id=model)
-    version = str(made.version)
-    show_version(experiment, model, name, version)
+        version = str(found[0].version)
+    else:
+        tags = {"key": result.key, "cell": result.cell, "seed": str(result.seed)}
+        tags["mIoU"] = f"{result.scores['mIoU']:.6f}"
+        # The location, not models:/ID: MLflow would look the ID up by a client of its own, in another database.
+        source = model.artifact_location
+        made = client.create_model_version(name, source, result.run, tags=tags, model_id=model.model_id)
+        version = str(made.version)
+    said = versions_tag(name, version)
+    if model.tags.get(VERSIONS) != said:
+        client.set_logged_model_tags(model.model_id, {VERSIONS: said})
     return version
 
 
 def add_weights(client: Any, model: str, weights: Path) -> None:
-    """Copy `weights` to the model, unless they are there: a copy that was killed is shorter than they are."""
+    """Copy `weights` to the model, unless they are there. A copy that was interrupted has another size."""
     sizes = [file.file_size for file in client.list_logged_model_artifacts(model, "weights")]
     if sizes != [weights.stat().st_size]:
         client.log_model_artifact(model, str(weights), "weights")
-
-
-@contextmanager
-def as_default(uri: str) -> Iterator[None]:
-    """Name `uri` to clients that MLflow makes for itself.
-
-    Its own guess has the blanks of this folder's name in the form %20, and it makes a folder that is called so.
-    """
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    os.environ["MLFLOW_TRACKING_URI"] = uri
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["MLFLOW_TRACKING_URI"]
-        else:
-            os.environ["MLFLOW_TRACKING_URI"] = before
-
-
-def show_version(experiment: Experiment, model: str, name: str, version: str) -> None:
-    """Say on the model under which version it is registered."""
-    said = versions_tag(name, version)
-    if experiment.client.get_logged_model(model).tags.get(VERSIONS) != said:
-        experiment.client.set_logged_model_tags(model, {VERSIONS: said})
 
 
 def versions_tag(name: str, version: str) -> str:
@@ -161,14 +126,10 @@ def versions_tag(name: str, version: str) -> str:
     return json.dumps([{"name": name, "version": version}])
 
 
-def model_of(experiment: Experiment, name: str, result: Result) -> str:
-    """The id of the model that is `result`: the one that is there, finished if it was only begun, or else a new one."""
+def model_of(experiment: Experiment, name: str, result: Result) -> Any:
+    """The model that is `result`: an existing one, finished if it was only begun, else a new one."""
     client = experiment.client
     found = client.search_logged_models([experiment.number], f"tags.key = '{result.key}'")
-    # A call made twice leaves two. Of those that were only begun the newest is gone on with: its id was the answer.
-    found = sorted(found, key=lambda model: (str(model.status) == "READY", model.creation_timestamp), reverse=True)
-    for double in found[1:]:
-        client.delete_logged_model(double.model_id)
     if found:
         model = found[0]
     else:
@@ -177,11 +138,11 @@ def model_of(experiment: Experiment, name: str, result: Result) -> str:
         model = client.create_logged_model(experiment.number, result.cell, result.run, tags, params)
     if str(model.status) != "READY":
         finish_model(client, model, name, result)
-    return str(model.model_id)
+    return model
 
 
 def finish_model(client: Any, model: Any, name: str, result: Result) -> None:
-    """Link `model` with its run, and give it its score: both once, for it may have been begun before."""
+    """Link `model` with its run, and give it its score. Repeating it after an interruption adds nothing twice."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     describe(client, model)
@@ -192,7 +153,7 @@ def finish_model(client: Any, model: Any, name: str, result: Result) -> None:
         result.run,
         "model/mIoU",
         score,
-        timestamp=model.creation_timestamp,  # the same when it is said again, so that it stands there once
+        timestamp=model.creation_timestamp,  # the same each time, so that MLflow keeps one point
         model_id=model.model_id,
         dataset_name=name.removeprefix(PREFIX),
         dataset_digest=digest,
@@ -201,7 +162,7 @@ def finish_model(client: Any, model: Any, name: str, result: Result) -> None:
 
 
 def describe(client: Any, model: Any) -> None:
-    """Write what goes in and out of the model: an image of any size, and a class for each of its pixels."""
+    """Write the signature of the model: an image of any size, and a class for each of its pixels."""
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.models.utils import get_external_mlflow_model_spec

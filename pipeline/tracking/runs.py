@@ -1,10 +1,8 @@
-"""Complete the record: each result has one complete run in MLflow, known by a hash of its content.
+"""The runs of results: each result has one complete run in MLflow, identified by the hash of its content.
 
 Recording twice changes nothing, so a fresh clone, a restored stage and a lost database all end up with the same runs.
-The tag `complete` is written last: what was interrupted before is taken up again.
 """
 
-import csv
 import json
 import socket
 import sys
@@ -13,155 +11,142 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from deeplab.config import Cell
 from pipeline.files import BROKEN, readable
 from pipeline.results.records import FINGERPRINTS, Result, numbers_in
-from pipeline.tracking.client import (
-    Experiment,
-    Facts,
-    identity_tags,
-    origin_tags,
-    read_curves,
-    run_name,
-    start_time,
-    training_tags,
-)
+from pipeline.results.scores import first_protocol, read_rows
+from pipeline.settings.places import Places
+from pipeline.settings.published import departs
+from pipeline.tracking.client import Experiment, identity_tags, origin_tags, run_name, start_time, training_tags
+from pipeline.tracking.curves import read_curves
+from pipeline.training.facts import Facts, flat_settings, read_run
 
-COST = ("images_per_second", "seconds", "peak_memory", "flops")  # of the trainer's facts
+COST = ("images_per_second", "seconds", "peak_memory", "flops")  # of Facts
 
-# Of the curves: MLflow's own choice gives some runs the same one.
+# Of the curves: MLflow itself would give the same color to some runs.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5c4d9d", "#7f7f7f")
 
 
-def record(
-    experiment: Experiment,
-    dataset: str,
-    result: Result,
-    params: dict[str, Any],
-    runs: Path,
-    reports: Path,
-    data: Path,
-    departs: str = "",
-) -> None:
-    """Make sure that `result` has a complete run, going on with the live one of its training if there is one.
+class Recording:
+    """The recording of `result` as a run of `experiment`, with the files about it in `places`.
 
-    `departs` says where the cell departs from its published recipe.
+    `complete` finds or begins the run with its tags, then adds settings, curves, final numbers, data set, data card and
+    artifacts, ends the run, and sets the tag `complete` last. Every step may be repeated, so the next call finishes a
+    recording that was interrupted.
     """
-    if experiment.runs(key=result.key, complete="1"):
-        delete_doubles(experiment, result)
-        return
-    client = experiment.client
-    facts = training_facts(runs / result.cell / "run.json", result)
-    begun = experiment.runs(key=result.key, complete="0")
-    if facts and not begun:
-        begun = experiment.runs(**training_tags(facts), complete="0")
-    tags = identity_tags(result.cell, result.seed, result.fingerprint) | origin_tags(dataset, facts)
-    tags |= {f"weights_{name}": value for name, value in result.weights.items()}
-    tags |= {"images": json.dumps(result.images), "key": result.key} | ({"departs": departs} if departs else {})
-    if begun:
-        run = begun[0].info.run_id
-        experiment.set_tags(run, tags)
-    else:
-        run = experiment.create(run_name(result.cell, result.seed), tags, start_time(facts) if facts else None)
-    experiment.set_params(run, params)
-    start = client.get_run(run).info.start_time
-    end = None
-    if facts:
-        length = 1000 * facts["seconds"]
-        end = start_time(facts) + int(length)
-        pace = length / facts["iterations"]
-        history = read_curves(runs / result.cell / "history.csv", result.seed)
-        experiment.add_curves(run, history, lambda step: end - int(pace * (facts["iterations"] - step)))
-    # Not on the axis of steps, so that they are drawn as bars over all cells.
-    finals = {f"final/{name}": value for name, value in result.scores.items()}
-    finals |= {f"perf/{name}": facts[name] for name in COST if name in facts}
-    experiment.add_curves(run, [(0, finals)], lambda _: start)
-    add_dataset(experiment, run, dataset, result, data)
-    add_card(experiment, run, result, reports / "data" / dataset, data)
-    add_artifacts(experiment, run, result, facts, runs, reports)
-    client.set_terminated(run, end_time=end)
-    client.set_tag(run, "complete", "1")
-    delete_doubles(experiment, result)
+
+    def __init__(self, experiment: Experiment, cell: Cell, result: Result, places: Places) -> None:
+        self.experiment, self.cell, self.result, self.places = experiment, cell, result, places
+        self.client = experiment.client
+        self.facts = training_facts(result, places)
+
+    def complete(self) -> None:
+        """Give the result a complete run. Continues a begun one, or the live run of its training, if there is one."""
+        run = self.begin()
+        self.experiment.set_params(run, flat_settings(self.cell, self.result.seed))
+        end = self.add_curves(run)
+        self.add_finals(run)
+        self.add_dataset(run)
+        self.add_data_card(run)
+        self.add_artifacts(run)
+        self.client.set_terminated(run, end_time=end)
+        self.client.set_tag(run, "complete", "1")
+
+    def begin(self) -> str:
+        """The id of the run to record in, which then has all tags."""
+        result, facts = self.result, self.facts
+        begun = self.experiment.runs(key=result.key, complete="0")
+        if facts and not begun:
+            begun = self.experiment.runs(**training_tags(facts), complete="0")
+        tags = identity_tags(result.cell, result.seed, result.fingerprint) | origin_tags(self.cell.dataset, facts)
+        tags |= {f"weights_{name}": value for name, value in result.weights.items()}
+        tags |= {"images": json.dumps(result.images), "key": result.key}
+        if words := departs(self.cell):
+            tags["departs"] = words
+        if begun:
+            run = str(begun[0].info.run_id)
+            self.experiment.set_tags(run, tags)
+            return run
+        start = start_time(facts) if facts else None
+        return self.experiment.create(run_name(result.cell, result.seed), tags, start)
+
+    def add_curves(self, run: str) -> int | None:
+        """Add the history of the training. Returns its end in milliseconds since 1970, None when that is unknown."""
+        if not self.facts or self.facts.seconds is None:
+            return None
+        length, iterations = 1000 * self.facts.seconds, self.facts.iterations
+        end = start_time(self.facts) + int(length)
+        history = read_curves(self.places.history(self.result.cell), self.result.seed)
+        self.experiment.add_curves(run, history, lambda step: end - int(length / iterations * (iterations - step)))
+        return end
+
+    def add_finals(self, run: str) -> None:
+        """Add scores and cost at step 0: MLflow then draws them as bars over all cells."""
+        start = self.client.get_run(run).info.start_time
+        finals = {f"final/{name}": value for name, value in self.result.scores.items()}
+        written = self.facts.plain() if self.facts else {}
+        finals |= {f"perf/{name}": written[name] for name in COST if name in written}
+        self.experiment.add_curves(run, [(0, finals)], lambda _: start)
+
+    def add_dataset(self, run: str) -> None:
+        """Name the data by its fingerprint, without a copy."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset, result = self.cell.dataset, self.result
+        source = json.dumps({"uri": self.places.manifest(dataset).as_posix()})
+        data = Dataset(dataset, result.fingerprint["data"][:16], "local", source, profile=json.dumps(result.images))
+        self.client.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", "training, evaluation")])])
+
+    def add_data_card(self, run: str) -> None:
+        """Add the card of the data and its sheet of images, if they exist and belong to the data of the result."""
+        dataset = self.cell.dataset
+        card = self.places.data_card(dataset)
+        facts = card / "card.json"
+        with readable(facts, f"Run: dvc repro -f prepare@{dataset}"):
+            seen = json.loads(facts.read_bytes())["fingerprint"] if facts.exists() else None
+        if seen == self.result.fingerprint["data"]:
+            for file in (card / "card.md", self.places.store(dataset) / "sheet.png"):
+                if file.exists():
+                    self.client.log_artifact(run, str(file), "data")
+
+    def add_artifacts(self, run: str) -> None:
+        """Add the files about the result that exist: a fresh clone lacks the large ones."""
+        from pipeline.pictures.charts import class_picture, confusion_picture
+
+        name, seed = self.result.cell, self.result.seed
+        plots, is_first = self.places.plots(name), True
+        if (plots / "classes.csv").exists():
+            with readable(plots, f"Run: dvc repro -f evaluate@{name}"):
+                rows = read_rows(plots / "classes.csv")
+                is_first = rows[0]["seed"] == str(seed)
+                classes = first_protocol(rows, seed)
+                pictures = {"classes.png": class_picture(classes)}
+                if (plots / "confusion.csv").exists():
+                    pairs = first_protocol(read_rows(plots / "confusion.csv"), seed)
+                    pictures["confusion.png"] = confusion_picture([row["class"] for row in classes], pairs)
+            self.client.log_artifact(run, str(plots / "classes.csv"))
+            # Not log_table, which appends to the table of an interrupted call.
+            table = {"columns": list(rows[0]), "data": [list(row.values()) for row in classes]}
+            self.client.log_dict(run, table, "classes.json")
+            self.client.set_tag(run, "mlflow.loggedArtifacts", '[{"path": "classes.json", "type": "table"}]')
+            for title, picture in pictures.items():
+                self.client.log_figure(run, picture, title)
+        if is_first:  # evaluate draws overlays for the first seed only
+            for overlay in sorted(self.places.figures(name).glob("*.jpg"))[:8]:
+                self.client.log_artifact(run, str(overlay), "overlays")
+        history = self.places.history(name)
+        if self.facts and history.exists():
+            self.client.log_artifact(run, str(history))
 
 
-def delete_doubles(experiment: Experiment, result: Result) -> None:
-    """Delete what was begun for `result` beside its complete run: MLflow asks twice when an answer is lost."""
-    for run in experiment.runs(key=result.key, complete="0"):
-        experiment.client.delete_run(run.info.run_id)
-
-
-def training_facts(path: Path, result: Result) -> Facts:
-    """What the trainer wrote down about the weights of `result`; nothing when `path` tells of other weights."""
-    if not path.exists():
-        return {}
-    with readable(path, f"Run: dvc checkout --force train@{result.cell}"):
-        facts: Facts = json.loads(path.read_bytes())["seeds"].get(str(result.seed), {})
-        return facts if facts.get("weights") == result.weights else {}
-
-
-def add_dataset(experiment: Experiment, run: str, dataset: str, result: Result, data_folder: Path) -> None:
-    """Name the data by its fingerprint, without a copy."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    source = json.dumps({"uri": (data_folder / "manifest.json").as_posix()})
-    data = Dataset(dataset, result.fingerprint["data"][:16], "local", source, profile=json.dumps(result.images))
-    experiment.client.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", "training, evaluation")])])
-
-
-def add_card(experiment: Experiment, run: str, result: Result, card: Path, data: Path) -> None:
-    """Add the card of the data and its sheet, if they are there and of the data that `result` saw."""
-    facts = card / "card.json"
-    with readable(facts, f"Run: dvc repro -f prepare@{card.name}"):
-        seen = json.loads(facts.read_bytes())["fingerprint"] if facts.exists() else None
-    if seen == result.fingerprint["data"]:
-        for file in (card / "card.md", data / "sheet.png"):
-            if file.exists():
-                experiment.client.log_artifact(run, str(file), "data")
-
-
-def add_artifacts(experiment: Experiment, run: str, result: Result, facts: Facts, runs: Path, reports: Path) -> None:
-    """Add the files about `result`, as far as they are there: on a fresh clone the large ones are missing."""
-    from pipeline.pictures.charts import class_picture, confusion_picture
-
-    client = experiment.client
-    plots, is_first = reports / "plots" / result.cell, True
-    if (plots / "classes.csv").exists():
-        with readable(plots, f"Run: dvc repro -f evaluate@{result.cell}"):
-            rows = read_rows(plots / "classes.csv")
-            is_first = rows[0]["seed"] == str(result.seed)
-            classes = first_protocol(rows, result.seed)
-            pictures = {"classes.png": class_picture(classes)}
-            if (plots / "confusion.csv").exists():
-                pairs = first_protocol(read_rows(plots / "confusion.csv"), result.seed)
-                pictures["confusion.png"] = confusion_picture([row["class"] for row in classes], pairs)
-        client.log_artifact(run, str(plots / "classes.csv"))
-        # Not log_table, which adds to what an interrupted call has left there.
-        client.log_dict(
-            run, {"columns": list(rows[0]), "data": [list(row.values()) for row in classes]}, "classes.json"
-        )
-        client.set_tag(run, "mlflow.loggedArtifacts", '[{"path": "classes.json", "type": "table"}]')
-        for name, picture in pictures.items():
-            client.log_figure(run, picture, name)
-    if is_first:  # evaluate draws overlays for the first seed only
-        for overlay in sorted((reports / "figures" / result.cell).glob("*.jpg"))[:8]:
-            client.log_artifact(run, str(overlay), "overlays")
-    history = runs / result.cell / "history.csv"
-    if facts and history.exists():
-        client.log_artifact(run, str(history))
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def first_protocol(rows: list[dict[str, str]], seed: int) -> list[dict[str, str]]:
-    """The rows of one seed under the protocol that comes first."""
-    own = [row for row in rows if row["seed"] == str(seed)]
-    return [row for row in own if row["protocol"] == own[0]["protocol"]]
+def training_facts(result: Result, places: Places) -> Facts | None:
+    """The facts of the training that gave the weights of `result`; None when run.json is about other weights."""
+    facts = read_run(places.facts(result.cell)).get(str(result.seed))
+    return facts if facts and facts.weights and facts.weights.plain() == result.weights else None
 
 
 def read_back(runs: list[Any], tags: dict[str, str]) -> Result | None:
-    """The first of `runs` with `tags`, as a result; none, and a warning, when it is not what its key was made of."""
+    """The first of `runs` with `tags`, as a result; None, with a warning, when its content does not give its key."""
     found = next((run for run in runs if tags.items() <= run.data.tags.items()), None)
     if not found:
         return None
@@ -179,18 +164,15 @@ def read_back(runs: list[Any], tags: dict[str, str]) -> Result | None:
         if result.key == held["key"]:
             return result
     print(
-        f"warning: left out what MLflow's run {found.info.run_id} says of {held.get('cell')}: it is not what was "
-        "recorded. Delete the run there, and the next `tables` records anew what this folder has.",
+        f"warning: left out MLflow's run {found.info.run_id} of {held.get('cell')}: it is not what was recorded. "
+        "Delete the run there, and the next `tables` records again what this folder has.",
         file=sys.stderr,
     )
     return None
 
 
 def mark_current(experiment: Experiment, runs: list[Any], shown: list[str]) -> None:
-    """Tag those of the complete `runs` that stand in the table, in its order, with current=1 and a colour each.
-
-    All others get 0.
-    """
+    """Tag the complete `runs` that the table shows with current=1 and a color, in its order, and the others with 0."""
     colors = dict(zip(shown, cycle(COLORS), strict=False))
     for run in runs:
         color = colors.get(run.info.run_id)
@@ -200,9 +182,9 @@ def mark_current(experiment: Experiment, runs: list[Any], shown: list[str]) -> N
 
 
 def end_leftovers(experiment: Experiment, runs: list[Any]) -> None:
-    """End the live runs of trainings that are over on this machine; others may still be alive. `runs` are complete.
+    """End the live runs of trainings that are over on this machine; others may still be running. `runs` are complete.
 
-    One that repeated a training which is complete has nothing of its own and goes; else it was given up, and is killed.
+    A live run that only repeated a complete training is deleted. One that was given up ends as KILLED.
     """
     known = [training_identity(run.data.tags) for run in runs]
     for run in experiment.runs(complete="0"):

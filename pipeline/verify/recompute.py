@@ -4,35 +4,50 @@ from functools import partial
 from pathlib import Path
 
 from deeplab.errors import DataError
+from pipeline.errors import MismatchError
 from pipeline.progress import shown
 from pipeline.results.records import Result
 from pipeline.settings.params import Params
+from pipeline.settings.places import Places
 from pipeline.tracking.client import SQLITE, TrackingError, open_experiment, tracking_uri
+from pipeline.tracking.runs import read_back
+from pipeline.tracking.sync import Results, wanted_tags
 
 TOLERANCE = 1e-4  # a hundredth of a percent: another GPU rounds differently
 
 
-class MismatchError(Exception):
-    """A number that is not what it claims to be."""
+def results_of_others(dataset: str, local: Results, params: Params, places: Places) -> Results:
+    """The results in MLflow for the cells that have none in `local`; none without a database."""
+    wanted = {place: tags for place, tags in wanted_tags(dataset, local, params, places).items() if place not in local}
+    if not wanted or not database_exists():
+        return {}
+    try:
+        with open_experiment(dataset, timeout=20) as experiment:
+            complete = experiment.runs(complete="1")
+            found = {place: read_back(complete, tags) for place, tags in wanted.items()}
+    except TrackingError as error:
+        raise MismatchError(f"{dataset}: cannot look up its runs in MLflow: {error}") from None
+    return {place: result for place, result in found.items() if result}
 
 
 def check_runs(name: str, results: list[Result], params: Params) -> None:
     """Each result must have a complete run in MLflow with the same number, weights and data, and its commit."""
-    dataset, uri = params.cell(name).dataset, tracking_uri()
-    stage = params.stage("tables", dataset)
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():  # opening it would make an empty one
-        raise MismatchError(f"{name}: no MLflow to find its run in: {uri} is not there. Run: make mlflow.db")
+    dataset = params.cell(name).dataset
+    if not database_exists():
+        raise MismatchError(f"{name}: cannot find its run: {tracking_uri()} does not exist. Run: make mlflow.db")
     try:
         with open_experiment(dataset, timeout=20) as experiment:
             runs = {run.data.tags.get("key"): run for run in experiment.runs(cell=name, complete="1")}
             current = [run for run in runs.values() if run.data.tags.get("current") == "1"]
     except TrackingError as error:
-        raise MismatchError(f"{name}: no MLflow to find its run in: {error}") from None
+        raise MismatchError(f"{name}: cannot look up its run in MLflow: {error}") from None
     if not results and not current:
-        raise MismatchError(f"{name}: no run in MLflow, and no record here. Run: dvc repro {stage}")
+        raise MismatchError(f"{name}: no run in MLflow, and no record here. Run: grid run tables@{dataset}")
     for result in results:
         if result.key not in runs:
-            raise MismatchError(f"{name}: no run in MLflow has the key {result.key}. Run: dvc repro -f {stage}")
+            raise MismatchError(
+                f"{name}: no run in MLflow has the key {result.key}. Run: dvc repro -f tables@{dataset}"
+            )
         run = runs[result.key]
         tags, miou = run.data.tags, run.data.metrics.get("final/mIoU")
         expected = {"data_fingerprint": result.fingerprint["data"], "weights_sha256": result.weights["sha256"]}
@@ -44,26 +59,33 @@ def check_runs(name: str, results: list[Result], params: Params) -> None:
     for run in [runs[result.key] for result in results] or current:
         if run.data.tags.get("commit", "unknown") == "unknown":
             raise MismatchError(
-                f"{name}: run {run.info.run_id} knows no commit: it was recorded without the trainer's run.json, or "
+                f"{name}: run {run.info.run_id} has no commit: it was recorded without the trainer's run.json, or "
                 f"trained outside git"
             )
 
 
-def recompute(name: str, results: list[Result], params: Params, weights: Path, data: Path) -> None:
-    """The `weights` must give the number of the record again on the store `data`, but for rounding."""
+def database_exists() -> bool:
+    """Whether there is an MLflow database or server to look into; opening a missing database would create it."""
+    uri = tracking_uri()
+    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()
+
+
+def recompute(name: str, results: list[Result], params: Params, places: Places) -> None:
+    """Evaluate the weights again: they must give the numbers of `results`, apart from rounding."""
     from deeplab.store import Store
 
+    if not results:
+        return
     cell = params.cell(name)
-    files = {result.seed: weights / result.weights["file"] for result in results}
+    files = {result.seed: places.weights(name) / result.weights["file"] for result in results}
     if missing := [file for file in files.values() if not file.exists()]:
-        raise MismatchError(f"{name}: {missing[0]} is not there. Run: dvc pull {missing[0].parent}")
+        raise MismatchError(f"{name}: {missing[0]} not found. Run: dvc pull {missing[0].parent}")
     try:
-        store = Store(data)
+        store = Store(places.store(cell.dataset))
     except DataError as error:
         raise MismatchError(f"{name}: no data to compute it on: {error}") from None
     if store.fingerprint != results[0].fingerprint["data"]:
-        stage = params.stage("evaluate", name)
-        raise MismatchError(f"{name}: {store.folder} is not the data of its record. Run: dvc repro {stage}")
+        raise MismatchError(f"{name}: {store.folder} is not the data of its record. Run: grid run evaluate@{name}")
 
     from deeplab.inference import evaluate
     from deeplab.metrics import score

@@ -31,11 +31,12 @@ from pipeline.data.formats.base import read_ids
 from pipeline.data.formats.folder import read_classes
 from pipeline.data.formats.masks import read_colors, read_labels
 from pipeline.data.unpack import unpack
+from pipeline.results.readme import fill
 from pipeline.results.records import read_results
 from pipeline.settings.params import load_params
+from pipeline.settings.places import Places
 from pipeline.settings.yaml import read_yaml
-from pipeline.stages.readme import fill
-from pipeline.tracking.client import read_curves
+from pipeline.tracking.curves import read_curves
 from pipeline.training.provenance import code_fingerprint
 from tests.archives import write_tar, write_zip
 from tests.records import CELL, Folder
@@ -160,10 +161,11 @@ def try_archive(content, folder):
 
 
 def try_record(content, folder):
-    params, reports = STATE["params"], STATE["reports"]
-    (folder / f"{CELL}.json").write_bytes(content)
+    places = Places(folder)
+    places.records("shapes").mkdir(parents=True, exist_ok=True)
+    places.record("shapes", CELL).write_bytes(content)
     with patch("pipeline.results.records.code_fingerprint", lambda: STATE["code"]):  # it reads the code anew each time
-        read_results({CELL: params.cell(CELL)}, params, folder, reports, folder / "none")
+        read_results("shapes", STATE["params"], places)
 
 
 def try_history(content, folder):
@@ -229,7 +231,7 @@ def readers(folder):
     small["grid"] = dict(list(small["grid"].items())[:2])  # the rest is alike, and takes time
     manifest = json.loads((write_store(folder / "store", {"train": 2, "val": 1}) / "manifest.json").read_bytes())
     place = Folder(folder / "records")
-    STATE.update(params=place.params, reports=place.path / "reports", code=code_fingerprint())
+    STATE.update(params=place.params, code=code_fingerprint())
     place.measure(CELL, 0.5)
     place.train(CELL)
     record = json.loads((place.path / f"reports/records/shapes/{CELL}.json").read_bytes())

@@ -18,6 +18,7 @@ from deeplab.inference import evaluate_each
 from deeplab.store import Store
 from deeplab.store_writer import StoreWriter
 from deeplab.training import Pace
+from pipeline.results.statistics import MAX_PAIRS
 from pipeline.settings.places import Places
 from pipeline.stages import compare, report
 from tests.fake_grid import FakeGrid
@@ -180,12 +181,10 @@ def test_200_cells_are_compared_pair_by_pair_but_not_without_end(tmp_path, monke
     grid = Grid(tmp_path, blank)
     for number, name in enumerate(grid.params.cells):
         measured(grid, name, 0.5 + number / 1000)
-    out, reports = Path("reports/statistics/shapes.json"), Path("reports")
-    places = (reports / "images/shapes", reports / "records/shapes", reports, Path("data/shapes"), out)
-    taken = Cost(lambda: compare.run("shapes", *places))
-    found = json.loads(out.read_text())
+    taken = Cost(lambda: compare.run("shapes"))
+    found = json.loads(Path("reports/statistics/shapes.json").read_text())
     assert len(found["cells"]) == CELLS
-    assert len(found["pairs"]) == compare.MAX_PAIRS
+    assert len(found["pairs"]) == MAX_PAIRS
     assert "of 19900 pairs" in found["note"]
     record_property("measured", str(taken))
 

@@ -58,7 +58,7 @@ def test_no_secret_of_the_surroundings_is_written_or_printed(clone, record_prope
         (down, "pipeline.runner.run"),
         (down, "dvc", "repro", "--force", "--single-item", "tables@tiny"),
         (down, "pipeline.cluster.doctor"),
-        (down, "pipeline.verify.committed"),
+        (down, "pipeline", "verify"),
         ("", "pipeline.runner.plan"),
         ("", "pipeline.runner.status"),
         ("", "pipeline.stages.report"),

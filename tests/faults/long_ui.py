@@ -29,7 +29,7 @@ def server(tmp_path_factory):
     port = free_port()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "true"}
     environment.pop("MLFLOW_TRACKING_URI", None)
-    command = [sys.executable, "-m", "pipeline.tracking.ui", "--port", str(port)]
+    command = [sys.executable, "-m", "pipeline", "ui", "--port", str(port)]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:

@@ -16,7 +16,6 @@ from deeplab.store import Store
 from pipeline.runner import plan
 from pipeline.runner.board import Board
 from pipeline.training import publish
-from pipeline.verify.committed import read_sheet, read_table
 from tests.faults import tried
 from tests.faults.disk import outcome
 from tests.records import CELL, Folder, blank_database
@@ -235,16 +234,6 @@ def test_the_board_of_the_runner_may_be_damaged(tmp_path, content):
     (tmp_path / "board.json").write_text(content)
     with pytest.raises(DataError, match=r"board\.json: damaged, or edited by hand .* Remove it: the next run"):
         Board.read(tmp_path / "board.json")
-
-
-@tried.RESULTS
-def test_a_table_that_is_none_is_named(tmp_path):
-    (tmp_path / "a.md").write_text("")
-    (tmp_path / "a.csv").write_text("name,mIoU\na,0.5\n")
-    with pytest.raises(DataError, match=r"a\.md: damaged, or edited by hand"):
-        read_table(tmp_path / "a.md")
-    with pytest.raises(DataError, match=r"a\.csv: damaged, or edited by hand"):
-        read_sheet(tmp_path / "a.csv")
 
 
 def test_undamaged_files_are_read(folder):

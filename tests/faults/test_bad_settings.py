@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.runner import plan
 from pipeline.runner import run as grid
+from pipeline.settings.places import Places
 from pipeline.stages import readme
 from tests.faults import tried
 from tests.faults.disk import outcome
@@ -187,10 +188,11 @@ def test_the_runner_tells_a_readme_that_shows_something_else_than_its_table(tmp_
 
 @tried.README
 def test_a_readme_that_may_not_be_written_is_one_line(tmp_path, monkeypatch):
-    (tmp_path / "tiny.md").write_text("| 1 |\n")
-    (tmp_path / "README.md").mkdir()
-    words = ["tiny", "--table", str(tmp_path / "tiny.md"), "--readme", str(tmp_path / "README.md")]
-    code, said = command(monkeypatch, readme, *words)
+    places = Places(tmp_path)
+    places.tables.mkdir(parents=True)
+    places.table("tiny").write_text("| 1 |\n")
+    places.readme.mkdir()
+    code, said = outcome(lambda: readme.run("tiny", places))
     assert (code, said) == (
         74,
         [f"error: {tmp_path}/README.md: a folder is in the way of a file. Move it away, or name another place."],

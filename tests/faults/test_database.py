@@ -17,7 +17,7 @@ from tests.test_tracking import training, write_history
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
 
 UNMEASURED = f"{OTHER}: shown as -: not measured yet. Run: dvc repro evaluate@{OTHER}"
-MOVE = "move it away, then make it anew from the files: dvc repro --force --single-item --glob 'tables@*'"
+MOVE = "move it away, then fill a new one from the files: dvc repro --force --single-item --glob 'tables@*'"
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def test_a_damaged_database_costs_one_warning_and_is_not_touched(folder, recorde
     assert (code, len(said)) == (0, 2), said
     uri = f"sqlite:///{base.resolve()}"
     assert said[0].startswith(
-        f"warning: no MLflow, so reports/records/shapes alone fills the table, unrecorded: {uri}: "
+        f"warning: no MLflow: reports/records/shapes alone fills the table, and is not recorded: {uri}: "
     )
     assert said[0].endswith(remedy)
     assert "50.00%" in Path("reports/tables/shapes.md").read_text()
@@ -234,7 +234,7 @@ def test_a_damaged_database_costs_one_warning_and_is_not_touched(folder, recorde
     assert said.endswith(remedy)
     assert (base.read_bytes() if base.is_file() else list(base.glob("*"))) == before
     assert base.is_symlink() == (damage is a_link_into_nowhere)
-    assert not list(folder.path.glob("mlflow.db.part*"))
+    assert not list(folder.path.glob(".part-mlflow.db*"))
 
 
 @pytest.mark.fault(
@@ -273,14 +273,12 @@ def test_a_number_that_rotted_in_the_database_is_never_in_the_table(folder, reco
     assert (code, len(said)) == (0, 2), said
     assert "50.00%" in Path("reports/tables/shapes.md").read_text()
     (run,) = record_ids()
-    assert said[0].startswith(
-        f"warning: left out what MLflow's run {run} says of {CELL}: it is not what was recorded. "
-    )
+    assert said[0].startswith(f"warning: left out MLflow's run {run} of {CELL}: it is not what was recorded. ")
 
     Path(f"reports/records/shapes/{CELL}.json").unlink()  # as a colleague's: nothing of it is here
     code, said = outcome(folder.tables)
     assert (code, len(said)) == (0, 3), said
-    assert said[0].startswith(f"warning: left out what MLflow's run {run} says of {CELL}: ")
+    assert said[0].startswith(f"warning: left out MLflow's run {run} of {CELL}: ")
     assert "%" not in Path("reports/tables/shapes.md").read_text()
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from deeplab import load_model
 from pipeline.predict import export, predict
+from pipeline.settings.places import Places
 from pipeline.stages import download, prepare, readme
 from tests.faults.disk import mounted, outcome
 from tests.raw import dataset_config, write_ade20k
@@ -64,7 +65,9 @@ def test_a_place_that_can_only_be_read_is_named(tmp_path, read_only, name):
     place, raw = tmp_path / "place", tmp_path / "raw"
     place.mkdir()
     (place / "README.md").write_text("<!-- results:voc -->\n<!-- /results:voc -->\n")
-    (tmp_path / "voc.md").write_text("| 1 |\n")
+    table = Places(place).table("voc")
+    table.parent.mkdir(parents=True)
+    table.write_text("| 1 |\n")
     write_ade20k(raw)
     config = dataset_config("ade20k", {"train": 2, "val": 1})
     model = load_model(write_weights(tmp_path / "seed0.safetensors")) if name == "predict" else None
@@ -73,7 +76,7 @@ def test_a_place_that_can_only_be_read_is_named(tmp_path, read_only, name):
         "predict": lambda: predict.segment(model, raw, place / "out", 2, None),
         "prepare": lambda: prepare.run("a", config, ("train", "val"), raw, place / "store", workers=1),
         "download": lambda: download.run("a", config, tmp_path / "archives", raw, place / "a.json"),
-        "readme": lambda: readme.run("voc", tmp_path / "voc.md", place / "README.md"),
+        "readme": lambda: readme.run("voc", Places(place)),
     }
     code, said = outcome(commands[name])
     assert (code, len(said)) == (74, 1), said

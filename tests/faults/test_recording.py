@@ -1,9 +1,12 @@
 """A recording that ends in the middle, or whose server's answer is lost, is completed by the next one, once."""
 
+import threading
 from contextlib import suppress
 
 import pytest
 
+from pipeline.tracking.client import TrackingError, open_experiment
+from tests.faults.proxy import Proxy
 from tests.faults.recording import KilledError, interrupt
 from tests.faults.small_grid import record
 from tests.records import CELL, Folder, blank_database
@@ -36,14 +39,37 @@ def recorded(folder, fault, which):
 @pytest.mark.fault(
     "server",
     "an answer of the server is lost",
-    "MLflow's client asks again for what has been done",
+    "after a call that creates something",
     "the next `tables` leaves one complete run, one model, one version",
 )
-@pytest.mark.parametrize("name", ["create_run", "create_model_version"])
-def test_what_was_asked_for_twice_is_there_once(folder, name):
-    shown, calls = recorded(folder, "asked twice", name)
-    assert calls.count(name) == 1
+@pytest.mark.parametrize(
+    "name", ["create_run", "create_logged_model", "create_registered_model", "create_model_version"]
+)
+def test_what_a_lost_answer_has_created_is_found_by_the_next_recording(folder, name):
+    shown, calls = recorded(folder, "answer lost", name)
+    assert calls[-1] == name
     check_once(shown)
+
+
+@pytest.mark.fault(
+    "server",
+    "an answer of the server is lost",
+    "a server that hangs up, or answers with 500",
+    "a request is sent once, so nothing is created twice",
+)
+@pytest.mark.parametrize("fault", ["down", "500"])
+def test_a_request_without_an_answer_is_not_repeated(monkeypatch, fault):
+    with Proxy(0) as server:
+        server.meet(fault)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+        with pytest.raises(TrackingError), open_experiment("shapes", timeout=5):
+            pass
+        server.shutdown()
+        thread.join()
+    assert server.calls == 1
 
 
 @pytest.mark.fault(

@@ -1,0 +1,145 @@
+"""The table of a data set, as Markdown for the README and as CSV for programs.
+
+Both are functions of the results and of params.yaml: verify makes them again and compares.
+"""
+
+import csv
+import io
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.markdown import plain
+from pipeline.results.records import INTERVAL, SCORES, Place, Result, Row
+from pipeline.settings.params import Params
+from pipeline.settings.places import Places
+from pipeline.settings.published import departs
+
+TITLES = {
+    "resnet18": "ResNet18",
+    "resnet34": "ResNet34",
+    "resnet50": "ResNet50-7x7stem",
+    "resnet101": "ResNet101-7x7stem",
+    "resnet50c": "ResNet50",
+    "resnet101c": "ResNet101",
+}
+
+
+def make_rows(
+    dataset: str, results: dict[Place, Result], reasons: dict[str, str], params: Params, places: Places
+) -> list[Row]:
+    """A row for each cell of `dataset`, empty unless `results` has all its seeds.
+
+    `reasons` names the cells without a record of their own, whose results come from somebody else.
+    """
+    rows = []
+    for name, cell in params.cells.items():
+        if cell.dataset != dataset:
+            continue
+        found = tuple(results[name, seed] for seed in params.seeds if (name, seed) in results)
+        if len(found) < len(params.seeds):
+            found = ()
+        folder = None if name in reasons else places.run(name).relative_to(places.root)
+        card = (places.cards(dataset) / f"{name}.md").relative_to(places.root) if found and folder else None
+        config = params.dataset(dataset)
+        rows.append(Row(name=name, cell=cell, dataset=config, results=found, folder=folder, card=card))
+    return rows
+
+
+def markdown(rows: list[Row]) -> str:
+    """The table in the form of the README."""
+    lines = [list(COLUMNS), [":-:"] * len(COLUMNS), *([column(row) for column in COLUMNS.values()] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def sheet(rows: list[Row]) -> str:
+    """The table as CSV: shares instead of percent, and where each number comes from."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, csv_row(rows[0]) if rows else (), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(csv_row(row) for row in rows)
+    return text.getvalue()
+
+
+def csv_row(row: Row) -> dict[str, Any]:
+    recipe, results = row.cell.recipe, row.results
+    first = results[0] if results else None
+    return {
+        "cell": row.name,
+        "backbone": row.cell.model.backbone,
+        "output_stride": row.cell.model.output_stride,
+        "crop": crop(row),
+        "batch_size": recipe.batch_size,
+        "epochs": recipe.epochs,
+        "seeds": " ".join(str(result.seed) for result in results),
+        **{score: row.mean(score) if results else None for score in SCORES},
+        "mIoU_std": row.spread("mIoU"),
+        **{end: row.mean_end(end) for end in INTERVAL},
+        "train_images": first and first.images.get(recipe.train_split),
+        "eval_images": first and first.images.get(recipe.val_split),
+        "keys": " ".join(result.key for result in results),
+        "cell_fingerprint": row.cell.fingerprint,
+        "data_fingerprint": first and first.fingerprint["data"],
+        "code_fingerprint": first and first.fingerprint["code"],
+        "weights_sha256": " ".join(result.weights["sha256"] for result in results),
+        "departs": departs(row.cell),
+    }
+
+
+def backbone(row: Row) -> str:
+    model = row.cell.model
+    pretrained = "ImageNet" if model.pretrained else "none"
+    return f"{plain(TITLES.get(model.backbone, model.backbone))} (OS={model.output_stride}, PRE={pretrained})"
+
+
+def crop(row: Row) -> str:
+    return "x".join(map(str, row.cell.recipe.crop))
+
+
+def schedule(row: Row) -> str:
+    """The schedule, and where the cell departs from the published recipe."""
+    recipe = row.cell.recipe
+    text = f"LR/POLICY/BS/EPOCH: {recipe.lr:g}/{recipe.policy}/{recipe.batch_size}/{recipe.epochs}"
+    return text + (f" (departs: {departs(row.cell)})" if departs(row.cell) else "")
+
+
+def sets(row: Row) -> str:
+    """The splits, and the number of images where a result used fewer than the data set has."""
+    names = (row.cell.recipe.train_split, row.cell.recipe.val_split)
+    title = plain("/".join(names))
+    if not row.results:
+        return title
+    used = [row.results[0].images[name] for name in names]
+    published = [row.dataset.images[name] for name in names]
+    if all(have >= full for have, full in zip(used, published, strict=True)):
+        return title
+    return f"{title} (subset: {'/'.join(map(str, used))} of {'/'.join(map(str, published))} images)"
+
+
+def mean_iou(row: Row) -> str:
+    """Percent, with the standard deviation when there are several seeds."""
+    if not row.results:
+        return "-"
+    spread = row.spread("mIoU")
+    return f"{100 * row.mean('mIoU'):.2f}%" + (f" ± {100 * spread:.2f}" if spread is not None else "")
+
+
+def download(row: Row) -> str:
+    """Links to the weights of each seed, to the history of all, and to the model card."""
+    if not row.results or not row.folder:
+        return "-"
+    one = len(row.results) == 1
+    links = {"model" if one else f"model {result.seed}": f"weights/{result.weights['file']}" for result in row.results}
+    paths = {name: row.folder / path for name, path in (links | {"log": "history.csv"}).items()}
+    paths |= {"card": row.card} if row.card else {}
+    return " · ".join(f"[{name}]({path.as_posix()})" for name, path in paths.items())
+
+
+# Title of a column -> its text for a row.
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "Backbone": backbone,
+    "Crop Size": crop,
+    "Schedule": schedule,
+    "Train/Eval Set": sets,
+    "mIoU": mean_iou,
+    "Download": download,
+}
