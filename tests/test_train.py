@@ -19,7 +19,7 @@ from pipeline.errors import BusyError, ParamsError, StoppedError
 from pipeline.settings.params import load_params
 from pipeline.stages import train
 from pipeline.training import publish
-from pipeline.training.provenance import code_fingerprint, file_sha256, git_state
+from pipeline.training.provenance import code_fingerprint, file_sha256, git, git_state
 from tests.tiny import tiny_params, write_store
 
 
@@ -264,12 +264,31 @@ def test_a_lock_whose_folder_was_removed_meanwhile_is_taken_in_the_new_one(tmp_p
         assert process.take(path) is None
 
 
-def test_outside_of_git_the_commit_is_unknown_and_why_is_said(monkeypatch, tmp_path):
+def test_outside_of_git_the_commit_is_unknown_with_a_reason(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     state = git_state()
     assert state["commit"] == "unknown"
     assert "not a git repository" in state["why_unknown"]
+
+
+def test_changed_code_and_settings_are_uncommitted_changes_also_for_a_project_in_a_subfolder(monkeypatch, tmp_path):
+    project = tmp_path / "examples/one"
+    for folder in ("deeplab", "pipeline", "examples/one/reports"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("deeplab/a.py", "params.yaml", "examples/one/params.yaml", "examples/one/reports/a.csv"):
+        (tmp_path / file).write_text("before\n")
+    monkeypatch.chdir(project)
+    git("init", "-q", folder=tmp_path)
+    git("add", "-A", folder=tmp_path)
+    git("-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "-qm", "start")
+    assert git_state() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    for file, dirty in {"params.yaml": False, "examples/one/reports/a.csv": False, "deeplab/a.py": True}.items():
+        (tmp_path / file).write_text("after\n")
+        assert git_state()["dirty"] is dirty
+    (tmp_path / "deeplab/a.py").write_text("before\n")
+    (project / "params.yaml").write_text("after\n")
+    assert git_state()["dirty"]
 
 
 def test_a_comment_does_not_change_the_code_fingerprint(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""Where a number comes from: the commit, the code that can move it, and the machine."""
+"""Where a number comes from: the commit, the code that can change it, and the machine."""
 
 import ast
 import hashlib
@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# The library's files that training runs; dvc.yaml lists the same ones.
+# The files of the library that training runs. dvc.yaml lists the same ones.
 TRAINING_CODE = (
     "backbone", "checkpoint", "data", "decode", "losses/cross_entropy", "losses/chunks", "model",
     "monitor", "photometric", "precision", "ranks", "ring",
@@ -15,41 +15,44 @@ TRAINING_CODE = (
 )  # fmt: skip
 LIBRARY = Path(__file__).parents[2] / "deeplab"
 
+# What a commit must contain for its number. A project may be a folder of the repository that holds the code. Stages
+# write reports and dvc.lock while they run, so changes there do not count.
+INPUTS = (":(top)deeplab", ":(top)pipeline", "params.yaml", "dvc.yaml")
+
 
 def code_fingerprint() -> str:
-    """SHA-256 of what the training code does: comments and layout do not count, so mending one keeps a checkpoint."""
-    files = [LIBRARY / f"{name}.py" for name in TRAINING_CODE]
-    states = [file.stat() for file in files]
-    return fingerprint_of(tuple(files), tuple((state.st_mtime_ns, state.st_size) for state in states))
-
-
-@cache
-def fingerprint_of(files: tuple[Path, ...], _: tuple[tuple[int, int], ...]) -> str:
-    """The same of `files`, once for each state that they were in: a table asks for it for every cell."""
-    trees = (ast.dump(ast.parse(file.read_bytes())) for file in files)
+    """SHA-256 of what the training code does. Comments and layout do not count, so a new comment keeps a checkpoint."""
+    trees = (syntax_tree((LIBRARY / f"{name}.py").read_bytes()) for name in TRAINING_CODE)
     return hashlib.sha256("\n".join(trees).encode()).hexdigest()
 
 
+@cache  # a table asks for the fingerprint once per cell
+def syntax_tree(source: bytes) -> str:
+    """The syntax tree of a module as text."""
+    return ast.dump(ast.parse(source))
+
+
 def git_state() -> dict[str, Any]:
-    """`commit` and `dirty` (uncommitted changes in tracked files); the commit is unknown, and why, outside git."""
+    """The `commit`, and whether tracked code or settings are `dirty`. Outside of git the commit is "unknown", and
+    `why_unknown` is the reason.
+    """
     try:
         commit = git("rev-parse", "HEAD")
-        # Stages write reports and dvc.lock while they run: only changes to what was run make a result unclean.
-        code = ("deeplab", "pipeline", "params.yaml", "dvc.yaml", "examples/dvc.yaml")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
-    except (OSError, subprocess.CalledProcessError) as error:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *INPUTS)
+    except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         return {"commit": "unknown", "dirty": None, "why_unknown": reason.strip().partition("\n")[0]}
     return {"commit": commit, "dirty": bool(changed)}
 
 
-def git(*arguments: str) -> str:
-    """What git prints for `arguments`."""
-    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+def git(*arguments: str, folder: Path = Path()) -> str:
+    """The output of git, run in `folder`. Raises CalledProcessError, with git's message in `stderr`, when git fails."""
+    done = subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True, timeout=300)
+    return done.stdout.rstrip("\n")
 
 
 def machine(device: Any) -> dict[str, str]:
-    """The versions and the device that a result depends on; `device` is a torch.device."""
+    """The device, a torch.device, by name, and the versions of the libraries that a result depends on."""
     import timm
     import torch
 
@@ -58,6 +61,6 @@ def machine(device: Any) -> dict[str, str]:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content."""
+    """SHA-256 of the content of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
