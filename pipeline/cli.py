@@ -1,10 +1,10 @@
 """What people type: `grid VERB`. The stages themselves are `python -m pipeline.stages.NAME`, typed by dvc.yaml."""
 
+import difflib
 import sys
 from pathlib import Path
 
 import click
-from click_didyoumean import DYMGroup
 
 from pipeline.errors import ParamsError, run_command
 
@@ -17,11 +17,18 @@ out = click.option("--out", type=click.Path(path_type=Path), required=True, help
 seed = click.option("--seed", type=int, default=0, show_default=True, help="Which of the trained seeds.")
 
 
-class Verbs(DYMGroup):
+class Verbs(click.Group):
     """Commands in the order in which this file defines them."""
 
-    def list_commands(self, _: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, or a UsageError with the nearest name."""
+        if cmd_name not in self.commands:
+            near = difflib.get_close_matches(cmd_name, self.commands, n=1)
+            ctx.fail(f"unknown command {cmd_name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
+        return self.commands[cmd_name]
 
 
 @click.group(cls=Verbs, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})

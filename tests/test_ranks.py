@@ -165,22 +165,23 @@ def test_the_stage_starts_its_processes_itself_and_goes_on_after_a_signal(tmp_pa
         params["recipes"]["tiny"]["epochs"] = 6
 
     tiny_params(tmp_path / "params.yaml", two)
-    write_store(tmp_path / "data", {"train": 12, "val": 3})
-    folders = [f"--{name}={tmp_path / name}" for name in ("data", "pretrained", "resume", "out")]
-    command = [sys.executable, "-m", "pipeline.stages.train", "tiny_os8", *folders]
+    write_store(tmp_path / "data/tiny", {"train": 12, "val": 3})
+    command = [sys.executable, "-m", "pipeline.stages.train", "tiny_os8"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     stage = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("resume/*/speed.csv")) and time.monotonic() < deadline and stage.poll() is None:
+    while (
+        not list(tmp_path.glob("runs/.resume/*/*/speed.csv")) and time.monotonic() < deadline and stage.poll() is None
+    ):
         time.sleep(0.05)
     stage.send_signal(signal.SIGTERM)
     _, said = stage.communicate(timeout=120)
     assert stage.returncode == 75, said
     assert "tiny_os8: stopped by a signal, state saved" in said
-    assert list(tmp_path.glob("resume/*/step-*.pt"))
+    assert list(tmp_path.glob("runs/.resume/*/*/step-*.pt"))
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    facts = json.loads((tmp_path / "out/run.json").read_text())["seeds"]["0"]
+    facts = json.loads((tmp_path / "runs/tiny_os8/run.json").read_text())["seeds"]["0"]
     assert facts["gpus_per_cell"] == [2]
-    rows = (tmp_path / "out/history.csv").read_text().splitlines()[1:]
+    rows = (tmp_path / "runs/tiny_os8/history.csv").read_text().splitlines()[1:]
     assert [row.split(",")[1] for row in rows] == [str(step) for step in range(1, 19)]

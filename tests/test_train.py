@@ -17,6 +17,7 @@ from deeplab.errors import DataError
 from pipeline import process
 from pipeline.errors import BusyError, ParamsError, StoppedError
 from pipeline.settings.params import load_params
+from pipeline.settings.places import Places
 from pipeline.stages import train
 from pipeline.training import publish
 from pipeline.training.provenance import code_fingerprint, file_sha256, git, git_state
@@ -27,20 +28,19 @@ from tests.tiny import tiny_params, write_store
 def place(tmp_path):
     """A folder with settings and a store."""
     tiny_params(tmp_path / "params.yaml")
-    write_store(tmp_path / "data", {"train": 12, "val": 3})
+    write_store(tmp_path / "data/tiny", {"train": 12, "val": 3})
     return tmp_path
 
 
 def run(place, name="tiny_os8"):
-    folders = (place / folder for folder in ("data", "pretrained", "resume", "out"))
-    train.run(name, *folders, params_file=place / "params.yaml")
+    train.run(name, Places(place))
 
 
 def test_a_trained_cell_has_weights_history_and_the_facts_of_its_run(place):
     run(place)
     cell = load_params(place / "params.yaml").cells["tiny_os8"]
-    weights = place / "out/weights/seed0.safetensors"
-    facts = json.loads((place / "out/run.json").read_text())["seeds"]["0"]
+    weights = place / "runs/tiny_os8/weights/seed0.safetensors"
+    facts = json.loads((place / "runs/tiny_os8/run.json").read_text())["seeds"]["0"]
     assert facts["weights"] == {"file": "seed0.safetensors", "sha256": file_sha256(weights)}
     assert facts["fingerprint"]["cell"] == cell.fingerprint
     assert facts["iterations"] == 6
@@ -51,26 +51,35 @@ def test_a_trained_cell_has_weights_history_and_the_facts_of_its_run(place):
     assert metadata["cell"] == cell.fingerprint
     assert metadata["code"] == code_fingerprint()
     assert metadata["classes"] == ["class 0", "class 1", "class 2"]
-    rows = (place / "out/history.csv").read_text().splitlines()
+    rows = (place / "runs/tiny_os8/history.csv").read_text().splitlines()
     assert rows[0] == "seed,step,epoch,train/loss,train/lr,val/mIoU,train/spikes"
     assert [row.split(",")[1] for row in rows[1:]] == list("123456")
-    assert not (place / "resume").exists()
+    assert not (place / "runs/.resume/tiny_os8").exists()
 
 
 def test_each_seed_is_trained_and_gives_other_weights(place):
     tiny_params(place / "params.yaml", lambda params: params.update(seeds=[0, 5]))
     run(place)
-    assert sorted(path.name for path in (place / "out/weights").iterdir()) == ["seed0.safetensors", "seed5.safetensors"]
-    one, other = (file_sha256(place / f"out/weights/seed{seed}.safetensors") for seed in (0, 5))
+    assert sorted(path.name for path in (place / "runs/tiny_os8/weights").iterdir()) == [
+        "seed0.safetensors",
+        "seed5.safetensors",
+    ]
+    one, other = (file_sha256(place / f"runs/tiny_os8/weights/seed{seed}.safetensors") for seed in (0, 5))
     assert one != other
-    assert {row.split(",")[0] for row in (place / "out/history.csv").read_text().splitlines()[1:]} == {"0", "5"}
+    assert {row.split(",")[0] for row in (place / "runs/tiny_os8/history.csv").read_text().splitlines()[1:]} == {
+        "0",
+        "5",
+    }
 
 
 def test_a_signal_saves_and_the_same_command_ends_where_an_unbroken_run_does(place, monkeypatch, capsys):
     import deeplab.training
 
     run(place)
-    unbroken = load_file(place / "out/weights/seed0.safetensors"), (place / "out/history.csv").read_bytes()
+    unbroken = (
+        load_file(place / "runs/tiny_os8/weights/seed0.safetensors"),
+        (place / "runs/tiny_os8/history.csv").read_bytes(),
+    )
     original, steps = deeplab.training.train_step, iter(range(100))
 
     def signalled(*arguments):
@@ -82,7 +91,10 @@ def test_a_signal_saves_and_the_same_command_ends_where_an_unbroken_run_does(pla
     with pytest.raises(StoppedError, match="tiny_os8: stopped by a signal, state saved. Run the same command again"):
         run(place)
     run(place)
-    resumed = load_file(place / "out/weights/seed0.safetensors"), (place / "out/history.csv").read_bytes()
+    resumed = (
+        load_file(place / "runs/tiny_os8/weights/seed0.safetensors"),
+        (place / "runs/tiny_os8/history.csv").read_bytes(),
+    )
     assert resumed[1] == unbroken[1]
     assert all(value.equal(resumed[0][key]) for key, value in unbroken[0].items())
 
@@ -107,8 +119,8 @@ def test_a_signal_after_the_last_step_keeps_the_result_for_the_same_command(plac
     monkeypatch.setattr(train, "publish", original)
     monkeypatch.setattr(train, "train_seed", lambda *_: pytest.fail("trained again"))
     run(place)
-    assert (place / "out/weights/seed0.safetensors").exists()
-    assert not list(place.glob("*resume*"))
+    assert (place / "runs/tiny_os8/weights/seed0.safetensors").exists()
+    assert not list((place / "runs/.resume").iterdir())
 
 
 @pytest.mark.fault(
@@ -125,11 +137,11 @@ def test_a_run_killed_between_its_weights_and_its_facts_is_completed(place, monk
         patch.setattr(train, "file_sha256", killed)
         with pytest.raises(KeyboardInterrupt):
             run(place)
-    (weights,) = place.glob("resume/*/weights.safetensors")
+    (weights,) = place.glob("runs/.resume/*/*/weights.safetensors")
     before = weights.read_bytes()
     run(place)
-    assert (place / "out/weights/seed0.safetensors").read_bytes() == before
-    assert json.loads((place / "out/run.json").read_text())["seeds"]["0"]["images_per_second"] > 0
+    assert (place / "runs/tiny_os8/weights/seed0.safetensors").read_bytes() == before
+    assert json.loads((place / "runs/tiny_os8/run.json").read_text())["seeds"]["0"]["images_per_second"] > 0
 
 
 @pytest.mark.fault(
@@ -141,10 +153,10 @@ def test_a_run_killed_between_its_weights_and_its_facts_is_completed(place, monk
 def test_a_run_that_was_killed_while_it_cleaned_up_is_followed_by_a_whole_one(place):
     """Its history may be gone and a checkpoint not, which together would be an error."""
     run(place)
-    (place / ".resume.gone").mkdir()
-    (place / ".resume.gone/step-000000006-0123456789abcdef.pt").touch()
+    (place / "runs/.resume/.tiny_os8.gone").mkdir(parents=True)
+    (place / "runs/.resume/.tiny_os8.gone/step-000000006-0123456789abcdef.pt").touch()
     run(place)
-    assert not list(place.glob("*resume*")) + list(place.glob(".resume*"))
+    assert not list((place / "runs/.resume").iterdir())
 
 
 def test_a_changed_setting_starts_over_and_says_which(place, monkeypatch, capsys):
@@ -172,11 +184,11 @@ def test_settings_edited_while_training_are_refused_and_nothing_is_lost(place, m
     monkeypatch.setattr(deeplab.training, "fit", edits_meanwhile)
     with pytest.raises(ParamsError, match=r"cell.train.momentum \(0.9 -> 0.5\) changed while the cell was trained"):
         run(place)
-    assert not (place / "out").exists()
+    assert not (place / "runs/tiny_os8").exists()
     monkeypatch.setattr(deeplab.training, "fit", lambda *_, **__: pytest.fail("trained again"))
     tiny_params(place / "params.yaml")  # the change undone
     run(place)
-    assert (place / "out/weights/seed0.safetensors").exists()
+    assert (place / "runs/tiny_os8/weights/seed0.safetensors").exists()
 
 
 @pytest.mark.fault(
@@ -187,8 +199,8 @@ def test_settings_edited_while_training_are_refused_and_nothing_is_lost(place, m
 )
 def test_one_cell_is_trained_by_one_process_at_a_time(place, monkeypatch):
     monkeypatch.setattr(process, "LOCK_PATIENCE", 0.1)
-    (place / "resume").mkdir()
-    with (place / "resume/.lock").open("w") as other:
+    (place / "runs/.resume/tiny_os8").mkdir(parents=True)
+    with (place / "runs/.resume/tiny_os8/.lock").open("w") as other:
         other.write("process 123 on somewhere")
         other.flush()
         fcntl.flock(other, fcntl.LOCK_EX)
@@ -197,12 +209,12 @@ def test_one_cell_is_trained_by_one_process_at_a_time(place, monkeypatch):
 
 
 def test_a_store_that_is_missing_or_too_small_is_refused(place):
-    write_store(place / "data", {"train": 3, "val": 1})
+    write_store(place / "data/tiny", {"train": 3, "val": 1})
     with pytest.raises(
         ParamsError, match="params.yaml: cell tiny_os8: batch_size: got 4, but 'train' has only 3 images"
     ):
         run(place)
-    (place / "data/manifest.json").unlink()
+    (place / "data/tiny/manifest.json").unlink()
     with pytest.raises(DataError, match="manifest.json: No such file or directory. Prepare the data set"):
         run(place)
 
@@ -215,7 +227,7 @@ def test_too_small_a_disk_is_found_before_the_training(place, monkeypatch):
 
 def test_a_mistake_is_one_line_and_an_exit_code(place):
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.stages.train", "tiny_os9", *(f"--{name}={place}" for name in ("data", "pretrained", "resume", "out"))],
+        [sys.executable, "-m", "pipeline.stages.train", "tiny_os9"],
         cwd=place, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 78

@@ -1,4 +1,4 @@
-"""What a finished training leaves: weights that say what they are, a history, and the facts of the run."""
+"""What a finished training leaves: weights with their description, a history, and the facts of the run."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from deeplab.config import Cell
 from deeplab.errors import DataError
+from pipeline.training.facts import CellFacts, Facts, read_facts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def save_weights(network: "nn.Module", path: Path, store: "Store", cell: Cell, fingerprint: dict[str, str]) -> None:
-    """Write the network as safetensors; its metadata says what it was trained with, and how to draw what it predicts.
+    """Write the network as safetensors. The metadata holds its settings, and the classes and colours of the data set.
 
-    `store` is the data set's, for its classes and palette; `fingerprint` is that of settings, data and code.
+    `fingerprint` is that of settings, data and code.
     """
     from safetensors.torch import save
 
@@ -33,53 +34,44 @@ def save_weights(network: "nn.Module", path: Path, store: "Store", cell: Cell, f
         "settings": asdict(cell),
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    # One key: safetensors writes several in another order each time, and the same weights shall be the same file.
+    # One key, because safetensors writes several in another order each time. The same weights must be the same file.
     write_durably(path, save(tensors, {"about": json.dumps(metadata, sort_keys=True)}))
 
 
 def publish(name: str, dataset: str, work: dict[int, Path], out: Path) -> None:
-    """Put the finished seeds, each in its folder of `work`, where DVC expects them."""
+    """Copy the finished seeds, each from its folder in `work`, to where DVC expects them."""
     from deeplab.checkpoint import write_durably
 
     weights = out / "weights"
     weights.mkdir(parents=True, exist_ok=True)
     size = sum((folder / "weights.safetensors").stat().st_size for folder in work.values())
     require_space(out, needed=2 * size)  # and DVC's copy
-    facts: dict[str, Any] = {}
+    seeds: dict[str, Facts] = {}
     rows: list[str] = []
     for seed, folder in work.items():
-        content, own = (folder / "weights.safetensors").read_bytes(), read_facts(folder / "facts.json")
-        if hashlib.sha256(content).hexdigest() != own.get("weights", {}).get("sha256"):
+        content, facts = (folder / "weights.safetensors").read_bytes(), read_facts(folder / "facts.json")
+        if not (facts and facts.weights) or hashlib.sha256(content).hexdigest() != facts.weights.sha256:
             raise DataError(f"{folder}: its weights are damaged. Remove this folder to train the seed again.")
         write_durably(weights / f"seed{seed}.safetensors", content)
-        facts[str(seed)] = own
+        seeds[str(seed)] = facts
         head, *lines = (folder / "history.csv").read_text(encoding="utf-8").splitlines()
-        rows += [f"seed,{head}"] * (not rows) + [f"{seed},{line}" for line in lines]
+        if not rows:
+            rows.append(f"seed,{head}")
+        rows += [f"{seed},{line}" for line in lines]
     write_durably(out / "history.csv", ("\n".join(rows) + "\n").encode())
-    write_json(out / "run.json", {"cell": name, "dataset": dataset, "seeds": facts})
+    write_json(out / "run.json", CellFacts(cell=name, dataset=dataset, seeds=seeds).plain())
     print(f"{name}: weights in {weights}")
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """What a training wrote down about itself; nothing where it has not yet."""
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError:
-        facts = None
-    if not isinstance(facts, dict):
-        raise DataError(f"{path}: damaged. Remove its folder to train the seed again.")
-    return facts
-
-
 def require_space(folder: Path, needed: int) -> None:
-    """Raise OSError before the work rather than after it when the disk cannot hold the result."""
+    """Raise OSError when the disk cannot hold the result, before the work instead of after it."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(f"{folder}: {free / 1e9:.1f} GB free, expected {needed / 1e9:.1f} GB for checkpoints and weights")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as readable JSON, whole or not at all."""
+    """Write `value` as readable JSON, atomically and durably."""
     from deeplab.checkpoint import write_durably
 
     write_durably(path, (json.dumps(value, indent=2) + "\n").encode())

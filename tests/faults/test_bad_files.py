@@ -16,6 +16,7 @@ from deeplab.store import Store
 from pipeline.runner import plan
 from pipeline.runner.board import Board
 from pipeline.training import publish
+from pipeline.training.facts import read_facts
 from tests.faults import tried
 from tests.faults.disk import outcome
 from tests.records import CELL, Folder, blank_database
@@ -135,7 +136,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_never_starts_over_by_itself(tmp
 def test_damaged_facts_of_a_training_are_named(tmp_path, content):
     (tmp_path / "facts.json").write_bytes(content)
     with pytest.raises(DataError, match=r"facts\.json: damaged\. Remove its folder to train the seed again\."):
-        publish.read_facts(tmp_path / "facts.json")
+        read_facts(tmp_path / "facts.json")
 
 
 @tried.WEIGHTS
@@ -143,7 +144,9 @@ def test_finished_weights_that_rot_before_they_are_published_are_not_published(t
     work = tmp_path / "seed0"
     work.mkdir()
     (work / "weights.safetensors").write_bytes(b"not what was written")
-    (work / "facts.json").write_text(json.dumps({"weights": {"sha256": "0" * 64}}))
+    facts = {"cell": "cell", "dataset": "tiny", "seed": 0, "started": "now", "iterations": 1}
+    facts |= {"fingerprint": {}, "settings": {}, "weights": {"file": "seed0.safetensors", "sha256": "0" * 64}}
+    (work / "facts.json").write_text(json.dumps(facts))
     (work / "history.csv").write_text("step\n")
     with pytest.raises(DataError, match="seed0: its weights are damaged. Remove this folder to train the seed again"):
         publish.publish("cell", "tiny", {0: work}, tmp_path / "out")
