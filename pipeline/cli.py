@@ -20,7 +20,7 @@ seed = click.option("--seed", type=int, default=0, show_default=True, help="Whic
 class Verbs(click.Group):
     """Commands in the order in which this file defines them."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  named by click
         return list(self.commands)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:

@@ -13,8 +13,8 @@ from deeplab.errors import DataError
 from pipeline import process
 from pipeline.data.fetch import Patience
 from pipeline.errors import BusyError, describe
-from pipeline.settings.params import DatasetConfig, load_params
-from pipeline.settings.schema import Archive
+from pipeline.settings.params import load_params
+from pipeline.settings.schema import Archive, DatasetConfig
 from pipeline.stages import download
 from tests.archives import write_tar, write_zip
 from tests.faults import tried

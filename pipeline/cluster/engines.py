@@ -8,7 +8,7 @@ from typing import Protocol
 
 from pipeline.runner.local import Workers
 from pipeline.runner.slots import find_slots
-from pipeline.settings.params import RuntimeConfig
+from pipeline.settings.schema import RuntimeConfig
 from pipeline.settings.stage_names import kind_and_name
 
 

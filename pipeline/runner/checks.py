@@ -1,7 +1,8 @@
 """The names in params.yaml that only a stage would miss: found before the first one runs."""
 
 from pipeline.errors import ParamsError
-from pipeline.settings.params import PARAMS, Params, unknown
+from pipeline.settings.messages import unknown
+from pipeline.settings.params import PARAMS, Params
 
 # The names of the published recipes. For any other torch has to be asked, whose import takes seconds.
 USUAL_LOSSES = {"cross_entropy"}

@@ -25,7 +25,8 @@ from pipeline.runner.local import misses_cache
 from pipeline.runner.lockparts import recover
 from pipeline.runner.repair import mend
 from pipeline.runner.screen import Screen
-from pipeline.settings.params import Params, load_params, unknown
+from pipeline.settings.messages import unknown
+from pipeline.settings.params import Params, load_params
 from pipeline.settings.places import Places
 from pipeline.settings.stage_names import kind_and_name
 

@@ -15,8 +15,8 @@ from pipeline.data.unpack import unpack
 from pipeline.errors import run_command
 from pipeline.files import write_whole
 from pipeline.process import locked
-from pipeline.settings.params import DatasetConfig, load_params
-from pipeline.settings.schema import Archive
+from pipeline.settings.params import load_params
+from pipeline.settings.schema import Archive, DatasetConfig
 
 RECEIPT = ".download.json"  # in a raw folder that was unpacked here: which archives it came from
 

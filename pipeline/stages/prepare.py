@@ -14,7 +14,8 @@ from deeplab.errors import DataError, LabelError, MaskModeError, SizeError
 from pipeline.data.pack import Packed, Problem, cores, pack, plan, sizes, started
 from pipeline.errors import run_command
 from pipeline.files import write_whole
-from pipeline.settings.params import PARAMS, DatasetConfig, load_params, pick
+from pipeline.settings.params import PARAMS, load_params, pick
+from pipeline.settings.schema import DatasetConfig
 
 if TYPE_CHECKING:
     from deeplab.store import Record

@@ -273,7 +273,9 @@ def validation_miou(network: "nn.Module", store: "Store", cell: Cell, device: "t
     protocol = Protocol(scales=(1.0,), flip=False, window=None, stride=None)
     split = store.split(cell.recipe.val_split)
     own = slice(ranks.rank, None, ranks.world)
-    matrix = evaluate(network, split, len(store.classes), cell.inference, protocol, device, lambda indices: indices[own])
+    matrix = evaluate(
+        network, split, len(store.classes), cell.inference, protocol, device, lambda indices: indices[own]
+    )
     return score(ranks.sum(torch.from_numpy(matrix)).numpy()).mean_iou
 
 
