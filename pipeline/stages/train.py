@@ -73,8 +73,8 @@ class CellRun:
 def run(name: str, places: Places = Places()) -> None:
     """Train the cell `name` and write its weights, history.csv and run.json.
 
-    Under torchrun this is one of several processes that do so together. Raises StoppedError after a signal (the state is
-    saved), BusyError when another process trains this cell.
+    Under torchrun this is one of several processes that do so together. Raises StoppedError after a signal (the state
+    is saved), BusyError when another process trains this cell.
     """
     params = load_params(places.params)
     dataset = params.cell(name).dataset  # raises for an unknown name
@@ -115,7 +115,7 @@ def require_unchanged(name: str, before: Inputs, now: Inputs) -> None:
     if now != before:
         changed = ", ".join(differences(before.plain(), now.plain()))
         raise ParamsError(
-            f"{name}: {changed} changed while the cell was trained, so its result does not belong to the current files. "
+            f"{name}: {changed} changed while the cell was trained, so the result is not that of the current files. "
             f"Nothing was published. Undo the change and run the same command to publish the result, or run it with "
             f"the change to train again."
         )

@@ -89,7 +89,7 @@ def recompute(name: str, results: list[Result], params: Params, places: Places) 
 
     from deeplab.inference import evaluate
     from deeplab.metrics import score
-    from pipeline.stages.evaluate import load_network
+    from pipeline.training.weights import load_network
     from pipeline.training.device import select_device, set_arithmetic
 
     device = select_device(params.runtime.device)
