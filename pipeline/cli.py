@@ -68,10 +68,12 @@ def run(targets: tuple[str, ...], slots: int | None, on: str, address: str | Non
 def plan(targets: tuple[str, ...], as_json: bool) -> None:
     """Show what would run, why, and what it costs."""
     from pipeline.runner import plan
-    from pipeline.runner.run import prepare
+    from pipeline.runner.graph import outdated
+    from pipeline.runner.run import load_settings, read_fresh_stages
 
-    params, stages, reasons = prepare(targets)
-    lines = plan.plan(params, reasons)
+    params = load_settings()
+    stages = read_fresh_stages(targets)
+    lines = plan.plan(params, outdated(stages))
     print(plan.as_json(lines, len(stages)) if as_json else plan.as_text(lines, len(stages)))
 
 

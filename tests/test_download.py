@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deeplab.errors import DataError
-from pipeline import process
+from pipeline import files
 from pipeline.data.fetch import Patience
 from pipeline.errors import BusyError, describe
 from pipeline.settings.params import load_params
@@ -283,7 +283,7 @@ def test_cityscapes_explains_both_ways_in_one_line(place):
 
 @pytest.mark.parametrize(("name", "who"), [(".tiny.lock", "tiny"), (".images.tar.lock", "images.tar")])
 def test_two_processes_do_not_fetch_the_same(place, server, monkeypatch, name, who):
-    monkeypatch.setattr(process, "LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
     Path("data/archives").mkdir(parents=True)
     with Path("data/archives", name).open("w") as other:
         other.write("process 123 on somewhere")

@@ -13,8 +13,7 @@ from deeplab.errors import DataError, naming
 from pipeline.data.fetch import Patience, WrongFileError, fetch, meter, verify
 from pipeline.data.unpack import unpack
 from pipeline.errors import run_command
-from pipeline.files import write_whole
-from pipeline.process import locked
+from pipeline.files import claimed, write_whole
 from pipeline.settings.params import load_params
 from pipeline.settings.schema import Archive, DatasetConfig
 
@@ -38,7 +37,7 @@ def run(
         record = read_receipt(receipt) if receipt.exists() else record_of(name, "placed by the user")
     elif config.archives:
         archives.mkdir(parents=True, exist_ok=True)
-        with locked(archives / f".{name}.lock", name, "downloaded"):
+        with claimed(archives / f".{name}.lock", name, "downloaded"):
             record = bring(name, config, archives, raw, patience or Patience())
     else:
         record = record_of(name, "nothing to download")
@@ -59,7 +58,7 @@ def bring(name: str, config: DatasetConfig, archives: Path, raw: Path, patience:
     try:
         sources = []
         for archive in config.archives:
-            with locked(archives / f".{archive.name}.lock", archive.name, "downloaded"):  # data sets may share it
+            with claimed(archives / f".{archive.name}.lock", archive.name, "downloaded"):  # data sets may share it
                 sources.append(provide(archive, archives, patience))
         for archive in config.archives:
             with meter(f"unpack {archive.name}", None) as advance:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from deeplab.config import Cell
 from deeplab.errors import SettingsError
 from pipeline.errors import ParamsError, StoppedError, run_command
-from pipeline.process import locked, signals_noted
+from pipeline.files import claimed
+from pipeline.process import signals_noted
 from pipeline.progress import median_speed, planner, reporter
 from pipeline.settings.code import code_of
 from pipeline.settings.params import load_params
@@ -83,7 +84,7 @@ def run(name: str, places: Places = Places()) -> None:
     with (
         signals_noted() as stop,
         grouped(params.runtime.device, stop) as ranks,
-        locked(resume / ".lock", name) if ranks.first else nullcontext(),
+        claimed(resume / ".lock", name) if ranks.first else nullcontext(),
     ):
         from deeplab.store import Store
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.process import locked
+from pipeline.files import claimed
 from pipeline.runner import repair as mend
 from pipeline.runner.board import only_runner
 from pipeline.runner.graph import read_stages
