@@ -158,7 +158,8 @@ def predict(
     """
     from pipeline.predict import predict
 
-    tiling = predict.tiling_of(tiles["window"], tiles["stride"])
+    window, stride = (list(size) if size else None for size in (tiles["window"], tiles["stride"]))
+    tiling = predict.tiling_of(window, stride)
     return predict.run(cell, source, out, seed=seed, batch=batch, device=device, tiling=tiling)
 
 

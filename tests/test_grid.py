@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from pipeline.runner.slots import find_slots
 
 from pipeline.errors import BusyError, ParamsError
 from pipeline.runner.board import only_runner, plan_board
@@ -16,7 +17,6 @@ from pipeline.runner.graph import Stage, choose, deepest_first, outdated, verdic
 from pipeline.runner.local import Workers, misses_cache
 from pipeline.runner.run import conclude, walk
 from pipeline.runner.screen import Screen
-from pipeline.runner.slots import find_slots
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -87,10 +87,8 @@ def configure(root: Path, folder: Path) -> None:
 
 def dvc_folder(root: Path) -> Path:
     """The folder `.dvc` of the repository that holds the project `root`."""
-    return next(
-        (place / ".dvc" for place in (root.resolve(), *root.resolve().parents) if (place / ".dvc").is_dir()),
-        root / ".dvc",
-    )
+    places = [place / ".dvc" for place in (root.resolve(), *root.resolve().parents)]
+    return next((place for place in places if place.is_dir()), places[0])
 
 
 def cache_folder(root: Path) -> Path:

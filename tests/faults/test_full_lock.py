@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from pipeline.runner.lockparts import PARTS, LockParts
 
-from pipeline.files import claimed
 from pipeline.runner import repair as mend
 from pipeline.runner.board import only_runner
 from pipeline.runner.graph import read_stages
-from pipeline.runner.lockparts import PARTS, LockParts
 from pipeline.runner.repair import is_whole
 from tests.faults.disk import NO_SPACE, outcome, small_disk
 
