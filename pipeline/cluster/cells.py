@@ -18,9 +18,10 @@ from deeplab.errors import WorkerError
 from pipeline.cluster.snapshot import LOCK, committed
 from pipeline.cluster.worker import STOP, note
 from pipeline.errors import EXIT_CODES, BusyError, ParamsError, StoppedError
+from pipeline.process import cores
 from pipeline.runner.dvc import has_result
 from pipeline.runner.engine import Order
-from pipeline.runner.local import Workers, cores
+from pipeline.runner.local import Workers
 
 CALLS = Path("runs/.cells")  # a folder per call of the runner, on the file system that all machines share
 TRIES = 4  # of a cell whose worker was lost

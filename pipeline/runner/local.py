@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from pipeline.errors import ParamsError
-from pipeline.process import GRACE, ask_to_stop, kill, members
+from pipeline.process import GRACE, ask_to_stop, cores, kill, members
 
 Slot = dict[str, str]  # what a slot adds to the environment of its stages
 
@@ -173,8 +173,3 @@ def visible_gpus() -> list[str]:
             found.pop()  # a GPU that is divided into slices is used through them
         found.append(name)
     return found
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
