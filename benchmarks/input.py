@@ -77,7 +77,7 @@ def main() -> None:
 
 def ours(source: TrainingSamples, cell: Cell) -> dict[str, Work]:
     """This project's work up to the batch slot, and up to the network's input."""
-    slot = Ring(batch_layout(1, cell.recipe.crop), 1).slots[0]
+    slot = Ring(batch_layout(1, cell.recipe.crop, cell.augment), 1).slots[0]
     batch = Batch(*map(torch.from_numpy, slot))
     keys = iter(StepKeys(len(source.split), 1, 0, 0, 10**9))
 
@@ -88,7 +88,7 @@ def ours(source: TrainingSamples, cell: Cell) -> dict[str, Work]:
     def to_input(samples: int) -> None:
         for key in islice(keys, samples):
             source.write_batch(slot, key)
-            network_input(batch, cell.model, torch.device("cpu"))
+            network_input(batch, cell, torch.device("cpu"))
 
     return {OURS_CPU: to_input, OURS_DEVICE: to_slot}
 

@@ -86,6 +86,7 @@ class AugmentConfig:
     crop_tries: Positive  # until no class covers max_class_share of the valid pixels
     max_class_share: Share
     flip: Share  # probability
+    transforms: tuple[str, ...] = ("photometric",)  # keys of AUGMENTATIONS, applied in this order after the flip
     photometric: Share  # probability of each of the four changes below
     brightness: Annotated[float, Field(ge=0, le=255)]  # added, uniform in +-this
     contrast: Range  # factor

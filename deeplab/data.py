@@ -16,17 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from deeplab.config import AugmentConfig, ModelConfig, RecipeConfig
+from deeplab.augmentations import AUGMENTATIONS
+from deeplab.config import AugmentConfig, Cell, ModelConfig, RecipeConfig
 from deeplab.ring import Layout, Slot, fill_in_turn
 from deeplab.store import IGNORE, Bytes, Split
-from deeplab.transforms import (
-    clear_padding,
-    cut,
-    distort,
-    draw_distortion,
-    draw_region,
-    normalise,
-)
+from deeplab.transforms import clear_padding, cut, draw_region, normalise
 
 ORDER, AUGMENT = 0, 1  # what a random stream is for: streams of different purposes never meet
 
@@ -34,12 +28,12 @@ Key = tuple[int, int]  # epoch, index
 
 
 class Sample(NamedTuple):
-    """One augmented sample before its colours are changed."""
+    """One training sample before its augmentations are applied."""
 
     image: Bytes  # (H, W, 3) RGB, padded below and to the right
     mask: Bytes  # (H, W), padded with 255
     size: tuple[int, int]  # height, width without the padding
-    distortion: NDArray[np.float32]  # (5,)
+    draws: NDArray[np.float32]  # (D,), what its augmentations drew, side by side
     sample: int  # its index in the split
 
 
@@ -49,24 +43,25 @@ class Batch(NamedTuple):
     images: Tensor  # (N, H, W, 3)
     masks: Tensor  # (N, H, W)
     sizes: Tensor  # (N, 2)
-    distortions: Tensor  # (N, 5)
+    draws: Tensor  # (N, D)
     samples: Tensor  # (N,)
 
 
 class TrainingSamples(Dataset[Sample]):
-    """The augmented samples of a split, by (epoch, index)."""
+    """The training samples of a split, by (epoch, index)."""
 
     def __init__(self, split: Split, recipe: RecipeConfig, augment: AugmentConfig, seed: int) -> None:
         self.split, self.recipe, self.augment, self.seed = split, recipe, augment, seed
+        self.augmentations = [AUGMENTATIONS[name] for name in augment.transforms]
 
     def __getitem__(self, key: Key) -> Sample:
         image = np.empty((*self.recipe.crop, 3), dtype=np.uint8)
         mask = np.empty(self.recipe.crop, dtype=np.uint8)
-        size, distortion = self.write(key, image, mask)
-        return Sample(image, mask, size, distortion, key[1])
+        size, draws = self.write(key, image, mask)
+        return Sample(image, mask, size, draws, key[1])
 
     def write(self, key: Key, image: Bytes, mask: Bytes) -> tuple[tuple[int, int], NDArray[np.float32]]:
-        """Write a sample into `image` (H, W, 3) and `mask` (H, W), whatever they hold; returns size and distortion."""
+        """Write a sample into `image` (H, W, 3) and `mask` (H, W), whatever they hold; returns size and draws."""
         epoch, index = key
         rng = random_stream(self.seed, AUGMENT, epoch, index)
         region = draw_region(rng, self.split.mask(index), self.recipe, self.augment, out=mask)
@@ -78,13 +73,14 @@ class TrainingSamples(Dataset[Sample]):
         for padded, nothing in ((image, 0), (mask, IGNORE)):
             padded[height:] = nothing
             padded[:height, width:] = nothing
-        return (height, width), draw_distortion(rng, self.augment)
+        draws = [value for each in self.augmentations for value in each.draw(rng, self.augment)]
+        return (height, width), np.array(draws, np.float32)
 
     def write_batch(self, slot: Slot, keys: list[Key]) -> None:
         """Write the samples of `keys` into a slot of the layout `batch_layout`."""
-        images, masks, sizes, distortions, indices = slot
+        images, masks, sizes, draws, indices = slot
         for place, key in enumerate(keys):
-            sizes[place], distortions[place] = self.write(key, images[place], masks[place])
+            sizes[place], draws[place] = self.write(key, images[place], masks[place])
             indices[place] = key[1]
 
 
@@ -137,50 +133,57 @@ def training_loader(
     Errors are those of `fill_in_turn`.
     """
     keys = StepKeys(len(samples.split), samples.recipe.batch_size, samples.seed, start, stop, part)
-    layout = batch_layout(len(range(samples.recipe.batch_size)[part]), samples.recipe.crop)
-    for images, masks, sizes, distortions, indices in fill_in_turn(layout, keys, samples.write_batch, workers, pin):
+    layout = batch_layout(len(range(samples.recipe.batch_size)[part]), samples.recipe.crop, samples.augment)
+    for images, masks, sizes, draws, indices in fill_in_turn(layout, keys, samples.write_batch, workers, pin):
         yield Batch(
             torch.from_numpy(images),
             torch.from_numpy(masks),
             torch.from_numpy(sizes),
-            torch.from_numpy(distortions),
+            torch.from_numpy(draws),
             torch.tensor(indices),  # its own memory: a report may name the samples of steps long past
         )
 
 
-def batch_layout(batch_size: int, crop: tuple[int, int]) -> Layout:
+def batch_layout(batch_size: int, crop: tuple[int, int], augment: AugmentConfig) -> Layout:
     """The arrays of a Batch, in its order."""
     return (
         ((batch_size, *crop, 3), np.uint8),
         ((batch_size, *crop), np.uint8),
         ((batch_size, 2), np.int64),
-        ((batch_size, 5), np.float32),
+        ((batch_size, sum(AUGMENTATIONS[name].columns for name in augment.transforms)), np.float32),
         ((batch_size,), np.int64),
     )
 
 
-def network_input(batch: Batch, model: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+def network_input(batch: Batch, cell: Cell, device: torch.device) -> tuple[Tensor, Tensor]:
     """A batch as the network takes it: images float (N, 3, H, W), channels last, and masks uint8 (N, H, W).
 
-    Colours are changed in floating point on any device; the CPU has a faster way to the same numbers.
+    Colours are changed in floating point on any device; for the default the CPU has a faster way to the same numbers.
     """
-    return input_on_cpu(batch, model) if device.type == "cpu" else input_on_device(batch, model, device)
+    if device.type == "cpu" and cell.augment.transforms == ("photometric",):
+        return input_on_cpu(batch, cell.model)
+    return input_on_device(batch, cell, device)
 
 
-def input_on_device(batch: Batch, model: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+def input_on_device(batch: Batch, cell: Cell, device: torch.device) -> tuple[Tensor, Tensor]:
     """The whole batch at once, by copies that the host does not wait for."""
-    images, masks, sizes, distortions = (column.to(device, non_blocking=True) for column in batch[:4])
-    images = distort(images.permute(0, 3, 1, 2).float(), distortions)
-    images = clear_padding(normalise(images, model.mean, model.std), sizes)
+    images, masks, sizes, draws = (column.to(device, non_blocking=True) for column in batch[:4])
+    images = images.permute(0, 3, 1, 2).float()
+    augmentations = [AUGMENTATIONS[name] for name in cell.augment.transforms]
+    parts = torch.split(draws, [each.columns for each in augmentations], dim=1)
+    for each, part in zip(augmentations, parts, strict=True):
+        images = each.apply(images, part)
+    images = clear_padding(normalise(images, cell.model.mean, cell.model.std), sizes)
     return images.contiguous(memory_format=torch.channels_last), masks
 
 
 def input_on_cpu(batch: Batch, model: ModelConfig) -> tuple[Tensor, Tensor]:
-    """One image after another; the masks are those of the batch."""
-    from deeplab.photometric import distort_and_normalise  # slowly: a GPU does not wait for it
+    """The same for photometric distortion alone, one image after another; the masks are those of the batch."""
+    # Imported late: it takes half a second, which a GPU does not need.
+    from deeplab.augmentations.photometric_on_cpu import distort_and_normalise
 
     images = np.empty(batch.images.shape, dtype=np.float32)  # by numpy: it asks for large pages, torch does not
-    columns = (batch.images.numpy(), batch.sizes.tolist(), batch.distortions.numpy(), images)
-    for image, size, distortion, out in zip(*columns, strict=True):
-        distort_and_normalise(image, size, distortion, model.mean, model.std, out)
+    columns = (batch.images.numpy(), batch.sizes.tolist(), batch.draws.numpy(), images)
+    for image, size, draws, out in zip(*columns, strict=True):
+        distort_and_normalise(image, size, draws, model.mean, model.std, out)
     return torch.from_numpy(images).permute(0, 3, 1, 2), batch.masks

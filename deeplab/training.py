@@ -1,6 +1,6 @@
 """The training loop: the schedule of the recipe, exact resume, and a stop at the first number that is not finite."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import torch
 from numpy.random import SeedSequence
 from torch import nn
 
+from deeplab.augmentations import AUGMENTATIONS
 from deeplab.checkpoint import History, State, load_checkpoint, save_checkpoint
 from deeplab.config import Cell, RecipeConfig, TrainConfig
 from deeplab.data import Batch, StepKeys, TrainingSamples, network_input, steps_per_epoch, training_loader
@@ -120,8 +121,9 @@ class Run:
         self.job = job
         self.steps = total_steps(len(job.split), cell.recipe)
         self.per_epoch = steps_per_epoch(len(job.split), cell.recipe.batch_size)
-        if cell.train.loss not in LOSSES:
-            raise SettingsError(f"train.loss: got {cell.train.loss!r}, expected one of {', '.join(LOSSES)}")
+        require_known("train.loss", cell.train.loss, LOSSES)
+        for name in cell.augment.transforms:
+            require_known("augment.transforms", name, AUGMENTATIONS)
         self.part = ranks.part(cell.recipe.batch_size, job.device)
         self.network = job.network.to(job.device).to(memory_format=torch.channels_last).train()
         self.optimizer = build_optimizer(self.network, cell.train)
@@ -151,7 +153,7 @@ class Run:
     def train(self, step: int, batch: Batch) -> None:
         """One step; before the first one, a rehearsal that leaves no trace."""
         job, lr = self.job, self.lr(step)
-        samples = network_input(batch, job.cell.model, job.device)
+        samples = network_input(batch, job.cell, job.device)
         if step == self.start:
             where = not_finite("loss or gradient is NaN or infinite when tried", step, lr, self.name_samples(step))
             try_step(self.network, self.joined, samples, job.cell, job.ranks, where)
@@ -235,6 +237,12 @@ class Run:
         job = self.job
         (keys,) = StepKeys(len(job.split), job.cell.recipe.batch_size, job.seed, step, step + 1)
         return ", ".join(job.split.records[index].id for _, index in keys)
+
+
+def require_known(setting: str, name: str, choices: Mapping[str, object]) -> None:
+    """SettingsError when `name` is not one of `choices`."""
+    if name not in choices:
+        raise SettingsError(f"{setting}: got {name!r}, expected one of {', '.join(choices)}")
 
 
 def total_steps(count: int, recipe: RecipeConfig) -> int:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from deeplab.augmentations import AUGMENTATIONS, Augmentation
 from deeplab.data import (
     Batch,
     StepKeys,
@@ -15,7 +16,8 @@ from deeplab.data import (
 )
 from deeplab.store import Store
 from deeplab.store_writer import StoreWriter
-from tests.tiny import augment_config, model_config, recipe_config, write_store
+from deeplab.transforms import clear_padding, normalise
+from tests.tiny import augment_config, recipe_config, tiny_cell, write_store
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +129,8 @@ def test_half_of_the_samples_are_mirrored_image_and_mask_together(tmp_path):
 def test_the_cpu_makes_the_same_input_as_the_way_of_a_device(split):
     """That way on this machine: in it only the first test of the device is left out."""
     batch = next(training_loader(samples(split), 0, 1, workers=0, pin=False))
-    images, masks = network_input(batch, model_config(), torch.device("cpu"))
-    theirs, their_masks = input_on_device(batch, model_config(), torch.device("cpu"))
+    images, masks = network_input(batch, tiny_cell(), torch.device("cpu"))
+    theirs, their_masks = input_on_device(batch, tiny_cell(), torch.device("cpu"))
     torch.testing.assert_close(images, theirs, rtol=0, atol=1e-4)  # of a deviation; a grey level is 0.017
     assert torch.equal(masks, their_masks)
     assert theirs.is_contiguous(memory_format=torch.channels_last)
@@ -136,10 +138,43 @@ def test_the_cpu_makes_the_same_input_as_the_way_of_a_device(split):
 
 def test_network_input_is_normalised_channels_last_and_zero_in_the_padding(split):
     batch = next(iter(training_loader(samples(split), 0, 1, workers=0, pin=False)))
-    images, masks = network_input(batch, model_config(), torch.device("cpu"))
+    images, masks = network_input(batch, tiny_cell(), torch.device("cpu"))
     assert images.shape == (4, 3, 32, 32)
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert masks.dtype == torch.uint8
     for image, (height, width) in zip(images, batch.sizes.tolist(), strict=True):
         assert image[:, height:].abs().sum() == image[:, :, width:].abs().sum() == 0
     assert -2.2 < images.min() < 0 < images.max() < 2.7  # 0 and 255, normalised
+
+
+def test_augmentations_are_drawn_and_applied_in_the_order_of_the_cell(split, monkeypatch):
+    """A new one is an entry: here inversion in half of the samples, before the default and after it."""
+    flips = Augmentation(
+        draw=lambda rng, _: np.float32([rng.random() < 0.5, 7]),
+        apply=lambda images, draws: torch.where(draws[:, :1, None, None] > 0, 255 - images, images),
+        columns=2,
+    )
+    monkeypatch.setitem(AUGMENTATIONS, "invert", flips)
+    for transforms in (("invert", "photometric"), ("photometric", "invert")):
+        cell = tiny_cell(augment=augment_config(transforms=transforms, photometric=1.0))
+        source = TrainingSamples(split, cell.recipe, cell.augment, 0)
+        batch = next(training_loader(source, 0, 1, workers=0, pin=False))
+        places = {"invert": slice(0, 2), "photometric": slice(2, 7)}
+        if transforms[0] == "photometric":
+            places = {"photometric": slice(0, 5), "invert": slice(5, 7)}
+        expected = batch.images.permute(0, 3, 1, 2).float()
+        for name in transforms:
+            expected = AUGMENTATIONS[name].apply(expected, batch.draws[:, places[name]])
+        expected = clear_padding(normalise(expected, cell.model.mean, cell.model.std), batch.sizes)
+        images, _ = network_input(batch, cell, torch.device("cpu"))
+        torch.testing.assert_close(images, expected, rtol=0, atol=0)
+        assert (batch.draws[:, places["invert"]][:, 1] == 7).all()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_cell_may_leave_out_all_augmentations(split, workers):
+    cell = tiny_cell(augment=augment_config(transforms=()))
+    batch = next(training_loader(TrainingSamples(split, cell.recipe, cell.augment, 0), 0, 1, workers, pin=False))
+    plain = normalise(batch.images.permute(0, 3, 1, 2).float(), cell.model.mean, cell.model.std)
+    images, _ = network_input(batch, cell, torch.device("cpu"))
+    torch.testing.assert_close(images, clear_padding(plain, batch.sizes), rtol=0, atol=0)

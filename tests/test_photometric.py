@@ -1,4 +1,4 @@
-"""The compiled colours of the CPU, held against the plain ones of transforms."""
+"""The compiled colours of the CPU, compared with the plain ones."""
 
 import subprocess
 import sys
@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deeplab.augmentations.photometric import NO_DISTORTION, distort, draw_distortion
+from deeplab.augmentations.photometric_on_cpu import compiled_now, distort_and_normalise
 from deeplab.data import random_stream
-from deeplab.photometric import compiled_now, distort_and_normalise
-from deeplab.transforms import NO_DISTORTION, clear_padding, distort, draw_distortion, normalise
+from deeplab.transforms import clear_padding, normalise
 from tests.tiny import augment_config
 
 MEAN, STD = (120.0, 110.0, 100.0), (60.0, 50.0, 40.0)

@@ -11,7 +11,7 @@ from deeplab.store import Store
 from deeplab.training import poly_lr, total_steps
 from pipeline.settings.params import load_params
 from tests.fitting import PACE, assert_equal, run, small
-from tests.tiny import model_config, recipe_config, tiny_cell, train_config, write_store
+from tests.tiny import augment_config, model_config, recipe_config, tiny_cell, train_config, write_store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -135,6 +135,11 @@ def test_reduced_precision_trains(split, tmp_path):
 def test_an_unknown_loss_is_refused(split, tmp_path):
     with pytest.raises(SettingsError, match="train.loss: got 'hinge', expected one of cross_entropy"):
         run(tmp_path / "run", split, cell=tiny_cell(train=train_config(loss="hinge")))
+
+
+def test_an_unknown_augmentation_is_refused(split, tmp_path):
+    with pytest.raises(SettingsError, match="augment.transforms: got 'blur', expected one of photometric"):
+        run(tmp_path / "run", split, cell=tiny_cell(augment=augment_config(transforms=("photometric", "blur"))))
 
 
 def test_after_a_few_steps_the_plan_says_what_lies_ahead(split, tmp_path):

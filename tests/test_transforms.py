@@ -9,17 +9,19 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 
 from deeplab import transforms
-from deeplab.data import random_stream
-from deeplab.transforms import (
+from deeplab.augmentations.photometric import (
     CONTRAST_AFTER,
     CONTRAST_BEFORE,
     NO_DISTORTION,
+    distort,
+    draw_distortion,
+)
+from deeplab.data import random_stream
+from deeplab.transforms import (
     Region,
     clear_padding,
     cut,
-    distort,
     draw_crop,
-    draw_distortion,
     draw_region,
     fitted_size,
     largest_share,

@@ -37,6 +37,7 @@ SHARED: dict[str, dict[str, Any]] = {
         "crop_tries": 10,
         "max_class_share": 0.75,
         "flip": 0.5,
+        "transforms": ["photometric"],
         "photometric": 0.5,
         "brightness": 32,
         "contrast": [0.5, 1.5],

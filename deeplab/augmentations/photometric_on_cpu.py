@@ -1,13 +1,12 @@
-"""Colours and normalisation of a training sample on the CPU: one pass over its pixels, compiled by numba.
+"""Photometric distortion and normalisation of a sample on the CPU: one pass over its pixels, compiled by numba.
 
-The same changes as transforms.distort and normalise, which say them plainly; tests hold this file against them. A
-pixel's saturation and hue are changed in registers: no picture in HSV is ever stored, and rows are written as the
-network takes them. What the compiler needs to work on eight pixels at once shapes the code: conditional expressions
-instead of branches, flat rows, and unsigned indices, as a signed one could count from the end. Float operations are
-neither reordered nor fused, so a pixel gets the same bits wherever it lies, and from any processor.
+The reference is `distort` in photometric.py with `normalise` in transforms.py; tests compare this file with it. The
+colours of a pixel are changed in registers: no image in HSV is ever stored, and rows are written as the network takes
+them. The code has the form with which the compiler works on eight pixels at once: conditional expressions instead of
+branches, flat rows, and unsigned indices, because a signed one could count from the end. Float operations are neither
+reordered nor fused, so a pixel gets the same bits wherever it is, and on any processor.
 
-Imported where a CPU trains and nowhere else: it takes over half a second, two when the compiled code is not cached
-yet.
+Import it only where a CPU trains: that takes over half a second, and two when no compiled code is cached.
 """
 
 from collections.abc import Callable
@@ -115,7 +114,7 @@ def saturate(red: np.float32, green: np.float32, blue: np.float32, saturation: n
 def saturate_and_turn(
     red: np.float32, green: np.float32, blue: np.float32, saturation: np.float32, turn: np.float32
 ) -> Colour:
-    """transforms.turn_colours for one pixel; `turn` in 0..6."""
+    """`turn_colours` of photometric.py for one pixel; `turn` in 0..6."""
     value = higher(higher(red, green), blue)
     chroma = value - lower(lower(red, green), blue)
     strength = lower(chroma * saturation, value)
