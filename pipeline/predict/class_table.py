@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from deeplab.segmenter import Segmenter
     from deeplab.store import Bytes
 
-Tiling = tuple[tuple[int, int], tuple[int, int]]  # window and stride, each height and width
+Size = tuple[int, int]  # height and width
+Tiling = tuple[Size, Size]  # window and stride
 
 
 def labels_of(model: "Segmenter", images: "list[Bytes]", tiling: Tiling | None) -> "list[Bytes]":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from deeplab.errors import DataError
 from pipeline.errors import ParamsError
 from pipeline.files import whole, writable
-from pipeline.predict.class_table import ClassTable, Tiling, labels_of
+from pipeline.predict.class_table import ClassTable, Size, Tiling, labels_of
 from pipeline.predict.weights import find_weights
 from pipeline.progress import shown
 from pipeline.settings.params import load_params
@@ -43,8 +43,6 @@ def run(
 
     Returns the exit code: 1 when some images could not be read, while the others were segmented.
     """
-    if batch < 1:
-        raise ParamsError(f"--batch: got {batch}, expected 1 or more")
     file = find_weights(name, seed, Places())
     from deeplab.segmenter import load_model
 
@@ -124,18 +122,18 @@ def output_names(files: list[Path], base: Path) -> list[str]:
     return [name if bare.count(name) == 1 else path.as_posix() for name, path in zip(bare, paths, strict=True)]
 
 
-def tiling_of(window: list[int] | None, stride: list[int] | None) -> Tiling | None:
+def tiling_of(window: Size | None, stride: Size | None) -> Tiling | None:
     """The tiles asked for; without a stride neighbouring tiles overlap by half. ParamsError if tiles leave gaps."""
     if window is None:
         if stride:
             raise ParamsError("--stride: got one without --window, which it belongs to")
         return None
-    stride = stride or [max(1, side // 2) for side in window]
+    stride = stride or (max(1, window[0] // 2), max(1, window[1] // 2))
     if min(*window, *stride) < 1:
         raise ParamsError(f"--window, --stride: got {window} and {stride}, expected 1 or more")
     if stride[0] > window[0] or stride[1] > window[1]:
         raise ParamsError(f"--stride: got {stride}, expected at most the window, {window}")
-    return (window[0], window[1]), (stride[0], stride[1])
+    return window, stride
 
 
 def pick_device(name: str | None) -> str:

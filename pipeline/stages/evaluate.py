@@ -71,7 +71,7 @@ def run(name: str, places: Places = Places()) -> None:
 def measure(name: str, params: Params, store: "Store", files: dict[int, Path], figures: Path) -> Found:
     """Predict the validation split with each seed under each protocol, and draw `figures` with the first seed."""
     from deeplab.counts import gather
-    from deeplab.inference import evaluate_each
+    from deeplab.inference import evaluate_each, predict
     from pipeline.pictures.panels import image_scores, write_figures
     from pipeline.training.device import select_device, set_arithmetic
     from pipeline.training.weights import load_network
@@ -91,7 +91,8 @@ def measure(name: str, params: Params, store: "Store", files: dict[int, Path], f
         if seed == params.seeds[0]:
             each_image = image_scores(*found[seed, main_protocol].totals())
             protocol = params.protocols[main_protocol]
-            write_figures(figures, network, store, cell, protocol, device, file_sha256(file), each_image)
+            segment = partial(predict, network, settings=cell.inference, protocol=protocol, device=device)
+            write_figures(figures, store, cell.recipe.val_split, segment, file_sha256(file), each_image)
     return found
 
 
