@@ -158,8 +158,7 @@ def predict(
     """
     from pipeline.predict import predict
 
-    window, stride = (list(size) if size else None for size in (tiles["window"], tiles["stride"]))
-    tiling = predict.tiling_of(window, stride)
+    tiling = predict.tiling_of(tiles["window"], tiles["stride"])
     return predict.run(cell, source, out, seed=seed, batch=batch, device=device, tiling=tiling)
 
 
