@@ -19,7 +19,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.errors import run_command
-from pipeline.settings.params import PARAMS, read_yaml
+from pipeline.settings.params import PARAMS
+from pipeline.settings.yaml import read_yaml
 
 ROOT = Path(__file__).parents[1]
 SIZES = (12, 50, 200)

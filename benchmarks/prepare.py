@@ -70,7 +70,7 @@ def compare(raw: Path, out: Path, processes: int) -> tuple[float, float, float, 
     rmtree(out, ignore_errors=True)  # to prepare a set for the first time is not to remove an older store,
     os.sync()  # nor to wait until the disk has done so
     decode, decode_cpu = seconds(lambda: decode_only(samples, processes))
-    whole, whole_cpu = seconds(lambda: prepare.run("voc", config, ("train", "val"), raw, out, processes))
+    whole, whole_cpu = seconds(lambda: prepare.build("voc", config, ("train", "val"), raw, out, processes))
     return len(samples) / decode, len(samples) / whole, decode / whole, decode_cpu / whole_cpu
 
 

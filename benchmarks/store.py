@@ -55,7 +55,7 @@ def prepared(
         stores = {kind: Path(folder) / kind for kind in KINDS}
         for kind in KINDS:
             config = replace(params.dataset(dataset), store=kind, allow_subset=True)
-            prepare.run(dataset, config, splits, raw, stores[kind])
+            prepare.build(dataset, config, splits, raw, stores[kind])
         yield stores
 
 

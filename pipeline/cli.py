@@ -20,7 +20,7 @@ seed = click.option("--seed", type=int, default=0, show_default=True, help="Whic
 class Verbs(click.Group):
     """Commands in the order in which this file defines them."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  named by click
         return list(self.commands)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -68,10 +68,12 @@ def run(targets: tuple[str, ...], slots: int | None, on: str, address: str | Non
 def plan(targets: tuple[str, ...], as_json: bool) -> None:
     """Show what would run, why, and what it costs."""
     from pipeline.runner import plan
-    from pipeline.runner.run import prepare
+    from pipeline.runner.graph import outdated
+    from pipeline.runner.run import load_settings, read_fresh_stages
 
-    params, stages, reasons = prepare(targets)
-    lines = plan.plan(params, reasons)
+    params = load_settings()
+    stages = read_fresh_stages(targets)
+    lines = plan.plan(params, outdated(stages))
     print(plan.as_json(lines, len(stages)) if as_json else plan.as_text(lines, len(stages)))
 
 

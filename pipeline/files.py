@@ -1,13 +1,18 @@
-"""Files of ours: written whole or not at all, and read to one clear error when they are damaged or edited by hand."""
+"""Files of this project: written atomically, locked, and read with one clear error when they are damaged."""
 
 import fcntl
 import os
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
-from deeplab.errors import DataError
-from pipeline.errors import ParamsError
+from deeplab.errors import DataError, naming
+from pipeline.errors import BusyError, ParamsError
+
+PATIENCE = 10.0  # seconds to wait for a lock; the data workers of a killed run hold it for about one
 
 # What reading a damaged file raises.
 BROKEN = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
@@ -15,17 +20,17 @@ BROKEN = (ValueError, KeyError, IndexError, TypeError, AttributeError, Recursion
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Where to write what becomes `path` when the block has ended; after an error the old file stays, and nothing else.
+    """Where to write what becomes `path` when the block ends. After an error only the old file is left.
 
     An OSError names `path`.
     """
-    partial = path.with_name(f".part-{path.name}")  # the same ending, by which libraries choose a format
+    partial = path.with_name(f".part-{path.name}")  # the same suffix, by which libraries choose a format
     try:
         yield partial
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        if error.errno is None or error.filename not in (None, str(partial)):  # a library's own, or of another file
+        if error.errno is None or error.filename not in (None, str(partial)):  # of a library, or about another file
             raise
         raise OSError(error.errno, error.strerror, str(path)) from None
     except BaseException:
@@ -34,25 +39,56 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Put `content` at `path`."""
+    """Write `content` to `path` atomically."""
     with whole(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep out other processes that lock `path` until the block has ended. The file is created if it is missing."""
+    """Wait for the lock of the file `path`, which is created if it is missing, and hold it in the block."""
     while True:
         with path.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:  # else it was replaced meanwhile
+            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:  # otherwise it was replaced while waiting
                 yield
                 return
 
 
 @contextmanager
+def claimed(path: Path, name: str, doing: str = "trained") -> Iterator[None]:
+    """Hold the lock of what is being `doing`, until the block or the process ends, in whatever way.
+
+    Raises BusyError, which names the holder, when another process holds it.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not (file := take(path)):
+        if time.monotonic() > deadline:
+            holder = path.read_text().strip()
+            raise BusyError(f"{name}: already being {doing} ({holder}). Wait for it, or end it.")
+        time.sleep(0.2)
+    with file:
+        with naming(path):
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+
+
+def take(path: Path) -> TextIO | None:
+    """The file `path`, locked; None while another process holds it, or has just removed it with its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+")
+    with suppress(BlockingIOError, FileNotFoundError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+            return file
+    file.close()
+    return None
+
+
+@contextmanager
 def readable(path: Path, remedy: str) -> Iterator[None]:
-    """DataError when the block finds that `path` is not as it was written; `remedy` says what brings it back."""
+    """Raise DataError when the block cannot read `path`; `remedy` says how to restore it."""
     try:
         yield
     except DataError:
@@ -62,10 +98,7 @@ def readable(path: Path, remedy: str) -> Iterator[None]:
 
 
 def writable(out: Path) -> None:
-    """Make the folder `out`.
-
-    Raises ParamsError when a file is there, and an OSError that names the folder when nothing can be written to it.
-    """
+    """Make the folder `out`. Raises ParamsError when a file is there, OSError when nothing can be written to it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):

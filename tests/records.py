@@ -11,11 +11,12 @@ import numpy as np
 
 from deeplab.counts import gather, write_counts
 from deeplab.metrics import score
+from pipeline.results.records import current_code
 from pipeline.settings.params import load_params
+from pipeline.settings.places import Places
 from pipeline.settings.yaml import read_yaml
 from pipeline.stages import tables
 from pipeline.training.facts import flat_settings
-from pipeline.training.provenance import code_fingerprint
 
 ROOT = Path(__file__).parents[1]
 CELL, OTHER = "shapes_resnet18_os8", "shapes_resnet18_os16"
@@ -54,7 +55,9 @@ class Folder:
         self.data = hashlib.sha256(content.encode()).hexdigest()
 
     def fingerprint(self, cell: str) -> dict[str, str]:
-        return {"cell": self.params.cell(cell).fingerprint, "data": self.data, "code": code_fingerprint()}
+        params = self.params
+        code = current_code(params, Places(self.path), cell)
+        return {"cell": params.cell(cell).fingerprint, "data": self.data, "code": code}
 
     def weights(self, cell: str, seed: int) -> dict[str, str]:
         return {"file": f"seed{seed}.safetensors", "sha256": hashlib.sha256(f"{cell}{seed}".encode()).hexdigest()}

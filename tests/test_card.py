@@ -111,7 +111,7 @@ def test_a_sheet_has_sixteen_samples_of_a_larger_split_under_their_colours(tmp_p
 
 def test_prepare_writes_the_card_and_a_sheet_of_the_training_split(tmp_path):
     config = dataset_config("shapes", {"train": 3, "val": 1})
-    prepare.run("demo", config, ("train", "val"), tmp_path, tmp_path / "store", workers=1, card=tmp_path / "card")
+    prepare.build("demo", config, ("train", "val"), tmp_path, tmp_path / "store", workers=1, card=tmp_path / "card")
     store = Store(tmp_path / "store")
     assert json.loads((tmp_path / "card/card.json").read_text())["fingerprint"] == store.fingerprint
     write_sheet(store, "train", tmp_path / "again.png")

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from deeplab.errors import DataError
-from pipeline import process
+from pipeline import files as module
 from pipeline.data.fetch import Patience
 from pipeline.errors import BusyError, describe
-from pipeline.settings.params import DatasetConfig, load_params
-from pipeline.settings.schema import Archive
+from pipeline.settings.params import load_params
+from pipeline.settings.schema import Archive, DatasetConfig
 from pipeline.stages import download
 from tests.archives import write_tar, write_zip
 from tests.faults import tried
@@ -71,7 +71,7 @@ def run(config):
     """What the stage says of the data set."""
     out = Path("data/downloads/tiny.json")
     out.unlink(missing_ok=True)
-    download.run("tiny", config, Path("data/archives"), Path("data/raw/tiny"), out, QUICK)
+    download.get("tiny", config, Path("data/archives"), Path("data/raw/tiny"), out, QUICK)
     return json.loads(out.read_text())
 
 
@@ -283,7 +283,7 @@ def test_cityscapes_explains_both_ways_in_one_line(place):
 
 @pytest.mark.parametrize(("name", "who"), [(".tiny.lock", "tiny"), (".images.tar.lock", "images.tar")])
 def test_two_processes_do_not_fetch_the_same(place, server, monkeypatch, name, who):
-    monkeypatch.setattr(process, "LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr(module, "PATIENCE", 0.1)
     Path("data/archives").mkdir(parents=True)
     with Path("data/archives", name).open("w") as other:
         other.write("process 123 on somewhere")

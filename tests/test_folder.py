@@ -66,7 +66,7 @@ def test_an_image_and_a_mask_of_the_same_name_are_a_pair(raw):
 def test_the_same_name_in_train_and_val_is_another_image(raw):
     for kind, ending in (("", "jpg"), ("annot", "png")):
         (raw / f"val{kind}/c.{ending}").rename(raw / f"val{kind}/a.{ending}")
-    prepare.run("own", config(), ("train", "val"), raw, raw.parent / "store", workers=1)
+    prepare.build("own", config(), ("train", "val"), raw, raw.parent / "store", workers=1)
     assert [record.id for record in Store(raw.parent / "store").records] == ["train/a", "train/b", "val/a"]
 
 
@@ -293,7 +293,7 @@ def test_all_problems_of_a_folder_are_listed_together(raw):
     write_grey_mask(raw / "trainannot/b.png", labels((0, 9)))
     write_image(raw / "val/c.jpg", size=(24, 30))
     with pytest.raises(DataError) as caught:
-        prepare.run("own", config(), ("train", "val"), raw, raw.parent / "store", workers=1)
+        prepare.build("own", config(), ("train", "val"), raw, raw.parent / "store", workers=1)
     message = str(caught.value)
     assert f"{raw}/train/a.jpg: not a readable image, or cut short" in message
     assert f"{raw}/trainannot/b.png: label 9 at row 0, column 18 is out of range, expected 0..2 or 11" in message
@@ -308,7 +308,7 @@ def test_camvid_is_prepared_by_params_alone(tmp_path):
         }  # fmt: skip
 
     params = load_params(tiny_params(tmp_path / "params.yaml", edit))
-    prepare.run("tiny", params.datasets["tiny"], ("train", "val"), SHARED / "camvid", tmp_path / "store")
+    prepare.build("tiny", params.datasets["tiny"], ("train", "val"), SHARED / "camvid", tmp_path / "store")
     store = Store(tmp_path / "store")
     assert (len(store.split("train")), len(store.split("val")), len(store.classes)) == (367, 101, 11)
     assert {label for record in store.records for label in record.pixels} == {*range(11), IGNORE}

@@ -13,10 +13,9 @@ import pytest
 from pipeline.errors import BusyError, ParamsError
 from pipeline.runner.board import only_runner, plan_board
 from pipeline.runner.graph import Stage, choose, deepest_first, outdated, verdict
-from pipeline.runner.local import Workers, misses_cache
+from pipeline.runner.local import Workers, find_slots, misses_cache
 from pipeline.runner.run import conclude, walk
 from pipeline.runner.screen import Screen
-from pipeline.runner.slots import find_slots
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -121,7 +120,7 @@ def test_a_single_gpu_named_in_params_is_left_to_the_stage(monkeypatch):
 @pytest.mark.parametrize(("threads", "slots"), [(1, 4), (2, 2), (3, 1), (8, 1)])
 def test_without_a_gpu_the_cores_hold_as_many_stages_as_their_threads_allow(monkeypatch, threads, slots):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr("pipeline.runner.slots.cores", lambda: 4)
+    monkeypatch.setattr("pipeline.runner.local.cores", lambda: 4)
     assert find_slots(None, "auto", threads) == [{}] * slots
 
 
@@ -142,7 +141,7 @@ def test_gpus_are_found_without_torch(monkeypatch, tmp_path, listed, names):
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("pipeline.runner.slots.cores", lambda: 1)
+    monkeypatch.setattr("pipeline.runner.local.cores", lambda: 1)
     assert find_slots(None, "auto", 1) == ([{"CUDA_VISIBLE_DEVICES": name} for name in names] or [{}])
 
 

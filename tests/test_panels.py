@@ -1,6 +1,7 @@
 """Which images are drawn, and that their parts show what the store and the network say."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from deeplab.config import Protocol
+from deeplab.inference import predict
 from deeplab.metrics import confusion_matrix, score
 from deeplab.model import DeepLabV3
 from deeplab.store import IGNORE, Store
@@ -26,7 +28,8 @@ def drawn(tmp_path_factory):
     torch.manual_seed(0)
     network = DeepLabV3(cell.model, 3).eval()
     scores = [0.5] * 2 + [0.9] + [0.4] * 8 + [0.1]
-    write_figures(base / "out", network, store, cell, PROTOCOL, torch.device("cpu"), "0abc", scores)
+    segment = partial(predict, network, settings=cell.inference, protocol=PROTOCOL, device=torch.device("cpu"))
+    write_figures(base / "out", store, "val", segment, "0abc", scores)
     return store, base / "out", json.loads((base / "out/parts/about.json").read_text())
 
 

@@ -185,16 +185,16 @@ def test_an_out_folder_that_cannot_be_written_is_named_before_anything_is_segmen
 @pytest.mark.parametrize(
     ("window", "stride", "message"),
     [
-        ([8, 8], [8, 9], r"--stride: got \[8, 9\], expected at most the window, \[8, 8\]"),
-        (None, [8, 8], "--stride: got one without --window"),
-        ([8, 0], None, "expected 1 or more"),
+        ((8, 8), (8, 9), r"--stride: got \(8, 9\), expected at most the window, \(8, 8\)"),
+        (None, (8, 8), "--stride: got one without --window"),
+        ((8, 0), None, "expected 1 or more"),
     ],
 )
 @tried.USE
 def test_tiles_that_leave_gaps_are_refused(window, stride, message):
     with pytest.raises(ParamsError, match=message):
         predict.tiling_of(window, stride)
-    assert predict.tiling_of([8, 6], None) == ((8, 6), (4, 3))
+    assert predict.tiling_of((8, 6), None) == ((8, 6), (4, 3))
 
 
 @pytest.fixture

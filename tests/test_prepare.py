@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 
 def prepare_ade20k(tmp_path, train=2, val=1, **changes):
     config = dataset_config("ade20k", {"train": train, "val": val}, **changes)
-    prepare.run("ade", config, ("train", "val"), tmp_path / "raw", tmp_path / "store", workers=2)
+    prepare.build("ade", config, ("train", "val"), tmp_path / "raw", tmp_path / "store", workers=2)
     return Store(tmp_path / "store")
 
 
@@ -53,7 +53,7 @@ def prepare_ade20k(tmp_path, train=2, val=1, **changes):
 def test_each_format_becomes_a_store_of_train_ids(tmp_path, capsys, kind, write, images, labels):
     write(tmp_path / "raw")
     train, val = images
-    prepare.run("name", dataset_config(kind, images), (train, val), tmp_path / "raw", tmp_path / "store", workers=2)
+    prepare.build("name", dataset_config(kind, images), (train, val), tmp_path / "raw", tmp_path / "store", workers=2)
     store = Store(tmp_path / "store")
     store.verify()
     assert {split: len(store.split(split)) for split in images} == images
@@ -105,7 +105,7 @@ def test_a_file_backed_store_holds_the_bits_of_a_packed_one(tmp_path, kind, writ
 
 def prepared(tmp_path, kind, images, store, **options):
     config = dataset_config(kind, images, store=store, **options)
-    prepare.run("name", config, tuple(images), tmp_path / "raw", tmp_path / store, workers=2)
+    prepare.build("name", config, tuple(images), tmp_path / "raw", tmp_path / store, workers=2)
     return Store(tmp_path / store)
 
 
@@ -149,7 +149,7 @@ def test_what_a_killed_prepare_leaves_is_never_taken_for_a_store(tmp_path, monke
 def test_the_number_of_workers_does_not_change_the_store(tmp_path):
     config = dataset_config("shapes", {"train": 9, "val": 1})
     for workers in (1, 3):
-        prepare.run("shapes", config, ("train", "val"), tmp_path, tmp_path / f"store{workers}", workers)
+        prepare.build("shapes", config, ("train", "val"), tmp_path, tmp_path / f"store{workers}", workers)
     assert Store(tmp_path / "store1").fingerprint == Store(tmp_path / "store3").fingerprint
 
 
@@ -191,7 +191,7 @@ def test_an_image_in_both_train_and_val_is_refused(tmp_path):
     write_voc(tmp_path / "raw", train=["a1", "b1"], val=["b1"])
     config = dataset_config("voc", {"train": 2, "val": 1})
     with pytest.raises(DataError, match=r"raw: 1 images are both in train and in val: b1$"):
-        prepare.run("voc", config, ("train", "val"), tmp_path / "raw", tmp_path / "store")
+        prepare.build("voc", config, ("train", "val"), tmp_path / "raw", tmp_path / "store")
 
 
 def break_ade20k(raw):
@@ -258,10 +258,10 @@ def test_an_image_and_a_mask_of_different_size_are_named(tmp_path):
 @tried.SETTINGS
 def test_unknown_names_in_the_settings_are_answered_with_the_nearest(tmp_path):
     with pytest.raises(ParamsError, match=r"datasets.d.format: unknown name 'cityscape'; did you mean 'cityscapes'\?"):
-        prepare.run("d", dataset_config("cityscape", {}), ("train", "val"), tmp_path, tmp_path / "store")
+        prepare.build("d", dataset_config("cityscape", {}), ("train", "val"), tmp_path, tmp_path / "store")
     write_ade20k(tmp_path)
     with pytest.raises(ParamsError, match=r"datasets.d.images: unknown name 'val'; known: train"):
-        prepare.run("d", dataset_config("ade20k", {"train": 2}), ("train", "val"), tmp_path, tmp_path / "store")
+        prepare.build("d", dataset_config("ade20k", {"train": 2}), ("train", "val"), tmp_path, tmp_path / "store")
 
 
 @tried.IMAGES
@@ -290,7 +290,7 @@ def fake(**functions):
 def prepare_fake(tmp_path, monkeypatch, count=6, workers=2, **functions):
     monkeypatch.setitem(FORMATS, "fake", fake(**functions))  # workers are forked and see it
     config = dataset_config("fake", {"train": count, "val": 1})
-    prepare.run("fake", config, ("train", "val"), tmp_path, tmp_path / "store", workers=workers)
+    prepare.build("fake", config, ("train", "val"), tmp_path, tmp_path / "store", workers=workers)
 
 
 @tried.IMAGES
@@ -318,7 +318,7 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_no_store(tmp_path, monkeypa
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # workers inherit it
         with pytest.raises(OSError, match="File too large") as caught:
-            prepare.run("shapes", config, ("train", "val"), tmp_path, tmp_path / "store", workers=2)
+            prepare.build("shapes", config, ("train", "val"), tmp_path, tmp_path / "store", workers=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert describe(caught.value) == (
@@ -331,7 +331,7 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_no_store(tmp_path, monkeypa
 def test_a_place_without_permission_is_one_line(tmp_path):
     config = dataset_config("shapes", {"train": 2, "val": 1})
     with pytest.raises(OSError, match="/sys/store") as caught:
-        prepare.run("shapes", config, ("train", "val"), tmp_path, Path("/sys/store"), workers=1)
+        prepare.build("shapes", config, ("train", "val"), tmp_path, Path("/sys/store"), workers=1)
     if isinstance(caught.value, PermissionError):  # in some containers it is a read-only file system instead
         assert describe(caught.value).startswith("/sys/store: no permission. Give yourself access to it, or link ")
 
@@ -408,7 +408,7 @@ def write_pictures(raw):
 def test_a_picture_in_train_and_val_is_told_loudly_whatever_its_mask(tmp_path, capsys, kept):
     write_pictures(tmp_path / "raw")
     config = dataset_config("folder", {"train": 5, "val": 2}, store=kept, **OWN)
-    prepare.run("own", config, ("train", "val"), tmp_path / "raw", tmp_path / "store", workers=2, card=tmp_path)
+    prepare.build("own", config, ("train", "val"), tmp_path / "raw", tmp_path / "store", workers=2, card=tmp_path)
     assert capsys.readouterr().out.splitlines()[-3:] == [
         "own: WARNING: 1 images are in several splits under different names, which makes results too good:",
         "own:   train train/c = val val/x",

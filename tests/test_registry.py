@@ -171,9 +171,13 @@ def test_the_server_is_this_machines_alone_with_one_worker_and_the_addresses_are
     assert f"deeplabv3-shapes: http://127.0.0.1:5099/{page}" in capfd.readouterr().out
 
 
-def test_a_port_in_use_and_a_missing_database_are_said_in_one_line(folder, monkeypatch):
+def test_a_port_in_use_a_silent_server_and_a_missing_database_are_one_line(folder, monkeypatch):
     with pytest.raises(ParamsError, match="--port: 99999 is in use or not allowed"):
         ui.run(99999)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:9")
+    with pytest.raises(OSError, match=r"^http://127\.0\.0\.1:9: .*Connection refused"):
+        ui.run(5099)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     Path("mlflow.db").unlink()
     with pytest.raises(FileNotFoundError, match="no runs yet"):
         ui.run(5099)

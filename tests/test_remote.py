@@ -18,8 +18,7 @@ from pipeline.runner.board import plan_board
 from pipeline.runner.graph import outdated, read_stages
 from pipeline.runner.run import walk
 from pipeline.runner.screen import Screen
-from pipeline.settings.params import RuntimeConfig
-from pipeline.settings.schema import SlurmOptions
+from pipeline.settings.schema import RuntimeConfig, SlurmOptions
 
 REPOSITORY = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # in DVC

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from deeplab.errors import DataError
-from pipeline import process
+from pipeline import files, process
 from pipeline.errors import BusyError, ParamsError, StoppedError
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
@@ -198,7 +198,7 @@ def test_settings_edited_while_training_are_refused_and_nothing_is_lost(place, m
     "it leaves with 73 and names the first",
 )
 def test_one_cell_is_trained_by_one_process_at_a_time(place, monkeypatch):
-    monkeypatch.setattr(process, "LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
     (place / "runs/.resume/tiny_os8").mkdir(parents=True)
     with (place / "runs/.resume/tiny_os8/.lock").open("w") as other:
         other.write("process 123 on somewhere")
@@ -251,7 +251,7 @@ def test_the_lock_is_waited_for(tmp_path):
     other = (tmp_path / "lock").open("w")
     fcntl.flock(other, fcntl.LOCK_EX)
     threading.Timer(0.5, other.close).start()
-    with process.locked(tmp_path / "lock", "cell"):
+    with files.claimed(tmp_path / "lock", "cell"):
         assert str(os.getpid()) in (tmp_path / "lock").read_text()
 
 
@@ -271,9 +271,9 @@ def test_a_lock_whose_folder_was_removed_meanwhile_is_taken_in_the_new_one(tmp_p
 
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "flock", late)
-        assert process.take(path) is None
-    with process.locked(path, "cell"):
-        assert process.take(path) is None
+        assert files.take(path) is None
+    with files.claimed(path, "cell"):
+        assert files.take(path) is None
 
 
 def test_outside_of_git_the_commit_is_unknown_with_a_reason(monkeypatch, tmp_path):

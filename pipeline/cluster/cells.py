@@ -5,7 +5,6 @@ runs its stages in this workspace as well and finds them in the cache. All other
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -15,27 +14,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from pipeline.cluster.engines import Order
+from deeplab.errors import WorkerError
 from pipeline.cluster.snapshot import LOCK, committed
 from pipeline.cluster.worker import STOP, note
-from pipeline.errors import BusyError, ParamsError
+from pipeline.errors import EXIT_CODES, BusyError, ParamsError, StoppedError
+from pipeline.process import cores
+from pipeline.runner.dvc import has_result
+from pipeline.runner.engine import Order
 from pipeline.runner.local import Workers
-from pipeline.runner.slots import cores
-from pipeline.settings.stage_names import short
 
 CALLS = Path("runs/.cells")  # a folder per call of the runner, on the file system that all machines share
 TRIES = 4  # of a cell whose worker was lost
 POLL = 1.0  # seconds between two looks at the results
 CALL = "call.json"  # in such a folder: what was submitted
 LATE = 10.0  # seconds that a file may need to appear on another machine
-STOPPED, LOST = 75, 70
-
-# Put in front of PATH while results are collected, so that nothing is ever trained twice.
-GUARD = """#!/bin/sh
-echo "error: DVC's cache does not have what the cell's worker made, so that it would run here once more. Do all \
-machines have the same cache (dvc cache dir), and was nothing edited meanwhile? See docs/cluster.md." >&2
-exit 74
-"""
+STOPPED, LOST = EXIT_CODES[StoppedError], EXIT_CODES[WorkerError]
+NO_RESULT = (
+    "error: the cache of DVC lacks the result of the worker, so the stage would run here again. Do all machines use "
+    "the same cache (dvc cache dir), and was anything edited meanwhile? See docs/cluster.md."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +86,6 @@ class Remote:
     """Trains and evaluates through `cells`, runs all else here, and looks like Workers to the runner."""
 
     def __init__(self, order: Order, cells: Cells) -> None:
-        if elsewhere := [name for name in order.stages if short(name) != name]:
-            raise ParamsError(f"{elsewhere[0]}: the examples run on this machine only. Leave out --on.")
         self.commit = committed(Path.cwd())
         self.order, self.cells = order, cells
         self.place = cells.place
@@ -105,9 +100,7 @@ class Remote:
     def __enter__(self) -> "Remote":
         for call in sorted(CALLS.glob("*")):
             self.take_over(call)
-        (self.call / "guard").mkdir(parents=True)
-        (self.call / "guard/python").write_text(GUARD)
-        (self.call / "guard/python").chmod(0o755)
+        self.call.mkdir(parents=True)
         if Path(LOCK).exists():
             shutil.copyfile(LOCK, self.call / LOCK)  # while nothing writes it
         self.local.__enter__()
@@ -184,12 +177,11 @@ class Remote:
             if unit.codes is None:
                 continue
             code = unit.codes.get(name.partition("@")[0], STOPPED)
-            if code:
-                del self.away[name]
-                ends.append((name, code, time.monotonic() - unit.began))
-            elif self.local.free:
-                del self.away[name]
-                self.collect(name)
+            if not code and not self.local.free:
+                continue
+            del self.away[name]
+            if code or not self.collect(name):
+                ends.append((name, code or EXIT_CODES[OSError], time.monotonic() - unit.began))
         for name, code, seconds in self.local.ended():
             cell = name.partition("@")[2]
             since = self.units[cell].began if cell in self.units else time.monotonic() - seconds
@@ -232,11 +224,14 @@ class Remote:
         places = ("--commit", self.commit, "--call", str(self.units[cell].call), "--logs", str(self.order.logs))
         return Task(cell=cell, command=("-m", "pipeline.cluster.worker", cell, *self.units[cell].kinds, *places))
 
-    def collect(self, name: str) -> None:
-        """Let `dvc repro` find in the cache what was made elsewhere, and do nothing else."""
-        path = os.pathsep.join([str((self.call / "guard").resolve()), os.environ.get("PATH", os.defpath)])
+    def collect(self, name: str) -> bool:
+        """Let `dvc repro` take the result of `name` from the cache. False, with a line in its log, without a result."""
+        if not has_result(name):
+            note(self.log(name), NO_RESULT)
+            return False
         note(self.log(name), "--- collected from DVC's cache")
-        self.local.start(name, {"PATH": path})
+        self.local.start(name, append=True)
+        return True
 
     def ask_to_stop(self) -> None:
         """Ask what runs to save and stop."""

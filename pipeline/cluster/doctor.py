@@ -19,7 +19,8 @@ from pathlib import Path
 
 from pipeline.cluster.snapshot import cache_folder, committed
 from pipeline.errors import ParamsError, run_command
-from pipeline.runner.slots import find_slots, visible_gpus
+from pipeline.runner.engine import Order
+from pipeline.runner.local import find_slots, visible_gpus
 from pipeline.settings.params import Params, load_params
 from pipeline.tracking.client import SQLITE, tracking_uri, without_password
 
@@ -88,9 +89,7 @@ def check_cache() -> str:
         probe.unlink(missing_ok=True)
     free = shutil.disk_usage(folder).free
     if free < SPACE:
-        raise DoubtError(
-            f"{folder}: only {free / 1e9:.1f} GB free; `python -m pipeline.runner.plan` says what a grid needs"
-        )
+        raise DoubtError(f"{folder}: only {free / 1e9:.1f} GB free; `grid plan` shows what a grid needs")
     return f"{folder}: {free / 1e9:.0f} GB free"
 
 
@@ -100,7 +99,7 @@ def check_gpus(params: Params, on: str, address: str | None) -> str:
     if on == "here":
         slots = find_slots(None, runtime.device, 1, runtime.gpus_per_cell)
         return f"{len(visible_gpus())} visible, {len(slots)} cells at a time"
-    from pipeline.cluster.engines import ENGINES, Order
+    from pipeline.cluster.engines import ENGINES
 
     order = Order(params=runtime, stages=(), count=None, address=address, threads=1, logs=Path("runs/.logs"), lock=None)
     return ENGINES[on](order).place
@@ -142,7 +141,7 @@ def ask_tracking(uri: str) -> str:
 
 def check_data(params: Params) -> str:
     """The stores have to be there, and the same for another process; what is not there will be prepared first."""
-    names = sorted({cell.dataset for cell in params.cells.values()} - params.examples)
+    names = sorted({cell.dataset for cell in params.cells.values()})
     missing = []
     for name in names:
         manifest = Path("data") / name / "manifest.json"

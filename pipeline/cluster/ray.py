@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.cells import Task, install_line
-from pipeline.cluster.engines import Order
 from pipeline.errors import ParamsError
+from pipeline.runner.engine import Order
 
 RETRIES = 3  # Ray's own, when a worker or a node is lost
 

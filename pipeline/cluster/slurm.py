@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.cells import STOPPED, Task, install_line
-from pipeline.cluster.engines import Order
 from pipeline.errors import ParamsError
+from pipeline.runner.engine import Order
 
 FOLDER = Path("runs/.slurm")  # where submitit keeps its scripts and logs
 ASK = 5.0  # seconds between two calls of squeue

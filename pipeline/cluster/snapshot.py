@@ -6,13 +6,15 @@ writes down inputs as they are after a command (treeverse/dvc 11058), so that an
 
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import chdir, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import ParamsError
+from pipeline.runner.dvc import read_lock, write_lock
+from pipeline.training.provenance import git
 
-CODE = ("deeplab", "pipeline", "params.yaml", "dvc.yaml", ".dvc/config", ".dvcignore")
+CODE = (":(top)deeplab", ":(top)pipeline", "params.yaml", "dvc.yaml", ":(top).dvc/config", ":(top).dvcignore")
 LOCK = "dvc.lock"
 SHARED = ("data", "runs/.resume")  # linked, not copied: the stores, and the checkpoints that a second try goes on from
 
@@ -20,8 +22,8 @@ SHARED = ("data", "runs/.resume")  # linked, not copied: the stores, and the che
 def committed(root: Path) -> str:
     """The commit that is checked out; ParamsError when what a cell runs is not as it says."""
     try:
-        changed = git(root, "status", "--porcelain", "--", *CODE).splitlines()
-        commit = git(root, "rev-parse", "HEAD").strip()
+        changed = git("status", "--porcelain", "--", *CODE, folder=root).splitlines()
+        commit = git("rev-parse", "HEAD", folder=root)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
         raise ParamsError(
@@ -45,66 +47,57 @@ def snapshot(root: Path, commit: str, folder: Path, cell: str) -> Iterator[Path]
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # A clone that shares the objects rather than a worktree: nothing to lock or to prune in `root`.
-        git(root, "clone", "--quiet", "--shared", "--no-checkout", str(root), str(folder))
-        git(folder, "checkout", "--quiet", "--detach", commit)
-        share(root, folder)
-        write_lock(folder, folder.parent / LOCK, (f"train@{cell}", f"evaluate@{cell}"))
-        yield folder
+        top = Path(git("rev-parse", "--show-toplevel", folder=root))
+        project = folder / root.resolve().relative_to(top.resolve())
+        # A clone that shares the objects, and not a worktree: nothing to lock or to prune in `root`.
+        git("clone", "--quiet", "--shared", "--no-checkout", str(top), str(folder.resolve()), folder=root)
+        git("checkout", "--quiet", "--detach", commit, folder=folder)
+        share(root, project)
+        configure(root, folder)
+        names = (f"train@{cell}", f"evaluate@{cell}")
+        known = read_lock(folder.parent / LOCK)
+        # A short dvc.lock, because DVC reads and writes all of it for each stage.
+        write_lock(project / LOCK, {name: known[name] for name in names if name in known})
+        yield project
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def share(root: Path, folder: Path) -> None:
-    """Link what all cells share, and let DVC use the cache of `root`."""
-    from configobj import ConfigObj
-
+def share(root: Path, project: Path) -> None:
+    """Link what all cells share into the `project` of a snapshot."""
     for name in SHARED:
         (root / name).mkdir(parents=True, exist_ok=True)
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).symlink_to((root / name).resolve(), target_is_directory=True)
-    local = ConfigObj(str(root / ".dvc/config.local")) if (root / ".dvc/config.local").exists() else ConfigObj()
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).symlink_to((root / name).resolve(), target_is_directory=True)
+
+
+def configure(root: Path, folder: Path) -> None:
+    """Let the DVC of the clone `folder` use the cache of `root`."""
+    from configobj import ConfigObj
+
+    own = dvc_folder(root) / "config.local"
+    local = ConfigObj(str(own)) if own.exists() else ConfigObj()
     for name in [name for name in local.sections if name.startswith(("remote", "'remote"))]:
-        del local[name]  # no cell needs a remote, and its password may stand here
+        del local[name]  # no cell needs a remote, and its password may be here
     local.filename = str(folder / ".dvc/config.local")
     local.setdefault("cache", {})["dir"] = str(cache_folder(root))
     local.setdefault("core", {})["site_cache_dir"] = str(folder.resolve() / ".dvc/site")  # goes with the snapshot
     local.write()
 
 
-def write_lock(folder: Path, lock: Path, names: Sequence[str]) -> None:
-    """Write the dvc.lock of a snapshot: short, for DVC reads and writes all of it for each stage."""
-    from dvc.utils.serialize import dump_yaml, load_yaml
-
-    known = load_yaml(str(lock)).get("stages", {}) if lock.exists() else {}
-    stages = {name: known[name] for name in names if name in known}
-    dump_yaml(str(folder / LOCK), {"schema": "2.0", "stages": stages})
-
-
-def keep(folder: Path, name: str) -> None:
-    """Put the result of stage `name`, which has just run in the snapshot `folder`, into DVC's run cache.
-
-    DVC does it itself, but not for a stage with an out of `cache: false`, as the record of an evaluation is.
-    """
-    from dvc.repo import Repo
-
-    with chdir(folder), Repo() as repo, repo.lock:  # DVC takes some paths as relative to the current folder
-        stage = next(stage for stage in repo.index.stages if stage.addressing == name)
-        repo.stage_cache.save(stage)
+def dvc_folder(root: Path) -> Path:
+    """The folder `.dvc` of the repository that holds the project `root`."""
+    places = [place / ".dvc" for place in (root.resolve(), *root.resolve().parents)]
+    return next((place for place in places if place.is_dir()), places[0])
 
 
 def cache_folder(root: Path) -> Path:
     """Where the DVC of `root` keeps its cache: `cache.dir` of its configuration, relative to that file."""
     from configobj import ConfigObj
 
-    found = root / ".dvc/cache"
-    for file in (root / ".dvc/config", root / ".dvc/config.local"):
+    own = dvc_folder(root)
+    found = own / "cache"
+    for file in (own / "config", own / "config.local"):
         if file.exists() and (place := ConfigObj(str(file)).get("cache", {}).get("dir")):
             found = file.parent / place
     return found.resolve()
-
-
-def git(folder: Path, *words: str) -> str:
-    """What git prints."""
-    done = subprocess.run(["git", *words], cwd=folder, check=True, capture_output=True, text=True, timeout=300)
-    return done.stdout

@@ -14,16 +14,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
-from pipeline.cluster.snapshot import keep, snapshot
-from pipeline.errors import StoppedError, run_command
+from deeplab.errors import WorkerError
+from pipeline.cluster.snapshot import snapshot
+from pipeline.errors import EXIT_CODES, BusyError, StoppedError, run_command
 from pipeline.process import die_with_parent, signals_noted
+from pipeline.runner.dvc import keep_result
 from pipeline.runner.local import Workers, misses_cache
 from pipeline.tracking.client import tracking_uri
 
-UNEXPECTED, BUSY, FULL = 70, 73, 74  # exit codes of pipeline.errors
+UNEXPECTED, BUSY, FULL = EXIT_CODES[WorkerError], EXIT_CODES[BusyError], EXIT_CODES[OSError]
 PATIENCE = 600.0  # seconds to wait for the lock of a cell whose node was lost: a file system needs time to free it
 STOP = "stop"  # a file in the folder of a call that asks all its cells to stop
 
@@ -50,7 +52,8 @@ def run(cell: str, kinds: Sequence[str], commit: str, call: Path, logs: Path) ->
                     codes[kind] = run_stage(f"{kind}@{cell}", folder, logs, stop)
                     if codes[kind]:
                         break
-                    keep(folder, f"{kind}@{cell}")
+                    with chdir(folder):  # DVC takes some paths as relative to the current folder
+                        keep_result(f"{kind}@{cell}")
         except Exception as error:  # noqa: BLE001  whatever it is, the runner has to hear of it
             stage = list(codes)[-1] if codes else kinds[0]
             codes[stage] = UNEXPECTED
@@ -69,7 +72,7 @@ def run_stage(name: str, folder: Path, logs: Path, stop: Callable[[], bool]) -> 
             note(workers.log(name), f"--- {name} on {socket.gethostname()}, process {os.getpid()}")
             start = workers.log(name).stat().st_size
             with deaf():
-                workers.start(name, settings)
+                workers.start(name, settings, append=True)
             while not (ends := workers.ended()):
                 if stop():
                     workers.ask_to_stop()

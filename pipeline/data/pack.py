@@ -7,7 +7,6 @@ process that writes, they would take longer than decoding. The places follow fro
 from __future__ import annotations
 
 import ctypes
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -198,8 +197,3 @@ def attempt(
     except DataError as error:
         return None, error.shape if isinstance(error, MaskError) else None, Problem(type(error), str(error))
     return loaded, (loaded.shape[0], loaded.shape[1]), None
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

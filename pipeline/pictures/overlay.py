@@ -1,4 +1,4 @@
-"""Pictures for a person to judge a segmentation by: image, truth, prediction and error side by side."""
+"""A segmentation as a picture: image, truth, prediction and error side by side."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ WRONG: Color = (200, 30, 40)
 def comparison(
     image: Bytes, truth: Bytes, predicted: Bytes, classes: tuple[str, ...], palette: tuple[Color, ...]
 ) -> Image.Image:
-    """Image (H, W, 3), truth and prediction (H, W), and where they differ, above a legend of the classes in either."""
+    """Image (H, W, 3), truth and prediction (H, W), and where they differ, above a legend of their classes."""
     height, width = truth.shape
     factor = LONG_SIDE / max(height, width)
     panel = round(width * factor), round(height * factor)
@@ -36,10 +36,8 @@ def comparison(
     for index, (title, picture) in enumerate(pictures):
         left = GAP + index * (panel[0] + GAP)
         draw.text((left, 3), title, INK, FONT)
-        smooth = (
-            Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST
-        )  # small pictures keep their pixels
-        canvas.paste(Image.fromarray(picture).resize(panel, smooth), (left, LINE))
+        method = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST  # the latter keeps its pixels
+        canvas.paste(Image.fromarray(picture).resize(panel, method), (left, LINE))
     draw_legend(draw, rows, LINE + panel[1] + GAP)
     return canvas
 
@@ -64,11 +62,11 @@ def legend_of(masks: list[Bytes], classes: tuple[str, ...], palette: tuple[Color
     """Name and colour of the classes that occur in any of `masks`."""
     kinds = sorted(set().union(*(np.unique(mask).tolist() for mask in masks)))
     legend = [(classes[kind], palette[kind]) for kind in kinds if kind != IGNORE]
-    return legend + [("not labelled", UNLABELLED)] * (IGNORE in kinds)
+    return [*legend, ("not labelled", UNLABELLED)] if IGNORE in kinds else legend
 
 
 def draw_legend(draw: ImageDraw.ImageDraw, rows: list[list[tuple[int, str, Color]]], top: int) -> None:
-    """Draw what `wrap` gives, from `top` downwards."""
+    """Draw the `rows` that `wrap` returns, from `top` downwards."""
     for row, entries in enumerate(rows):
         line = top + row * LINE
         for left, name, color in entries:

@@ -1,10 +1,10 @@
-"""What a cell predicts on a few images: a picture of each for MLflow, and its parts for the page of all cells."""
+"""Predictions of a cell on a few images: a picture of each for MLflow, and its parts for the page."""
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,60 +16,43 @@ from deeplab.store import IGNORE, Bytes, Color, Store
 from pipeline.files import whole, write_whole
 from pipeline.pictures.overlay import UNLABELLED, comparison
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from deeplab.config import Cell, Protocol
-
 SPREAD = 8  # images evenly spread over the split, the same ones for each cell
-EXTREMES = 4  # best ones, and as many worst ones, of this cell alone
+EXTREMES = 4  # best ones of this cell alone, and as many worst ones
 LONG_SIDE = 400  # of a part, pixels
-PARTS = "parts"  # the folder of them
+PARTS = "parts"  # their folder
 
 
 def write_figures(
     folder: Path,
-    network: "nn.Module",
     store: Store,
-    cell: "Cell",
-    protocol: "Protocol",
-    device: "torch.device",
+    split: str,
+    predict: Callable[[Bytes], Bytes],
     weights: str,
     image_scores: Sequence[float] | None = None,
 ) -> None:
-    """Predict a few images of the validation split; write `folder`/*.jpg and `folder`/parts/{*.png, *.jpg, about.json}.
+    """Predict a few images of `split`; write `folder`/*.jpg and `folder`/parts/{*.png, *.jpg, about.json}.
 
-    `weights` is the SHA-256 of those in `network`. `image_scores` are the mean IoU of each image, nan for one without a
-    labelled pixel; without them there are no best and worst images.
+    `predict` segments one image; `weights` is the SHA-256 of its network. `image_scores` are the mean IoU of each
+    image, nan for one without a labelled pixel; without them there are no best and worst images.
     """
-    from deeplab.inference import predict
-
-    split = store.split(cell.recipe.val_split)
-    parts = folder / PARTS
+    samples, parts = store.split(split), folder / PARTS
     parts.mkdir(parents=True, exist_ok=True)
     before = {*folder.glob("*.jpg"), *parts.iterdir()}
     images: list[dict[str, Any]] = []
-    for place, (index, why) in enumerate(choose(len(split), image_scores)):
-        image, truth = split.image(index), split.mask(index)
-        predicted = predict(network, image, cell.inference, protocol, device)
-        name = split.records[index].id
-        stem = f"{place}_{re.sub(r'[^A-Za-z0-9_-]', '_', name)}" if why == "spread" else f"{why}_{place}"
+    for place, (index, why) in enumerate(choose(len(samples), image_scores)):
+        image, truth = samples.image(index), samples.mask(index)
+        predicted = predict(image)
+        name = samples.records[index].id
+        stem = f"{why}_{place}"
         if why == "spread":
-            picture = comparison(image, truth, predicted, store.classes, store.palette)
+            stem = f"{place}_{re.sub(r'[^A-Za-z0-9_-]', '_', name)}"
             with whole(folder / f"{stem}.jpg") as partial:
-                picture.save(partial, quality=90)
+                comparison(image, truth, predicted, store.classes, store.palette).save(partial, quality=90)
             before.discard(folder / f"{stem}.jpg")
         before -= write_parts(parts, stem, image, truth, predicted, store.palette)
         images.append({"id": name, "index": index, "stem": stem, "why": why, "mIoU": image_score(truth, predicted)})
-    about = {
-        "weights": weights,
-        "classes": store.classes,
-        "palette": store.palette,
-        "images": images,
-    }
-    text = json.dumps(about, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(parts / "about.json", text)
+    about = {"weights": weights, "classes": store.classes, "palette": store.palette, "images": images}
+    write_whole(parts / "about.json", json.dumps(about, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     for old in before - {parts / "about.json"}:
         old.unlink()
 
@@ -94,7 +77,7 @@ def image_scores(hits: NDArray[np.float64], union: NDArray[np.float64]) -> list[
 
 
 def image_score(truth: Bytes, predicted: Bytes) -> float | None:
-    """Mean IoU over the classes in one image, (H, W) each; none without a labelled pixel."""
+    """Mean IoU over the classes in one image, (H, W) each; None without a labelled pixel."""
     try:
         return round(score(confusion_matrix(truth, predicted, IGNORE)).mean_iou, 6)
     except DataError:

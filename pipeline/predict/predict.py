@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from deeplab.errors import DataError
 from pipeline.errors import ParamsError
 from pipeline.files import whole, writable
-from pipeline.predict.class_table import ClassTable, Tiling, labels_of
+from pipeline.predict.class_table import AddRows, Size, Tiling, class_table, labels_of
 from pipeline.predict.weights import find_weights
 from pipeline.progress import shown
 from pipeline.settings.params import load_params
@@ -43,8 +43,6 @@ def run(
 
     Returns the exit code: 1 when some images could not be read, while the others were segmented.
     """
-    if batch < 1:
-        raise ParamsError(f"--batch: got {batch}, expected 1 or more")
     file = find_weights(name, seed, Places())
     from deeplab.segmenter import load_model
 
@@ -68,7 +66,7 @@ def segment(model: "Segmenter", source: Path, out: Path, batch: int, tiling: Til
     files = find_images(source, out)
     names = output_names(files, source if source.is_dir() else source.parent)
     broken = 0
-    with ClassTable(out / "classes.csv", ("image",), model.classes) as table:
+    with class_table(out / "classes.csv", ("image",), model.classes) as add_rows:
         waiting: Batch = []
         for index in shown(range(len(files)), "segmented"):
             try:
@@ -78,16 +76,16 @@ def segment(model: "Segmenter", source: Path, out: Path, batch: int, tiling: Til
                 broken += 1
                 continue
             if waiting and (len(waiting) == batch or tiling or waiting[0][1].shape != image.shape):
-                segment_batch(model, waiting, out, table, tiling)
+                segment_batch(model, waiting, out, add_rows, tiling)
                 waiting = []
             waiting.append((names[index], image))
         if waiting:
-            segment_batch(model, waiting, out, table, tiling)
+            segment_batch(model, waiting, out, add_rows, tiling)
     print(f"{len(files) - broken} of {len(files)} images segmented: {out}/overlays, {out}/masks, {out}/classes.csv")
     return 1 if broken else 0
 
 
-def segment_batch(model: "Segmenter", images: Batch, out: Path, table: ClassTable, tiling: Tiling | None) -> None:
+def segment_batch(model: "Segmenter", images: Batch, out: Path, add_rows: AddRows, tiling: Tiling | None) -> None:
     """Segment images of one size; write the mask, the overlay and the table rows of each."""
     from PIL import Image
 
@@ -102,7 +100,7 @@ def segment_batch(model: "Segmenter", images: Batch, out: Path, table: ClassTabl
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole(path) as partial:
                 content.save(partial)
-        table.add((name,), mask)
+        add_rows((name,), mask)
 
 
 def find_images(source: Path, out: Path) -> list[Path]:
@@ -124,18 +122,18 @@ def output_names(files: list[Path], base: Path) -> list[str]:
     return [name if bare.count(name) == 1 else path.as_posix() for name, path in zip(bare, paths, strict=True)]
 
 
-def tiling_of(window: list[int] | None, stride: list[int] | None) -> Tiling | None:
+def tiling_of(window: Size | None, stride: Size | None) -> Tiling | None:
     """The tiles asked for; without a stride neighbouring tiles overlap by half. ParamsError if tiles leave gaps."""
     if window is None:
         if stride:
             raise ParamsError("--stride: got one without --window, which it belongs to")
         return None
-    stride = stride or [max(1, side // 2) for side in window]
+    stride = stride or (max(1, window[0] // 2), max(1, window[1] // 2))
     if min(*window, *stride) < 1:
         raise ParamsError(f"--window, --stride: got {window} and {stride}, expected 1 or more")
     if stride[0] > window[0] or stride[1] > window[1]:
         raise ParamsError(f"--stride: got {stride}, expected at most the window, {window}")
-    return (window[0], window[1]), (stride[0], stride[1])
+    return window, stride
 
 
 def pick_device(name: str | None) -> str:

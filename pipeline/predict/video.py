@@ -3,13 +3,14 @@
 import errno
 import os
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deeplab.errors import DataError
 from pipeline.files import whole
-from pipeline.predict.class_table import ClassTable, Tiling, labels_of
+from pipeline.predict.class_table import Tiling, class_table, labels_of
 
 if TYPE_CHECKING:
     from deeplab.segmenter import Segmenter
@@ -29,35 +30,29 @@ def segment_video(model: "Segmenter", source: Path, out: Path, batch: int, tilin
 
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # silences a line for each damaged block
     reader = cv2.VideoCapture(str(source))
-    frame = read_frame(reader)
-    if frame is None:
+    frames = read_frames(reader)
+    first = next(frames, None)
+    if first is None:
         raise DataError(f"{source}: not a video that OpenCV can read: damaged, or in a codec that OpenCV lacks")
+    frames = chain([first], frames)
     rate, expected = reader.get(cv2.CAP_PROP_FPS) or 25.0, int(reader.get(cv2.CAP_PROP_FRAME_COUNT))
-    height, width = frame.shape[:2]
+    height, width = first.shape[:2]
     path = out / "overlay.mp4"
     done = 0
-    with ExitStack() as stack:
-        stack.callback(reader.release)
-        partial = stack.enter_context(whole(path))
+    with whole(path) as partial, class_table(out / "classes.csv", ("frame", "seconds"), model.classes) as add_rows:
         writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*CODEC), rate, (width, height))
-        stack.callback(writer.release)
         if not writer.isOpened():
             partial.write_bytes(bytes(4096))  # OSError when the disk is full: OpenCV does not tell the two apart
             raise DataError(f"{path}: OpenCV cannot write a video here: no {CODEC} codec, or not for this size")
-        with ClassTable(out / "classes.csv", ("frame", "seconds"), model.classes) as table:
-            while frame is not None:
-                frames: list[Bytes] = []
-                while frame is not None and len(frames) < batch:
-                    frames.append(frame)
-                    frame = read_frame(reader)
-                for image, mask in zip(frames, labels_of(model, frames, tiling), strict=True):
-                    writer.write(cv2.cvtColor(tint(image, mask, model.palette), cv2.COLOR_RGB2BGR))
-                    table.add((done, f"{done / rate:.3f}"), mask)
-                    done += 1
-                if sys.stdout.isatty():
-                    print(f"{done} frames", end="\r", flush=True)
-            writer.release()
-            check_frames(partial, done)
+        while images := list(islice(frames, batch)):
+            for image, mask in zip(images, labels_of(model, images, tiling), strict=True):
+                writer.write(cv2.cvtColor(tint(image, mask, model.palette), cv2.COLOR_RGB2BGR))
+                add_rows((done, f"{done / rate:.3f}"), mask)
+                done += 1
+            if sys.stdout.isatty():
+                print(f"{done} frames", end="\r", flush=True)
+        writer.release()
+        check_frames(partial, done)
     if done < expected:
         print(f"warning: {source}: ends after {done} of {expected} frames. Is it cut short?", file=sys.stderr)
     print(f"{done} frames segmented: {path}, {out}/classes.csv")
@@ -74,9 +69,9 @@ def check_frames(path: Path, expected: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def read_frame(reader: Any) -> Any:
-    """The next frame as (H, W, 3) RGB; None at the end."""
+def read_frames(reader: Any) -> "Iterator[Bytes]":
+    """The frames, (H, W, 3) RGB each."""
     import cv2
 
-    read, frame = reader.read()
-    return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) if read else None
+    while (found := reader.read())[0]:
+        yield cv2.cvtColor(found[1], cv2.COLOR_BGR2RGB)

@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from deeplab.config import STRICT, Cell, Share, digest
 from pipeline.files import readable
+from pipeline.settings.code import code_of
+from pipeline.settings.equivalent import oldest, read_equivalences
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
 from pipeline.settings.schema import DatasetConfig
-from pipeline.training.provenance import code_fingerprint
 
 SCORES = ("mIoU", "pixel_accuracy", "mean_accuracy", "classes_evaluated")
 INTERVAL = ("mIoU_low", "mIoU_high")  # with two images or more: 95 %, over images, not over seeds
@@ -160,24 +161,16 @@ def read_results(dataset: str, params: Params, places: Places) -> tuple[dict[Pla
         with readable(path, f"Run: dvc repro -f {stage}"):
             record = Record.read(path)
             check_against(record, name, places.metrics(name))
-        if changed := out_of_date(record, params, data, accepted_code(params, places, name)):
+        if changed := out_of_date(record, params, places, data):
             reasons[name] = f"{path} was made with different {changed}. Run: dvc repro {stage}"
         else:
             results |= {(name, result.seed): result for result in results_in(record, params)}
     return results, reasons
 
 
-def current_code(params: Params, places: Places, cell: str) -> str:  # noqa: ARG001
+def current_code(params: Params, places: Places, cell: str) -> str:
     """The fingerprint of the code that trains `cell`."""
-    return code_fingerprint()
-
-
-def accepted_code(params: Params, places: Places, cell: str) -> set[str]:
-    """The fingerprints of the code that trains `cell`, and of code that is listed as giving the same numbers."""
-    path = places.equivalent_code
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    listed = (line.split()[0] for line in lines if line.strip() and not line.startswith("#"))
-    return {current_code(params, places, cell), *listed}
+    return code_of("train", params, places, cell)
 
 
 def check_against(record: Record, name: str, metrics: Path) -> None:
@@ -195,13 +188,14 @@ def check_against(record: Record, name: str, metrics: Path) -> None:
             raise ValueError(f"{score} is {mean}, but {said[score]} in {metrics}")
 
 
-def out_of_date(record: Record, params: Params, data: str | None, codes: set[str]) -> str:
+def out_of_date(record: Record, params: Params, places: Places, data: str | None) -> str:
     """The inputs of `record` that differ from the current ones, separated by commas."""
     cell = params.cell(record.cell)
+    code = oldest(record.fingerprint.code, read_equivalences(places.equivalent_code))
     same = {
         "settings": record.fingerprint.cell == cell.fingerprint,
         "data": data in (None, record.fingerprint.data),
-        "code": record.fingerprint.code in codes,
+        "code": code == current_code(params, places, record.cell),
         "protocols": digest(record.protocols) == digest(protocol_settings(params)),
         "seeds": {str(seed) for seed in params.seeds} <= record.seeds.keys(),
     }

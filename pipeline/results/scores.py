@@ -1,13 +1,57 @@
-"""The rows behind the plots of a cell: IoU per class, and which class is taken for which."""
+"""The scores of a cell as shares, as text, and as the rows behind its plots."""
 
 import csv
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.files import whole
+from pipeline.results import records
 
 if TYPE_CHECKING:
+    from deeplab.counts import Counts
     from deeplab.metrics import Matrix, Scores
+
+
+def mean_shares(scores: list["Scores"]) -> dict[str, Any]:
+    """The scores of one run, or the means of several, rounded as in the metrics file."""
+    count = len(scores)
+    return {
+        "mIoU": round(sum(each.mean_iou for each in scores) / count, 6),
+        "pixel_accuracy": round(sum(each.pixel_accuracy for each in scores) / count, 6),
+        "mean_accuracy": round(sum(each.mean_accuracy for each in scores) / count, 6),
+        "classes_evaluated": round(sum(each.classes_evaluated for each in scores) / count),
+    }
+
+
+def scores_of(scores: "Scores", counts: "Counts") -> records.Scores:
+    """The scores of a record, with the interval of the mIoU where there are two images or more."""
+    from deeplab.intervals import interval
+
+    shares = mean_shares([scores])
+    if len(counts.images) > 1:
+        found = interval([counts])
+        shares |= {"mIoU_low": round(found.low, 6), "mIoU_high": round(found.high, 6)}
+    return records.Scores(**shares)
+
+
+def describe(classes: tuple[str, ...], scores: dict[tuple[int, str], "Scores"]) -> str:
+    """The scores of each class, for each seed and protocol, and their means."""
+    width = max(len(name) for name in (*classes, "class"))
+    lines = []
+    for (seed, title), each in scores.items():
+        lines += ["", f"seed {seed}, {title}", f"{'class':{width}}   IoU %  accuracy %"]
+        rows = zip(classes, each.iou, each.accuracy, strict=True)
+        lines += [f"{name:{width}}  {percent(iou):>6}  {percent(accuracy):>10}" for name, iou, accuracy in rows]
+        lines.append(
+            f"mIoU {percent(each.mean_iou)} %, pixel accuracy {percent(each.pixel_accuracy)} %, "
+            f"mean accuracy {percent(each.mean_accuracy)} %, {each.classes_evaluated} of {len(classes)} classes"
+        )
+    return "\n".join(lines)
+
+
+def percent(share: float) -> str:
+    """A share in percent with two digits; a dash for nan."""
+    return "-" if share != share else f"{100 * share:.2f}"
 
 
 def write_plots(

@@ -1,15 +1,16 @@
-"""The names in params.yaml that only a stage would miss: found before the first one runs."""
+"""Names in params.yaml that only a stage would miss, checked before the first one runs."""
 
 from pipeline.errors import ParamsError
-from pipeline.settings.params import PARAMS, Params, unknown
+from pipeline.settings.messages import unknown
+from pipeline.settings.params import PARAMS, Params
 
-# The names of the published recipes. For any other torch has to be asked, whose import takes seconds.
+# The names of the published recipes. Only for another one torch is imported, which takes seconds.
 USUAL_LOSSES = {"cross_entropy"}
 USUAL_BACKBONES = {"resnet18", "resnet34", "resnet50", "resnet50c", "resnet101", "resnet101c"}
 
 
 def check_names(params: Params) -> None:
-    """ParamsError with the nearest name for a format, loss or backbone that there is not."""
+    """Raise ParamsError, with the nearest name, for an unknown format, loss or backbone."""
     from pipeline.data.formats import FORMATS
 
     for name, dataset in params.datasets.items():

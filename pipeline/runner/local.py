@@ -1,11 +1,9 @@
-"""Stages as child processes of this machine, at most one per slot.
-
-Another engine has to offer what Workers does: `free`, `running`, `start`, `ended`, `ask_to_stop`, `kill` and `log`.
-"""
+"""Stages as child processes of this machine, one per slot: a group of GPUs, or a share of the cores."""
 
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,17 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from pipeline.runner.fork import Fork, fork_stage
-from pipeline.runner.guard import GRACE, ask_to_stop, kill, members
-from pipeline.runner.lockparts import LockParts
-from pipeline.runner.slots import Slot
+from pipeline.errors import ParamsError
+from pipeline.process import GRACE, ask_to_stop, cores, kill, members
+
+Slot = dict[str, str]  # what a slot adds to the environment of its stages
 
 
 @dataclass(kw_only=True)
 class Job:
     """A stage that runs."""
 
-    process: "subprocess.Popen[bytes] | Fork"  # `dvc`, the leader of its process group
+    process: subprocess.Popen[bytes]  # `dvc`, the leader of its process group
     slot: Slot
     began: float
     left: float | None = None  # when `dvc` ended and others of its group had not
@@ -32,17 +30,16 @@ class Job:
 
 
 class Workers:
-    """Runs each stage as `dvc repro --single-item`, so that skipping, run cache and dvc.lock stay DVC's own."""
+    """Runs each stage as `dvc repro --single-item`, so that skipping, run cache and dvc.lock stay with DVC."""
 
-    def __init__(self, slots: list[Slot], logs: Path, folder: Path | None = None, lock: int | None = None) -> None:
-        """`folder` is the workspace in which the stages run; None is the current one.
+    def __init__(self, slots: list[Slot], logs: Path, folder: Path = Path(), lock: int | None = None) -> None:
+        """`folder` is the project in which the stages run.
 
-        `lock` is the file of a lock that is kept until the last stage has ended, also when this process is killed.
+        `lock` is the file of a lock that is held until the last stage has ended, also when this process is killed.
         """
         self.free, self.logs, self.folder = list(slots), logs, folder
         self.kept = () if lock is None else (lock,)
         self.place = f"here, {len(slots)} at a time"
-        self.parts = LockParts() if folder is None else None  # a snapshot's dvc.lock is short
         self.running: dict[str, Job] = {}
         logs.mkdir(parents=True, exist_ok=True)
 
@@ -54,35 +51,24 @@ class Workers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Leave nothing behind: the guard stops what an exception has left running."""
+        """Leave nothing running: the guard stops what an exception left."""
         self.guard.communicate()
-        if self.parts:
-            self.parts.flush()
 
-    def start(self, name: str, settings: Mapping[str, str] | None = None) -> None:
-        """Run stage `name` in a free slot; what it prints goes to its log.
-
-        `settings` are added to its environment, and its log is then gone on with.
-        """
+    def start(self, name: str, settings: Mapping[str, str] | None = None, append: bool = False) -> None:
+        """Run stage `name` in a free slot, with `settings` added to its environment. Its output goes to its log."""
         slot = self.free.pop(0)
-        variables = environment({**slot, **(settings or {})})
-        process: subprocess.Popen[bytes] | Fork
-        with self.log(name).open("ab" if settings else "wb") as log:
-            if self.parts:
-                assert self.guard.stdin is not None
-                process = fork_stage(self.parts.begin(name), name, log.fileno(), variables, self.guard.stdin.fileno())
-            else:
-                process = subprocess.Popen(
-                    # --wait-for-lock: without it half of twelve calls at once fail. It has to stand before the verb.
-                    [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name],
-                    cwd=self.folder,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=variables,
-                    process_group=0,  # so that Ctrl-C reaches the runner alone, which passes it on with care
-                )
-                self.tell_guard(process.pid)
+        with self.log(name).open("ab" if append else "wb") as log:
+            process = subprocess.Popen(
+                # Without --wait-for-lock half of twelve calls at once fail. It has to precede the verb.
+                [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name],
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment({**slot, **(settings or {})}),
+                process_group=0,  # Ctrl-C reaches the runner alone, which passes it on with care
+            )
+        self.tell_guard("+", process.pid)
         self.running[name] = Job(process=process, slot=slot, began=time.monotonic())
 
     def ended(self) -> list[tuple[str, int, float]]:
@@ -94,9 +80,7 @@ class Workers:
                 continue
             del self.running[name]
             self.free.append(job.slot)
-            self.tell_guard(job.process.pid)
-            if self.parts:
-                self.parts.end(name, well=code == 0)
+            self.tell_guard("-", job.process.pid)
             result.append((name, code, time.monotonic() - job.began))
         return result
 
@@ -111,11 +95,11 @@ class Workers:
             kill(job.process.pid)
 
     def log(self, name: str) -> Path:
-        """Where stage `name` writes what it prints."""
-        return self.logs / f"{name.replace('/', '_')}.log"
+        """The file that gets the output of stage `name`."""
+        return self.logs / f"{name}.log"
 
     def leaves_any(self, job: Job) -> bool:
-        """Whether processes of the group outlive a `dvc` that has ended, as when it was killed. Stop them if so."""
+        """Whether processes of the group outlive a `dvc` that has ended, as when it was killed. Stops them."""
         group = job.process.pid
         if not members(group):
             return False
@@ -125,20 +109,67 @@ class Workers:
             kill(group)
         return True
 
-    def tell_guard(self, group: int) -> None:
-        """Say that `group` has begun, or has ended."""
+    def tell_guard(self, sign: str, group: int) -> None:
+        """Tell the guard that `group` has begun (+) or ended (-)."""
         assert self.guard.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # somebody ended the guard; the stages can do without
-            self.guard.stdin.write(b"%d\n" % group)
+        with contextlib.suppress(BrokenPipeError):  # somebody ended the guard; the stages work without it
+            self.guard.stdin.write(f"{sign}{group}\n".encode())
             self.guard.stdin.flush()
 
 
 def misses_cache(log: Path) -> bool:
-    """Whether DVC could not put an output into its cache. On a full disk it can say so and still exit with 0."""
+    """Whether DVC could not put an output into its cache. On a full disk it may say so and still exit with 0."""
     return re.search(r"^ERROR: .*(failed to transfer|not in cache)", log.read_text(errors="replace"), re.M) is not None
 
 
 def environment(slot: Slot) -> dict[str, str]:
-    """This process's environment and the slot's; `python` in dvc.yaml is the python that runs this."""
+    """The environment of this process and of the slot. `python` in dvc.yaml is the python that runs this."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **slot}
+
+
+def find_slots(count: int | None, device: str, threads: int, gpus_per_cell: int = 1) -> list[Slot]:
+    """`count` slots; by default one per `gpus_per_cell` visible GPUs, else one per `threads` cores.
+
+    `device` is `runtime.device` of params.yaml; one that names a single GPU gets a single slot. Raises ParamsError for
+    GPUs that are missing.
+    """
+    if device == "cpu":
+        return cpu_slots(count, cores() // threads)
+    gpus = visible_gpus()
+    if not gpus and device != "auto":
+        raise ParamsError(
+            f"params.yaml: runtime.device: got {device!r}, but no GPU is visible here (nvidia-smi, "
+            f"CUDA_VISIBLE_DEVICES). Say `auto` or `cpu`, or run where there is one."
+        )
+    if not gpus:
+        return cpu_slots(count, cores() // threads)
+    if device.startswith("cuda:"):
+        return cpu_slots(count, 1)  # the stage picks the GPU itself
+    if len(gpus) < gpus_per_cell:
+        raise ParamsError(
+            f"params.yaml: runtime.gpus_per_cell: got {gpus_per_cell}, but {len(gpus)} GPUs are visible here"
+        )
+    groups = [",".join(gpus[start : start + gpus_per_cell]) for start in range(0, len(gpus), gpus_per_cell)]
+    groups = groups[: len(gpus) // gpus_per_cell]  # the rest is too few for a cell
+    return [{"CUDA_VISIBLE_DEVICES": groups[index % len(groups)]} for index in range(count or len(groups))]
+
+
+def cpu_slots(count: int | None, fitting: int) -> list[Slot]:
+    """`count` slots that add nothing to the environment; by default `fitting`."""
+    return [{} for _ in range(count or max(1, fitting))]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as in CUDA_VISIBLE_DEVICES. Asking torch takes six seconds."""
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    found: list[str] = []
+    for name in re.findall(r"UUID: ((?:GPU|MIG)-[^)\s]+)", listed):
+        if name.startswith("MIG") and found and found[-1].startswith("GPU"):
+            found.pop()  # a GPU that is divided into slices is used through them
+        found.append(name)
+    return found

@@ -1,20 +1,19 @@
-"""The live view: a line per event, and the table of cells; on a terminal the table stays in place below the lines."""
+"""The live view: a line per event and the table of cells, which stays below the lines on a terminal."""
 
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from textwrap import indent
 from types import TracebackType
 from typing import Any
 
 from pipeline.runner.board import Board
-from pipeline.runner.status import HEADS, Row, as_lines, headline, read_rows
-
-COLORS = {"failed": "red", "training": "green", "evaluating": "green", "done": "bold", "stopped": "yellow"}
+from pipeline.runner.status import Row, as_text, headline, read_rows, table
 
 
 class Screen:
-    """Shows `board`: to a terminal by redrawing, to a file as plain lines. All goes to the log file `log` as well."""
+    """Shows `board`: on a terminal by redrawing, in a file as plain lines. Everything goes to the file `log` too."""
 
     def __init__(self, board: Board, log: Path, every: float) -> None:
         self.board, self.every = board, every
@@ -27,7 +26,7 @@ class Screen:
         if sys.stdout.isatty():
             from rich.live import Live
 
-            self.live = Live(table(self.board), auto_refresh=False, redirect_stdout=False)
+            self.live = Live(view(self.board), auto_refresh=False, redirect_stdout=False)
             self.live.start()
         self.board.save()
         return self
@@ -36,7 +35,7 @@ class Screen:
         self.board.ended = time.time()
         self.board.save()
         if self.live:
-            self.live.update(table(self.board), refresh=True)
+            self.live.update(view(self.board), refresh=True)
             self.live.stop()
         with suppress(OSError):
             self.log.close()
@@ -52,40 +51,32 @@ class Screen:
         self.board.save()
 
     def note(self, text: str) -> None:
-        """Add `text` to the log file. A full disk must not stop the runner, so that is passed over."""
+        """Add `text` to the log file. A full disk does not stop the runner."""
         with suppress(OSError):
             print(text, file=self.log, flush=True)
 
     def show(self) -> None:
-        """Renew the table: once a second on a terminal, every `every` seconds as lines."""
+        """Show the table again: after a second on a terminal, after `every` seconds as lines."""
         now = time.monotonic()
         if self.live and now - self.drawn > 1:
             self.drawn = now
-            self.live.update(table(self.board), refresh=True)
+            self.live.update(view(self.board), refresh=True)
         if now - self.listed > self.every:
             self.listed = now
-            lines = "\n".join(f"    {line}" for line in [headline(self.board, True), *as_lines(self.rows())])
+            lines = indent("\n".join([headline(self.board, True), as_text(self.rows())]), "    ")
             self.note(lines)
             if not self.live:
                 print(lines, flush=True)
 
     def rows(self) -> list[Row]:
-        """The cells that are not simply up to date or waiting: a log of hours should not repeat those."""
+        """The cells that are neither up to date nor waiting, which a log of hours does not repeat."""
         rows = read_rows(self.board, alive=True)
         return [row for row in rows if row.state not in ("up to date", "waiting", "done")]
 
 
-def table(board: Board) -> Any:
-    """The cells as a table of rich, and a line about the whole below it."""
+def view(board: Board) -> Any:
+    """The cells, and a line about the whole below them."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    drawn = Table()
-    for head in HEADS:
-        drawn.add_column(head, justify="right" if head in ("step", "images/s", "left", "mIoU") else "left")
-    for row in read_rows(board, alive=True):
-        drawn.add_row(
-            row.cell, row.state, row.step, row.speed, row.left, row.miou, row.note, style=COLORS.get(row.state, "")
-        )
-    return Group(drawn, Text(headline(board, alive=board.ended is None)))
+    return Group(table(read_rows(board, alive=True)), Text(headline(board, alive=board.ended is None)))

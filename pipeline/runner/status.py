@@ -1,31 +1,41 @@
-"""Show each cell of the grid: up to date, waiting, running (with step, speed, time left and mIoU so far), or failed.
+"""The state of each cell: up to date, waiting, running (with step, speed, time left and mIoU so far), or failed.
 
-Reads what the runner and the trainers write down, so it can be called at any time and from any shell of this folder.
+It reads files of the runner and of the trainers, so it works at any time and from any shell of this folder.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
-from pipeline.errors import run_command
 from pipeline.progress import duration
-from pipeline.runner.board import BOARD, LOCK, Board, Entry, is_held
-from pipeline.settings.params import EXAMPLES, load_params
+from pipeline.runner.board import BOARD, Board, Entry
+from pipeline.runner.lock import LOCK, is_held
+from pipeline.settings.params import load_params
 from pipeline.settings.stage_names import kind_and_name
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 RESUME = Path("runs/.resume")
-METRICS = Path("reports/metrics")  # the examples have one of their own
+METRICS = Path("reports/metrics")
 RECENT = 20  # reports of speed whose median counts
-HEADS = ("cell", "state", "step", "images/s", "left", "mIoU", "note")
+WIDTH = 200  # of a line in a file
+HEADS = {
+    "cell": "cell", "state": "state", "step": "step", "speed": "images/s", "left": "left", "miou": "mIoU",
+    "note": "note",
+}  # fmt: skip
+NUMBERS = ("step", "speed", "left", "miou")
+COLORS = {"failed": "red", "training": "green", "evaluating": "green", "done": "bold", "stopped": "yellow"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A cell as it is shown. A field that says nothing is empty."""
+    """A cell as it is shown. An unknown field is empty."""
 
     cell: str
     state: str
@@ -37,24 +47,24 @@ class Row:
 
 
 def read_rows(board: Board, alive: bool, resume: Path = RESUME, metrics: Path = METRICS) -> list[Row]:
-    """A row per cell. When the runner is not `alive`, what it left as running has been interrupted."""
+    """A row per cell. When the runner is not `alive`, a cell that it left running was interrupted."""
     return [read_row(cell, stages, alive, resume / cell, metrics) for cell, stages in board.cells().items()]
 
 
 def read_row(cell: str, stages: dict[str, Entry], alive: bool, resume: Path, metrics: Path) -> Row:
-    """The row of one cell, from its stages and what its trainer has written to `resume`."""
+    """The row of one cell, from its stages and the files of its trainer in `resume`."""
     state, note = summary(stages)
     if not alive and state in ("training", "evaluating", "waiting"):
         state, note = "interrupted" if state != "waiting" else "not begun", ""
     if state in ("up to date", "done"):
         return Row(cell=cell, state=state, miou=final_miou(metrics / f"{cell}.json"))
     if state == "waiting":
-        note = ""  # the reason is for the plan
+        note = ""  # the plan shows the reason
     return Row(cell=cell, state=state, note=note, **progress(resume, moving=state == "training"))
 
 
 def summary(stages: dict[str, Entry]) -> tuple[str, str]:
-    """One word for the stages of a cell, and the note that belongs to it."""
+    """One word for the stages of a cell, and its note."""
     states = {kind: entry.state for kind, entry in stages.items()}
     for word in ("failed", "stopped", "running", "skipped", "waiting"):
         for kind, state in states.items():
@@ -65,14 +75,14 @@ def summary(stages: dict[str, Entry]) -> tuple[str, str]:
 
 
 def progress(folder: Path, moving: bool) -> dict[str, str]:
-    """How far the trainer that keeps its unfinished work in `folder` has come: step, speed, left, miou."""
+    """The progress of the trainer whose unfinished work is in `folder`: step, speed, left, miou."""
     seeds = sorted(folder.glob("seed*/facts.json"), key=lambda path: path.stat().st_mtime)
     if not seeds:
         return {}
     try:
         facts = json.loads(seeds[-1].read_text(encoding="utf-8"))
         total, batch = facts["iterations"], facts["settings"]["batch_size"]
-    except (OSError, ValueError, KeyError):  # being written, or of another version
+    except (OSError, ValueError, KeyError):  # half-written, or of another version
         return {}
     points = rows_of(seeds[-1].with_name("speed.csv"))
     step = int(points[-1][0]) if points else 0
@@ -90,7 +100,7 @@ def progress(folder: Path, moving: bool) -> dict[str, str]:
 
 
 def rows_of(path: Path) -> list[list[str]]:
-    """The rows of a small CSV file; a line that is still being written is left out."""
+    """The rows of a small CSV file, without a line that is still being written."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -101,19 +111,33 @@ def rows_of(path: Path) -> list[list[str]]:
 def final_miou(path: Path) -> str:
     """The mIoU in a cell's metrics, or nothing."""
     try:
-        path = path if path.exists() else EXAMPLES / path
         found = json.loads(path.read_text(encoding="utf-8")).get("mIoU")
     except (OSError, ValueError):
         return ""
     return f"{found:.2%}" if isinstance(found, int | float) else ""
 
 
-def as_lines(rows: Sequence[Row]) -> list[str]:
-    """`rows` as aligned text, for a file or a terminal of any kind."""
-    table = [HEADS, *(astuple(row) for row in rows)]
-    used = [column for column in range(len(HEADS)) if any(row[column] for row in table[1:])]
-    widths = {column: max(len(row[column]) for row in table) for column in used}
-    return ["  ".join(f"{row[column]:{widths[column]}}" for column in used).rstrip() for row in table]
+def table(rows: Sequence[Row]) -> "Table":
+    """`rows` as a table of rich, without the columns that are empty."""
+    from rich.table import Table
+
+    used = [field for field in HEADS if any(getattr(row, field) for row in rows)]
+    drawn = Table(box=None, pad_edge=False)
+    for field in used:
+        drawn.add_column(HEADS[field], justify="right" if field in NUMBERS else "left", no_wrap=field != "note")
+    for row in rows:
+        drawn.add_row(*(getattr(row, field) for field in used), style=COLORS.get(row.state, ""))
+    return drawn
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    """The same for a file: no colors, one line per row."""
+    from rich.console import Console
+
+    console = Console(file=StringIO(), width=WIDTH, color_system=None, markup=False)
+    console.print(table(rows))
+    assert isinstance(console.file, StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
 def headline(board: Board, alive: bool) -> str:
@@ -126,7 +150,7 @@ def headline(board: Board, alive: bool) -> str:
     elif board.ended:
         what = f"ended {duration(time.time() - board.ended)} ago"
     else:
-        what = f"the runner (process {board.process} on {board.host}) was killed. The same command goes on from here"
+        what = f"the runner (process {board.process} on {board.host}) was killed. The same command continues from here"
     return f"{what}; stages: {counts}" + f"; now: {', '.join(others)}" * bool(others)
 
 
@@ -136,36 +160,23 @@ def is_other(name: str) -> bool:
 
 
 def without_runner() -> list[Row]:
-    """A row per cell of params.yaml, when no runner has written down more: `dvc repro` trains too.
-
-    Of the examples those that were begun.
-    """
-    params, found = load_params(), []
-    for cell, settings in params.cells.items():
-        alive = is_held(RESUME / cell / ".lock")
+    """A row per cell of params.yaml, for a project in which only `dvc repro` has trained."""
+    found = []
+    for cell in load_params().cells:
+        running = is_held(RESUME / cell / ".lock")
         unfinished = any((RESUME / cell).glob("seed*"))
-        state = "training" if alive else "interrupted" if unfinished else "see --dry-run"
-        known = progress(RESUME / cell, moving=alive) or {"miou": final_miou(METRICS / f"{cell}.json")}
-        if settings.dataset not in params.examples or state != "see --dry-run" or any(known.values()):
-            found.append(Row(cell=cell, state=state, **known))
+        state = "training" if running else "interrupted" if unfinished else "see grid plan"
+        known = progress(RESUME / cell, moving=running) or {"miou": final_miou(METRICS / f"{cell}.json")}
+        found.append(Row(cell=cell, state=state, **known))
     return found
 
 
 def show() -> str:
-    """What the command prints."""
+    """The output of `grid status`."""
     board = Board.read(BOARD)
     if board is None:
-        text = "no runner was here yet; `python -m pipeline.runner.run --dry-run` says what is out of date"
-        return "\n".join([text, *as_lines(without_runner())])
+        return "\n".join(
+            ["no runner has worked here yet; `grid plan` shows what is out of date", as_text(without_runner())]
+        )
     alive = is_held(LOCK)
-    return "\n".join([headline(board, alive), *as_lines(read_rows(board, alive))])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
-    print(show())
-
-
-if __name__ == "__main__":
-    run_command(main)
+    return "\n".join([headline(board, alive), as_text(read_rows(board, alive))])

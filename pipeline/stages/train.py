@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from deeplab.config import Cell
 from deeplab.errors import SettingsError
 from pipeline.errors import ParamsError, StoppedError, run_command
-from pipeline.process import locked, signals_noted
+from pipeline.files import claimed
+from pipeline.process import signals_noted
 from pipeline.progress import median_speed, planner, reporter
 from pipeline.settings.code import code_of
 from pipeline.settings.params import load_params
@@ -73,8 +74,8 @@ class CellRun:
 def run(name: str, places: Places = Places()) -> None:
     """Train the cell `name` and write its weights, history.csv and run.json.
 
-    Under torchrun this is one of several processes that do so together. Raises StoppedError after a signal (the state is
-    saved), BusyError when another process trains this cell.
+    Under torchrun this is one of several processes that do so together. Raises StoppedError after a signal (the state
+    is saved), BusyError when another process trains this cell.
     """
     params = load_params(places.params)
     dataset = params.cell(name).dataset  # raises for an unknown name
@@ -83,7 +84,7 @@ def run(name: str, places: Places = Places()) -> None:
     with (
         signals_noted() as stop,
         grouped(params.runtime.device, stop) as ranks,
-        locked(resume / ".lock", name) if ranks.first else nullcontext(),
+        claimed(resume / ".lock", name) if ranks.first else nullcontext(),
     ):
         from deeplab.store import Store
 
@@ -115,7 +116,7 @@ def require_unchanged(name: str, before: Inputs, now: Inputs) -> None:
     if now != before:
         changed = ", ".join(differences(before.plain(), now.plain()))
         raise ParamsError(
-            f"{name}: {changed} changed while the cell was trained, so its result does not belong to the current files. "
+            f"{name}: {changed} changed while the cell was trained, so the result is not that of the current files. "
             f"Nothing was published. Undo the change and run the same command to publish the result, or run it with "
             f"the change to train again."
         )
@@ -273,7 +274,9 @@ def validation_miou(network: "nn.Module", store: "Store", cell: Cell, device: "t
     protocol = Protocol(scales=(1.0,), flip=False, window=None, stride=None)
     split = store.split(cell.recipe.val_split)
     own = slice(ranks.rank, None, ranks.world)
-    matrix = evaluate(network, split, len(store.classes), cell.inference, protocol, device, lambda indices: indices[own])
+    matrix = evaluate(
+        network, split, len(store.classes), cell.inference, protocol, device, lambda indices: indices[own]
+    )
     return score(ranks.sum(torch.from_numpy(matrix)).numpy()).mean_iou
 
 

@@ -101,8 +101,33 @@ class Experiment:
 def open_experiment(dataset: str, *, timeout: int) -> Iterator[Experiment]:
     """The experiment of a data set, created if needed. What MLflow raises in the block becomes a TrackingError.
 
-    `timeout` is in seconds, for one request. Requests are not repeated: MLflow would repeat one whose answer was lost,
-    and so create runs and models twice. The next call finds what the lost request created.
+    `timeout` is in seconds, for one request.
+    """
+    with connection(timeout) as uri:
+        from mlflow import MlflowClient
+
+        with locked(lock_of(uri)):  # two processes that create the database at once break it for good
+            create_database(uri)
+            experiment = find_experiment(MlflowClient(uri, uri), uri, f"{PREFIX}{dataset}")
+        yield experiment
+
+
+def pages() -> dict[str, str]:
+    """Name of each experiment of this project -> the page of its runs, below the address of the server."""
+    with connection(timeout=20) as uri:
+        from mlflow import MlflowClient
+
+        client = MlflowClient(uri, uri)
+        found = client.search_experiments(filter_string=f"name LIKE '{PREFIX}%'", order_by=["experiment_id ASC"])
+        return {each.name: Experiment(client, uri, each.experiment_id).page for each in found}
+
+
+@contextmanager
+def connection(timeout: int) -> Iterator[str]:
+    """Prepare MLflow in this process, and yield its address. What it raises in the block becomes a TrackingError.
+
+    Requests are not repeated: MLflow would repeat one whose answer was lost, and create runs and models twice. The next
+    call finds what the lost request created.
     """
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -110,17 +135,13 @@ def open_experiment(dataset: str, *, timeout: int) -> Iterator[Experiment]:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(timeout))
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it would print a traceback beside our error
     uri = tracking_uri()
     try:
-        with locked(lock_of(uri)):  # two processes that create the database at once break it for good
-            create_database(uri)
-            experiment = find_experiment(MlflowClient(uri, uri), uri, f"{PREFIX}{dataset}")
-        yield experiment
+        yield uri
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise TrackingError(without_password(f"{uri}: {cause(error)}")) from error
 
@@ -182,15 +203,6 @@ def find_experiment(client: Any, uri: str, name: str) -> Experiment:
     if found.tags.get(VIEW_TAG) != json.dumps(view):
         client.set_experiment_tag(found.experiment_id, VIEW_TAG, json.dumps(view))
     return Experiment(client, uri, found.experiment_id)
-
-
-def pages() -> dict[str, str]:
-    """Name of each experiment of this project -> the page of its runs, below the address of the server."""
-    from mlflow import MlflowClient
-
-    client, uri = MlflowClient(tracking_uri()), tracking_uri()
-    found = client.search_experiments(filter_string=f"name LIKE '{PREFIX}%'", order_by=["experiment_id ASC"])
-    return {each.name: Experiment(client, uri, each.experiment_id).page for each in found}
 
 
 # --- The tags of a run

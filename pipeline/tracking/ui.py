@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from pipeline.errors import ParamsError
-from pipeline.tracking.client import SQLITE, pages, tracking_uri, without_password
+from pipeline.tracking.client import SQLITE, TrackingError, pages, tracking_uri, without_password
 
 HOST = "127.0.0.1"
 # The names that a browser on this machine, or behind a forwarded port, uses for the server. By default MLflow also
@@ -21,7 +21,7 @@ ALLOWED = ",".join(f"{name}{port}" for name in ("localhost", HOST) for port in (
 def run(port: int) -> None:
     """Print the addresses, then become the server on `port`.
 
-    Raises FileNotFoundError without a database, ParamsError when the port cannot be used.
+    Raises FileNotFoundError without a database, OSError when MLflow does not answer, ParamsError for an unusable port.
     """
     uri = tracking_uri()
     local = uri.startswith(SQLITE)
@@ -30,8 +30,11 @@ def run(port: int) -> None:
     if local:
         require_free(port)
     address = f"http://{HOST}:{port}" if local else without_password(uri).rstrip("/")
-    for name, page in pages().items():
-        print(f"{name}: {address}/{page}", flush=True)
+    try:
+        for name, page in pages().items():
+            print(f"{name}: {address}/{page}", flush=True)
+    except TrackingError as error:
+        raise OSError(str(error)) from None
     if local:
         # With its defaults the server starts four workers and a job runner, and takes four times as long.
         os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"

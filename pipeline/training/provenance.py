@@ -1,35 +1,13 @@
-"""Where a number comes from: the commit, the code that can change it, and the machine."""
+"""Where a number comes from: the commit and the machine."""
 
-import ast
 import hashlib
 import subprocess
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-# The files of the library that training runs. dvc.yaml lists the same ones.
-TRAINING_CODE = (
-    "backbone", "checkpoint", "data", "decode", "losses/cross_entropy", "losses/chunks", "model",
-    "monitor", "photometric", "precision", "ranks", "ring",
-    "step", "store", "training", "transforms",
-)  # fmt: skip
-LIBRARY = Path(__file__).parents[2] / "deeplab"
 
 # What a commit must contain for its number. A project may be a folder of the repository that holds the code. Stages
 # write reports and dvc.lock while they run, so changes there do not count.
 INPUTS = (":(top)deeplab", ":(top)pipeline", "params.yaml", "dvc.yaml")
-
-
-def code_fingerprint() -> str:
-    """SHA-256 of what the training code does. Comments and layout do not count, so a new comment keeps a checkpoint."""
-    trees = (syntax_tree((LIBRARY / f"{name}.py").read_bytes()) for name in TRAINING_CODE)
-    return hashlib.sha256("\n".join(trees).encode()).hexdigest()
-
-
-@cache  # a table asks for the fingerprint once per cell
-def syntax_tree(source: bytes) -> str:
-    """The syntax tree of a module as text."""
-    return ast.dump(ast.parse(source))
 
 
 def git_state() -> dict[str, Any]:

@@ -129,7 +129,6 @@ def test_a_video_that_is_cut_short_is_segmented_as_far_as_it_goes_and_that_is_sa
     [
         ("nowhere.safetensors", "photos", {}, 65, "nowhere.safetensors: no such weights file, and not the name of a cell"),
         ("seed0.safetensors", "nowhere", {}, 65, "nowhere: no such file or folder"),
-        ("seed0.safetensors", "photos", {"batch": 0}, 78, "--batch: got 0, expected 1 or more"),
         ("seed0.safetensors", "photos", {"device": "gpu"}, 78, "gpu"),
         ("seed0.safetensors", "empty", {}, 65, "empty: no image in this folder"),
         ("photos", "photos", {}, 65, "photos/model.safetensors: no such file"),

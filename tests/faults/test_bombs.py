@@ -127,7 +127,7 @@ def test_prepare_names_the_picture_and_reserves_no_disk_for_it(tmp_path):
     options = FolderOptions(images="images/{split}", masks="masks/{split}", classes="classes.txt")
     config = dataset_config("folder", {"train": 2, "val": 2}, folder=options)
     with pytest.raises(DataError, match=r"b\.png: 60000x60000 pixels, expected at most 178,956,970"):
-        prepare.run("mine", config, ("train", "val"), raw, tmp_path / "out", workers=1)
+        prepare.build("mine", config, ("train", "val"), raw, tmp_path / "out", workers=1)
     assert not list((tmp_path / "out").glob("*.bin"))
 
 

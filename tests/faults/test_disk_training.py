@@ -102,14 +102,14 @@ def test_a_download_goes_on_where_the_disk_was_full(tmp_path, monkeypatch):
         where = (disk.path / "archives", disk.path / "raw/voc", disk.path / "voc.json", Patience(tries=2, pause=0))
         server.script["/a.tar"] = [file(content, length=False)]
         disk.fill(400_000)
-        code, said = outcome(lambda: download.run("voc", config, *where))
+        code, said = outcome(lambda: download.get("voc", config, *where))
         assert (code, said) == (74, [f"error: {disk.path}/archives/a.tar.part: {NO_SPACE}"])
         assert not (disk.path / "raw/voc").exists()
         kept = (disk.path / "archives/a.tar.part").stat().st_size
         assert kept > 100_000
         disk.free()
         server.script["/a.tar"] = [file(content)]
-        assert outcome(lambda: download.run("voc", config, *where)) == (0, [])
+        assert outcome(lambda: download.get("voc", config, *where)) == (0, [])
         assert server.requests[-1][1] == f"bytes={kept}-"
         assert len(list((disk.path / "raw/voc/a").iterdir())) == 2
 
@@ -127,11 +127,11 @@ def test_a_half_unpacked_archive_is_never_taken_for_the_data(tmp_path):
         config = dataset_config("voc", {}, archives=(archive("http://127.0.0.1:9/a.tar", path.read_bytes()),))
         where = (disk.path / "archives", disk.path / "raw/voc", disk.path / "voc.json")
         disk.fill(450_000)
-        code, said = outcome(lambda: download.run("voc", config, *where))
+        code, said = outcome(lambda: download.get("voc", config, *where))
         assert (code, said) == (74, [f"error: {disk.path}/raw/.voc.part/a/2.jpg: {NO_SPACE}"])
         assert list((disk.path / "raw").iterdir()) == []
         disk.free()
-        assert outcome(lambda: download.run("voc", config, *where)) == (0, [])
+        assert outcome(lambda: download.get("voc", config, *where)) == (0, [])
         assert len(list((disk.path / "raw/voc/a").iterdir())) == 2
 
 
@@ -150,7 +150,7 @@ from pipeline.stages import prepare
 from pipeline.errors import run_command
 from tests.raw import dataset_config
 config = dataset_config("shapes", {"train": 4, "val": 2})
-run_command(lambda: prepare.run("shapes", config, ("train", "val"), Path("raw"), Path("store"), workers=2))
+run_command(lambda: prepare.build("shapes", config, ("train", "val"), Path("raw"), Path("store"), workers=2))
 """
 FILL = """
 import numpy as np

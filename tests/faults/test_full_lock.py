@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from pipeline.runner.lockparts import PARTS, LockParts
 
-from pipeline.process import locked
+from pipeline.files import claimed
 from pipeline.runner import repair as mend
 from pipeline.runner.board import only_runner
 from pipeline.runner.graph import read_stages
-from pipeline.runner.lockparts import PARTS, LockParts
 from pipeline.runner.repair import is_whole
 from tests.faults.disk import NO_SPACE, outcome, small_disk
 
@@ -128,7 +128,7 @@ def test_a_full_disk_does_not_stop_the_runner_before_its_end(disk):
     "a full tmpfs, under the runner and a training",
     "exit code 74, one line that names the lock; with space it is taken",
 )
-@pytest.mark.parametrize("take", [only_runner, partial(locked, name="cell")], ids=["runner", "training"])
+@pytest.mark.parametrize("take", [only_runner, partial(claimed, name="cell")], ids=["runner", "training"])
 def test_a_lock_that_cannot_be_written_is_named(tmp_path, take):
     with small_disk(tmp_path / "disk", "1m") as disk:
         disk.fill()

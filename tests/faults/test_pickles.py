@@ -17,7 +17,7 @@ from deeplab.store import Store
 from pipeline.data.formats.masks import read_labels
 from pipeline.data.formats.voc import read_sbd
 from pipeline.errors import ParamsError
-from pipeline.settings.params import read_yaml
+from pipeline.settings.yaml import read_yaml
 from pipeline.stages.evaluate import check_weights
 from tests.faults.hostile import PICKLES
 from tests.tiny import model_config, tiny_cell, write_store

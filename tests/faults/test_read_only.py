@@ -46,8 +46,8 @@ def test_data_that_can_only_be_read_is_enough(tmp_path, read_only):
     images = raw / "ADEChallengeData2016/images/training"
     read_only(raw)
     config = dataset_config("ade20k", {"training": 2, "validation": 1, "train": 2, "val": 1})
-    assert outcome(lambda: download.run("a", config, tmp_path / "archives", raw, tmp_path / "a.json")) == (0, [])
-    run = lambda: prepare.run("a", config, ("train", "val"), raw, tmp_path / "store", workers=1)  # noqa: E731
+    assert outcome(lambda: download.get("a", config, tmp_path / "archives", raw, tmp_path / "a.json")) == (0, [])
+    run = lambda: prepare.build("a", config, ("train", "val"), raw, tmp_path / "store", workers=1)  # noqa: E731
     assert outcome(run) == (0, [])
     model = load_model(write_weights(tmp_path / "seed0.safetensors"))
     assert outcome(lambda: predict.segment(model, images, tmp_path / "out", 2, None) and None) == (0, [])
@@ -74,8 +74,8 @@ def test_a_place_that_can_only_be_read_is_named(tmp_path, read_only, name):
     read_only(place)
     commands = {
         "predict": lambda: predict.segment(model, raw, place / "out", 2, None),
-        "prepare": lambda: prepare.run("a", config, ("train", "val"), raw, place / "store", workers=1),
-        "download": lambda: download.run("a", config, tmp_path / "archives", raw, place / "a.json"),
+        "prepare": lambda: prepare.build("a", config, ("train", "val"), raw, place / "store", workers=1),
+        "download": lambda: download.get("a", config, tmp_path / "archives", raw, place / "a.json"),
         "readme": lambda: readme.run("voc", Places(place)),
     }
     code, said = outcome(commands[name])

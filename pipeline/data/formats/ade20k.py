@@ -8,7 +8,8 @@ from deeplab.errors import DataError
 from deeplab.store import IGNORE, Bytes, Color
 from pipeline.data.formats.base import Layout, Mask, RawSample, pair_by_name, require
 from pipeline.data.formats.masks import label_table, read_labels, to_train_ids
-from pipeline.settings.params import DatasetConfig, pick
+from pipeline.settings.params import pick
+from pipeline.settings.schema import DatasetConfig
 
 HOLDS: Final = "ADEChallengeData2016"
 FOLDERS: Final = {"train": "training", "val": "validation"}

@@ -7,7 +7,8 @@ from deeplab.decode import read_image, read_size
 from deeplab.store import IGNORE, Bytes, Color
 from pipeline.data.formats.base import Layout, Mask, RawSample, pair_by_name, require
 from pipeline.data.formats.masks import label_table, read_labels, to_train_ids
-from pipeline.settings.params import DatasetConfig, pick
+from pipeline.settings.params import pick
+from pipeline.settings.schema import DatasetConfig
 
 # name, label id in the archive, colour; in the order of the train ids
 CLASSES: Final[tuple[tuple[str, int, Color], ...]] = (

@@ -17,7 +17,8 @@ from deeplab.histogram import histogram
 from deeplab.store import IGNORE, Bytes, Color
 from pipeline.data.formats.base import Layout, Mask, RawSample
 from pipeline.errors import ParamsError
-from pipeline.settings.params import DatasetConfig, pick
+from pipeline.settings.params import pick
+from pipeline.settings.schema import DatasetConfig
 
 Grid = NDArray[np.int64]  # (H, W): a coordinate of each pixel
 

@@ -11,7 +11,8 @@ from deeplab.errors import DataError
 from deeplab.store import IGNORE, Bytes, Color
 from pipeline.data.formats.base import Layout, Mask, RawSample, read_ids, require
 from pipeline.data.formats.masks import label_table, read_labels, to_train_ids
-from pipeline.settings.params import DatasetConfig, pick
+from pipeline.settings.params import pick
+from pipeline.settings.schema import DatasetConfig
 
 CLASSES: Final = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",

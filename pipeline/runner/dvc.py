@@ -1,0 +1,180 @@
+"""What the runner needs of DVC: the graph and its state, the run cache, and the repair of what a kill left behind.
+
+The only file that imports below `dvc.repo` and `dvc.exceptions`.
+"""
+
+import json
+import re
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import BusyError, ParamsError
+from pipeline.process import is_alive
+
+Changes = dict[str, str]  # file, or parameter -> new, modified or deleted
+EMPTY = "schema: '2.0'\n"  # a dvc.lock without stages
+
+
+@contextmanager
+def open_repo() -> Iterator[Any]:
+    """The DVC repository of the current folder, locked for other DVC processes.
+
+    Raises BusyError when another DVC is at work, ParamsError when DVC cannot read dvc.yaml, and OSError when DVC cannot
+    write its notes about files, which are outside of the project.
+    """
+    from dvc.dirs import site_cache_dir
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    try:
+        with Repo(_wait_for_lock=True) as repo, repo.lock:
+            yield repo
+    except LockError as error:
+        raise BusyError(f"DVC is at work in this folder: {' '.join(str(error).split())}") from None
+    except DvcException as error:
+        raise ParamsError(f"dvc.yaml: {' '.join(str(error).split())} (`dvc status` says more)") from None
+    except sqlite3.OperationalError as error:
+        remedy = "Free some space there, or name another folder in DVC_SITE_CACHE_DIR."
+        raise OSError(f"{site_cache_dir()}: DVC cannot write its notes about files: {error}. {remedy}") from None
+
+
+def changes_of(stages: Sequence[Any]) -> Iterator[list[str]]:
+    """What differs from dvc.lock for each of DVC's `stages`: its inputs, parameters, outputs and command.
+
+    The same as `Stage.status`, except that each file of parameters is read once. DVC reads it several times per stage,
+    which takes minutes in a grid of 200 cells.
+    """
+    from dvc.dependency.param import ParamsDependency
+    from dvc.utils.serialize import load_path
+
+    @cache
+    def read(path: str, fs: Any) -> Any:
+        return load_path(path, fs)
+
+    for stage in stages:
+        found: list[str] = []
+        for entry in () if stage.frozen else stage.deps:
+            changes = changed_params(entry, read) if isinstance(entry, ParamsDependency) else entry.status()
+            found += [f"{name} {change}" for name, change in changes.items()]
+        found += [f"{name} {change}" for out in stage.outs for name, change in out.status().items()]
+        if stage.is_callback or stage.always_changed:
+            found.append("always changed")
+        if stage.changed_stage():
+            found.append("changed command")
+        yield found
+
+
+def changed_params(entry: Any, read: Callable[[str, Any], Any]) -> Changes:
+    """The parameters of one file that differ from dvc.lock."""
+    if not entry.exists:
+        return {str(entry): "deleted"}
+    if entry.hash_info.value is None:
+        return {str(entry): "new"}
+    before, now = entry.hash_info.value, read(entry.fs_path, entry.repo.fs)
+    changes: Changes = {}
+    for name in entry.params:
+        try:
+            value = look_up(now, name)
+        except KeyError:
+            changes[name] = "deleted"
+            continue
+        if name not in before:
+            changes[name] = "new"
+        elif value != before[name]:
+            changes[name] = "modified"
+    return changes
+
+
+def look_up(values: Any, name: str) -> Any:
+    """The value at `a.b.c`. Raises KeyError when there is none."""
+    for word in name.split("."):
+        if not isinstance(values, dict):
+            raise KeyError(name)
+        values = values[word]
+    return values
+
+
+def has_result(name: str) -> bool:
+    """Whether DVC's run cache has the outputs of the stage `name` for its present inputs."""
+    from dvc.exceptions import DvcException
+
+    with open_repo() as repo:
+        stage = find(repo, name)
+        stage.save_deps()  # notes the present inputs on the stage, in memory
+        try:
+            repo.stage_cache.restore(stage, dry=True)
+        except DvcException:
+            return False
+    return True
+
+
+def keep_result(name: str) -> None:
+    """Put the outputs of the stage `name`, which has just run, into DVC's run cache.
+
+    DVC does so itself except for a stage with an output of `cache: false`, such as the record of an evaluation.
+    """
+    with open_repo() as repo:
+        repo.stage_cache.save(find(repo, name))
+
+
+def find(repo: Any, name: str) -> Any:
+    """DVC's stage `name`."""
+    return next(stage for stage in repo.index.stages if stage.addressing == name)
+
+
+def read_lock(path: Path) -> dict[str, Any]:
+    """The stages in a dvc.lock; none where there is no file."""
+    from dvc.utils.serialize import load_yaml
+
+    stages: dict[str, Any] = load_yaml(str(path)).get("stages", {}) if path.exists() else {}
+    return stages
+
+
+def write_lock(path: Path, stages: dict[str, Any]) -> None:
+    """Write a dvc.lock."""
+    from dvc.utils.serialize import dump_yaml
+
+    dump_yaml(str(path), {"schema": "2.0", "stages": stages})
+
+
+def is_readable_lock(text: str) -> bool:
+    """Whether DVC can read `text` as a dvc.lock."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
+    from voluptuous import Invalid
+
+    try:
+        COMPILED_LOCKFILE_SCHEMA(parse_yaml(text, "dvc.lock"))
+    except (YAMLFileCorruptedError, Invalid):
+        return False
+    return True
+
+
+def drop_dead_readers(folder: Path) -> str:
+    """Remove DVC's list of readers and writers in `folder` when it is damaged or names dead processes only; says why.
+
+    DVC looks at their numbers alone, and by now those may be the numbers of other processes, in a container above all.
+    """
+    from dvc.lock import make_lock
+
+    path = folder / "rwlock"
+    if not path.exists():
+        return ""
+    with make_lock(str(folder / "rwlock.lock"), tmp_dir=str(folder)):  # as DVC does while it writes
+        text, written = path.read_text(encoding="utf-8"), path.stat().st_mtime
+        processes = {int(number) for number in re.findall(r'"pid": (\d+)', text)}
+        try:
+            json.loads(text)
+        except ValueError:
+            why = "damaged by a kill or a full disk"
+        else:
+            if not processes or any(is_alive(process, written) for process in processes):
+                return ""
+            why = "left by processes that have ended"
+        path.unlink()
+        return why
