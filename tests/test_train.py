@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -164,7 +165,7 @@ def test_a_changed_setting_starts_over_and_says_which(place, monkeypatch, capsys
     import deeplab.training
 
     original = deeplab.training.fit
-    monkeypatch.setattr(deeplab.training, "fit", lambda *a, **k: original(*a, **{**k, "stop": lambda: True}))
+    monkeypatch.setattr(deeplab.training, "fit", lambda job, watch: original(job, replace(watch, stop=lambda: True)))
     with pytest.raises(StoppedError):
         run(place)
     monkeypatch.setattr(deeplab.training, "fit", original)
