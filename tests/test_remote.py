@@ -11,12 +11,13 @@ import psutil
 import pytest
 
 from pipeline.cluster.cells import PACKAGES, Remote
-from pipeline.cluster.engines import ENGINES, Order
+from pipeline.cluster.engines import ENGINES
 from pipeline.cluster.snapshot import committed, snapshot
 from pipeline.errors import BusyError, ParamsError
 from pipeline.runner.board import plan_board
+from pipeline.runner.engine import Order
 from pipeline.runner.graph import outdated, read_stages
-from pipeline.runner.run import walk
+from pipeline.runner.run import Walk
 from pipeline.runner.screen import Screen
 from pipeline.settings.schema import RuntimeConfig, SlurmOptions
 
@@ -140,7 +141,7 @@ def run(engine, *targets, meanwhile=None, stops=()):
     with engine, Screen(board, Path("runs/grid.log"), 60) as screen:
         if meanwhile:
             screen.show = meanwhile
-        return walk({name: stages[name] for name in reasons}, engine, stops, screen)
+        return Walk({name: stages[name] for name in reasons}, engine, stops, screen).run()
 
 
 def ran():
@@ -157,7 +158,7 @@ def test_cells_run_in_snapshots_and_their_results_come_home_without_being_made_t
     assert "Stage 'evaluate@a' is cached - skipping run" in Path("runs/.logs/evaluate@a.log").read_text()
     assert outdated(read_stages(["evaluate@[ab]"])) == {}
     left = {path.name for path in Path("runs/.cells").glob("*/*")}
-    assert left == {"a.json", "b.json", "call.json", "guard"}  # no snapshot
+    assert left == {"a.json", "b.json", "call.json"}  # no snapshot
 
 
 def test_a_failed_cell_is_told_with_its_own_words_and_not_tried_again(project):
