@@ -1,22 +1,21 @@
-# `make demo` and `make test` need Python 3.11 and nothing else; both set up .venv first.
-PYTHON ?= python3.11
+# `make demo` and `make test` need Python 3.11 or newer and nothing else. Both set up .venv first.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13,$(if $(shell $(name) --version 2>/dev/null),$(name))) python3)
 PORT ?= 5000
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-unexport PYTHONDONTWRITEBYTECODE  # without compiled files each of the stages starts twice as slowly
+unexport PYTHONDONTWRITEBYTECODE  # without compiled files each stage starts twice as slowly
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test test-faults test-ray test-slurm check audit ui pins clean
+.PHONY: help demo test test-faults test-ray test-slurm check audit ui pins clean
 
-demo: .venv/ready  ## the synthetic grid, from nothing to a filled table
-	python -m pipeline.runner.run readme@shapes compare@shapes
+demo: .venv/ready  ## train four small networks on synthetic shapes and fill the table "Demo" (3 minutes)
+	grid run readme@shapes compare@shapes
 	dvc repro --quiet --single-item report
 	@cat reports/tables/shapes.md
-	@echo "This table is in README.md too, its numbers in reports/tables/shapes.csv, predictions in reports/figures/."
-	@echo "All of it on one page: reports/index.html, to be opened in a browser."
-	@echo "To look at the runs: make ui"
+	@echo "This table is in README.md too. Everything on one page: open reports/index.html in a browser."
+	@echo "To compare the runs in MLflow: make ui"
 
-test: .venv/ready  ## what CI runs
+test: .venv/ready  ## run the whole gate, as CI does: ruff, mypy, pytest (11 minutes)
 	ruff check .
 	ruff format --check .
 	mypy
@@ -24,40 +23,42 @@ test: .venv/ready  ## what CI runs
 
 check: test
 
-# Everything that docs/reliability.md promises is tried, and its tables are filled with the result.
-test-faults: .venv/ready
+test-faults: .venv/ready  ## inject every fault of docs/reliability.md and fill its tables (half an hour)
 	pytest -n 2 --dist loadfile --no-loadscope-reorder -m fault --reliability docs/reliability.md \
-		tests/faults/long_*.py tests/faults/test_*.py tests/test_*.py  # files, for a folder among them would hide the long ones
+		tests/faults/long_*.py tests/faults/test_*.py tests/test_*.py  # files, because a folder among them would hide the long ones
 
-# A grid of twelve cells on a real cluster, all of it on this machine, with workers killed and nodes lost: about ten minutes each.
-test-ray: .venv/ready  ## installs Ray into .venv
+test-ray: .venv/ready  ## run twelve cells on a real Ray on this machine, with workers killed (10 minutes)
 	.venv/bin/uv pip install --quiet --python .venv/bin/python ray==2.60.0
 	pytest -n 0 tests/engines/ray_grid.py
 
-test-slurm: .venv/ready  ## as root, after: apt-get install slurm-wlm munge
+test-slurm: .venv/ready  ## the same on Slurm; as root, after: apt-get install slurm-wlm munge
 	.venv/bin/uv pip install --quiet --python .venv/bin/python submitit==1.5.4
 	pytest -n 0 tests/engines/slurm_grid.py
 
-
-audit: .venv/ready  ## what is known about the pinned packages; writes docs/dependency-audit.md
+audit: .venv/ready  ## write docs/dependency-audit.md: what is known about the pinned packages
 	python -m benchmarks.audit
 
-ui: .venv/ready mlflow.db  ## look at the runs; loopback only
-	python -m pipeline.tracking.ui --port $(PORT)
+ui: .venv/ready mlflow.db  ## compare the runs in MLflow, on this machine only; PORT=5001 for another port
+	grid ui --port $(PORT)
 
-mlflow.db: | .venv/ready  # a fresh clone, say: complete the record from what is committed
+mlflow.db: | .venv/ready  # in a fresh clone: complete the runs from the committed records
 	dvc repro --force --single-item --glob 'tables@*'
 
 .venv/ready: requirements.txt
-	command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found. Install Python 3.11 or say: make PYTHON=python3 ..."; exit 78; }
+	command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found. Install Python 3.11 or newer, or say: make PYTHON=..."; exit 78; }
+	@echo "Setting up .venv with $(PYTHON): 6.6 GB, most of it torch; one to ten minutes"
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
-	.venv/bin/uv pip sync --quiet --require-hashes --python .venv/bin/python requirements.txt
+	.venv/bin/uv pip sync --require-hashes --python .venv/bin/python requirements.txt
+	.venv/bin/uv pip install --quiet --no-deps --no-build-isolation --python .venv/bin/python --editable .  # the command grid
 	.venv/bin/python -c 'import timm, mlflow, dvc.repo, matplotlib.pyplot, deeplab.photometric'  # compiles them once
 	touch $@
 
-pins:  ## after a change of requirements.in
+pins: .venv/ready  ## pin all packages again after a change of requirements.in
 	uv pip compile requirements.in --generate-hashes --universal --python-version 3.11 --no-header --quiet -o requirements.txt
 
-clean:  ## forget what was made here, but for data/ and the environment
+clean:  ## remove what was made here, except data/ and the environment
 	rm -rf runs mlflow.db* mlartifacts reports/figures/*/ reports/index.html .dvc/cache .dvc/tmp
+
+help:  ## list these targets
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 14

@@ -92,7 +92,7 @@ def read_fresh_stages(targets: Sequence[str]) -> dict[str, Stage]:
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", CHECK]
     done = subprocess.run(command, env=environment({}), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ParamsError(f"{CHECK}: {last_message(done.stdout + done.stderr)}")
+        raise ParamsError(last_message(done.stdout + done.stderr).removeprefix("error: "))
     return read_stages(targets)
 
 
