@@ -1,7 +1,6 @@
 """Cells elsewhere: real workers in real snapshots, started by an engine that is only a list of processes."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -293,21 +292,3 @@ def test_the_install_lines_are_those_of_pyproject():
     text = (REPOSITORY / "pyproject.toml").read_text()
     for engine, package in PACKAGES.items():
         assert f'{engine} = ["{package}"]' in text
-
-
-@pytest.mark.parametrize(
-    ("words", "answer"),
-    [
-        (["--on", "slrum"], "error: --on: unknown name 'slrum'; did you mean 'slurm'?\n"),
-        (["--address", "x:1"], "error: --address: got 'x:1', which belongs to --on ray\n"),
-    ],
-)
-def test_a_wrong_word_on_the_command_line_is_answered_in_one_line(words, answer, project):
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.runner.run", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ,
-    )
-    assert (done.returncode, done.stderr) == (78, answer)
