@@ -214,9 +214,7 @@ def test_all_problems_are_told_together_worst_first_and_no_store_is_left(tmp_pat
     with pytest.raises(DataError) as caught:
         prepare_ade20k(tmp_path, 25, 1)
     first, *listed, last = str(caught.value).split("\n  ")
-    assert (
-        first == f"{tmp_path}/raw: 24 of 26 samples cannot be used. Fix or replace these files. Nothing was written."
-    )
+    assert first == f"{tmp_path}/raw: 24 of 26 samples cannot be used. Fix or replace these files. Nothing was written."
     assert [line.partition(": ")[0][-12:] for line in listed] == [f"{index:08}.jpg" for index in range(5, 25)]
     assert "ADE_train_00000005.jpg: not a readable image, or cut short" in listed[0]
     assert last == f"and 5 more. All: {tmp_path}/store.problems.txt"
