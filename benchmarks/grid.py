@@ -3,9 +3,9 @@
 The stages sleep, so that only the order and the overhead are measured. Each grid is a DVC repository of its own in a
 temporary folder, with entries in dvc.lock as long as those of the real stages. `grid_ratio` compares the same twelve
 cells (train, evaluate) from the start: the runner with two slots against `dvc repro`. The overhead is the time per
-stage of the runner with one slot, without the sleep and without its start, for stages that are out of date: `overhead_s`
-in grids of 12 and 50 cells, `overhead_200_s` in one of 200. `idle_200_s` is the time to see that 200 cells are up to
-date. The last line is JSON.
+stage of the runner with one slot, without the sleep and without its start, for stages that are out of date:
+`overhead_s` in grids of 12 and 50 cells, `overhead_200_s` in one of 200. `idle_200_s` is the time to see that 200 cells
+are up to date. The last line is JSON.
 """
 
 import argparse
