@@ -1,8 +1,8 @@
 """Batches that worker processes write in place: a ring of slots in shared memory, and the processes that fill it.
 
 Nothing is collated, pickled or copied in the training process. The memory is an anonymous mapping that the workers
-inherit when they are forked: no file, no name, nothing of /dev/shm, and nothing to clean up after a kill. Jobs are
-dealt out in turn, so the order of the batches never depends on which worker is fast.
+inherit when they are forked: no file, no name, nothing in /dev/shm, and nothing to clean up after a kill. Jobs are
+given out in turn, so the order of the batches never depends on which worker is fast.
 """
 
 import atexit
@@ -24,21 +24,22 @@ from numpy.typing import NDArray
 
 from deeplab.errors import DataError, SettingsError, WorkerError
 
-AHEAD = 2  # jobs that wait in or for each worker
-IN_TRANSIT = 2  # batches whose copy to the device may be under way while the next ones are filled
+AHEAD = 2  # jobs with each worker, the one in work included
+IN_TRANSIT = 2  # batches that may still be copied to the device while the next ones are filled
 ALIGNMENT = 4096  # bytes; a page, so that no two slots share one
-PATIENCE = 300.0  # seconds without a batch until a worker is taken to hang
-HEARTBEAT = 1.0  # seconds between a waiting worker's looks at whether its parent is alive
+PATIENCE = 300.0  # seconds without a batch after which a worker counts as hanging
+HEARTBEAT = 1.0  # seconds after which a waiting worker checks that its parent is alive
 
 Layout = tuple[tuple[tuple[int, ...], type[np.generic]], ...]  # shape and type of each array of a slot
 Slot = tuple[NDArray[Any], ...]
 Fill = Callable[[Slot, Any], None]  # writes the batch of a job into a slot
-Fence = Callable[[], Callable[[], None]]  # marks this moment on the device; the result waits until it has come
+Fence = Callable[[], Callable[[], None]]  # marks this moment on the device; the result waits for it
 
 
 class Ring:
-    """`count` slots of equal arrays. With a `fence` a slot is not reused before the device has passed the moment at
-    which it was given back.
+    """`count` slots of equal arrays.
+
+    With a `fence` a slot is reused only when the device has passed the moment at which the slot was given back.
     """
 
     def __init__(self, layout: Layout, count: int, fence: Fence | None = None) -> None:
@@ -69,33 +70,48 @@ class Ring:
         return index
 
     def give_back(self, index: int) -> None:
-        """Nobody on this side reads or copies from the slot any more, but for copies that the device has in hand."""
+        """Free the slot; copies that the device has begun may still read it."""
         self.free.append((index, self.fence() if self.fence else None))
 
 
 def fill_in_turn(layout: Layout, jobs: Iterable[Any], fill: Fill, workers: int, pin: bool) -> Iterator[Slot]:
-    """Each job's slot, filled by one of `workers` processes (by this one, when 0), in the order of `jobs`.
+    """The slot of each job, filled by one of `workers` processes (by this one when 0), in the order of `jobs`.
 
     A slot is valid until the next one is asked for; with `pin` also for copies that were put on the current CUDA
-    stream until then. A DataError or OSError of a worker is raised here as it is. Raises WorkerError when one died or
-    hangs, SettingsError when there is no memory for the ring or no room for the processes.
+    stream until then. A DataError or OSError of a worker is raised here unchanged. Raises WorkerError when a worker
+    died or hangs, SettingsError when there is no memory for the ring or no room for the processes.
     """
     depth = max(1, AHEAD * workers)
     ring = Ring(layout, depth + 1, None) if not pin else Ring(layout, depth + 1 + IN_TRANSIT, device_fence)
+    with pinned(ring.memory, pin):
+        yield from fill_by_workers(ring, jobs, fill, workers) if workers else fill_here(ring, jobs, fill)
+
+
+def fill_here(ring: Ring, jobs: Iterable[Any], fill: Fill) -> Iterator[Slot]:
+    """Fill each slot in this process, when it is asked for."""
+    for job in jobs:
+        index = ring.take()
+        fill(ring.slots[index], job)
+        yield ring.slots[index]
+        ring.give_back(index)
+
+
+def fill_by_workers(ring: Ring, jobs: Iterable[Any], fill: Fill, workers: int) -> Iterator[Slot]:
+    """Keep AHEAD jobs with each of the workers, and yield the slots in the order of the jobs."""
     waiting: deque[tuple[int, int]] = deque()
-    with pinned(ring.memory, pin), Crew(workers, fill, ring.slots) as crew:
+    with Crew(workers, fill, ring.slots) as crew:
         for turn, job in enumerate(jobs):
             index = ring.take()
             crew.send(turn, index, job)
             waiting.append((turn, index))
-            if len(waiting) == depth:
+            if len(waiting) == AHEAD * workers:
                 yield from finished(crew, ring, waiting)
         while waiting:
             yield from finished(crew, ring, waiting)
 
 
 def finished(crew: "Crew", ring: Ring, waiting: deque[tuple[int, int]]) -> Iterator[Slot]:
-    """The slot that has been waited for longest, given back when the consumer asks for more."""
+    """The slot that has waited longest; it is given back when the consumer asks for the next."""
     turn, index = waiting.popleft()
     crew.receive(turn)
     yield ring.slots[index]
@@ -103,39 +119,35 @@ def finished(crew: "Crew", ring: Ring, waiting: deque[tuple[int, int]]) -> Itera
 
 
 class Crew:
-    """Forked processes that fill slots. They are killed on leaving: what they do has no other effect."""
+    """Forked processes that fill slots. They are killed on leaving: they have no other effect."""
 
     def __init__(self, count: int, fill: Fill, slots: list[Slot]) -> None:
         self.count, self.fill, self.slots = count, fill, slots
         self.owner = os.getpid()
         self.pipes: list[Connection] = []
         self.processes: list[multiprocessing.process.BaseProcess] = []
-        self.job: tuple[int, Any] | None = None  # without workers: what is to be done when it is asked for
 
     def __enter__(self) -> "Crew":
-        atexit.register(self.close)  # before multiprocessing's own, which would wait for them
+        atexit.register(self.close)  # runs before multiprocessing's own handler, which would wait for the workers
         context = multiprocessing.get_context("fork")
         try:
             for _ in range(self.count):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=serve, args=(theirs, self.fill, self.slots, self.owner), daemon=True)
                 process.start()
-                theirs.close()  # or the end of the process would not end the pipe
+                theirs.close()  # else the pipe would outlive the process
                 self.pipes.append(ours)
                 self.processes.append(process)
         except OSError as error:
             self.close()
-            raise SettingsError(f"workers: {self.count} cannot be started ({error.strerror}). Use fewer.") from None
+            raise SettingsError(f"workers: cannot start {self.count} ({error.strerror}). Use fewer.") from None
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def send(self, turn: int, index: int, job: Any) -> None:
-        """Have the worker whose turn it is fill slot `index`."""
-        if not self.count:
-            self.job = index, job
-            return
+        """Give the next worker in turn a job and the slot to fill."""
         try:
             self.pipes[turn % self.count].send((index, job))
         except OSError:
@@ -143,14 +155,10 @@ class Crew:
 
     def receive(self, turn: int) -> None:
         """Wait until the slot of that turn is filled."""
-        if not self.count:
-            assert self.job
-            self.fill(self.slots[self.job[0]], self.job[1])
-            return
         pipe = self.pipes[turn % self.count]
         try:
             if not pipe.poll(PATIENCE):
-                raise WorkerError(f"no batch from a worker in {PATIENCE:.0f} s. Does the disk of the data answer?")
+                raise WorkerError(f"no batch from a worker in {PATIENCE:.0f} s. Check the disk that holds the data.")
             error = pipe.recv()
         except (EOFError, ConnectionError):
             raise self.death(turn) from None
@@ -158,7 +166,7 @@ class Crew:
             raise error
 
     def death(self, turn: int) -> WorkerError:
-        """What to say of the worker of that turn, which is gone."""
+        """The error that says how the worker of that turn ended."""
         process = self.processes[turn % self.count]
         process.join(PATIENCE)
         code = process.exitcode
@@ -166,12 +174,12 @@ class Crew:
             return WorkerError(f"worker {process.pid} was killed, most likely for lack of memory. Use fewer workers.")
         if code == -signal.SIGBUS:
             return WorkerError(f"worker {process.pid} could not read the data: the disk fails, or a file was cut.")
-        return WorkerError(f"worker {process.pid} ended with exit code {code}; its last words stand above.")
+        return WorkerError(f"worker {process.pid} ended with exit code {code}; its last output is above.")
 
     def close(self) -> None:
-        """End all workers."""
+        """Kill all workers and wait for their end."""
         atexit.unregister(self.close)
-        if os.getpid() != self.owner:  # a fork of this process: they are not its children
+        if os.getpid() != self.owner:  # in a fork of this process the workers are not children
             return
         for process in self.processes:
             process.kill()
@@ -182,9 +190,9 @@ class Crew:
 
 
 def serve(pipe: Connection, fill: Fill, slots: list[Slot], parent: int) -> None:
-    """A worker's life: fill the slots that it is told to, until the parent is gone.
+    """Fill the slots that arrive on `pipe`, until the parent is gone.
 
-    Signals are the training process's business, which ends its workers.
+    Signals are ignored: the training process handles them and ends its workers.
     """
     cv2.setNumThreads(0)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -209,7 +217,7 @@ def serve(pipe: Connection, fill: Fill, slots: list[Slot], parent: int) -> None:
 
 @contextmanager
 def pinned(memory: mmap.mmap, wanted: bool) -> Iterator[None]:
-    """Have CUDA copy from `memory` without a copy of its own in between, for as long as the block lasts."""
+    """Page-lock `memory` during the block, so that CUDA copies from it directly."""
     if not wanted:
         yield
         return
@@ -227,7 +235,7 @@ def pinned(memory: mmap.mmap, wanted: bool) -> Iterator[None]:
 
 
 def device_fence() -> Callable[[], None]:
-    """Mark where the current CUDA stream has got to."""
+    """Mark the current point of the CUDA stream; the result waits until the device has reached it."""
     event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
     event.record()
     return event.synchronize

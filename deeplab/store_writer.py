@@ -16,6 +16,7 @@ from isal.isal_zlib import crc32  # the value of zlib's, in a tenth of the time
 from numpy.typing import NDArray
 
 from deeplab.errors import naming
+from deeplab.histogram import histogram
 from deeplab.store import FILES, IGNORE, IMAGE_FILES, IMAGES, MANIFEST, MASKS, PACKED, VERSION, Bytes, Color, Record
 
 PARTIAL = f"{MANIFEST}.part"
@@ -111,13 +112,6 @@ def take_room(file: int, size: int) -> None:
         error = ctypes.get_errno()
         if error in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OSError(error, os.strerror(error))
-
-
-def histogram(labels: Bytes) -> NDArray[np.int64]:
-    """How many pixels have each of the 256 values: counts runs, which in a mask are far fewer than pixels."""
-    flat = labels.reshape(-1)
-    last = np.append(np.flatnonzero(flat[1:] != flat[:-1]), flat.size - 1)  # of each run
-    return np.bincount(flat[last], weights=np.diff(last, prepend=-1), minlength=256).astype(np.int64)
 
 
 class StoreWriter:

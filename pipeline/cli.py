@@ -200,10 +200,13 @@ def require_ray(on: str, address: str | None) -> None:
 
 
 def require_own_code() -> None:
-    """Raise ParamsError when the current folder has another copy of this code: its stages would run that one."""
-    here = Path("pipeline").resolve()
-    if here.is_dir() and here != Path(__file__).resolve().parent:
-        raise ParamsError(f"{here}: another copy of the code than that of `grid`. Run: python -m pipeline ...")
+    """Raise ParamsError when the nearest copy of this code, here or above, is another one: the stages run that one."""
+    own, here = Path(__file__).resolve().parent, Path.cwd()
+    near = next((place for place in (here, *here.parents) if (place / "pipeline/cli.py").is_file()), own.parent)
+    if near != own.parent:
+        raise ParamsError(
+            f"{near}: has its own code, but `grid` is that of {own.parent}. Run: PYTHONPATH={near} python -m pipeline"
+        )
 
 
 def start() -> None:

@@ -1,84 +1,102 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
-from deeplab.model import DeepLabV3
 from pipeline.runner import plan
-from pipeline.runner.plan import as_table, count_parameters, read_costs
 from pipeline.settings.params import load_params
-from tests.tiny import model_config, tiny_params
+from pipeline.settings.places import Places
+from pipeline.training.facts import Facts, flat_settings
+from tests.tiny import tiny_params
+
+CELL = "tiny_os8"
+REASONS = {"prepare@tiny": "has not run yet", f"train@{CELL}": "after prepare@tiny"}
 
 
 @pytest.fixture
-def params(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def places(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "this_device", lambda: "cpu")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    (tmp_path / "reports").mkdir()
-    return load_params(tiny_params(tmp_path / "params.yaml"))
+    tiny_params(tmp_path / "params.yaml")
+    return Places(tmp_path)
 
 
-def write_facts(params, device="cpu", **changes):
+@pytest.fixture
+def params(places):
+    return load_params(places.params)
+
+
+def write_facts(places, params, **changes):
+    settings = json.loads(json.dumps(flat_settings(params.cell(CELL), 0)))
     facts = {
-        "device": device, "images_per_second": 2.0, "peak_memory": 3_000_000_000,
-        "settings": {**json.loads(json.dumps(plan.settings_of(params.cells["tiny_os8"]))), **changes},
+        "cell": "other", "dataset": "tiny", "seed": 0, "started": "2000", "iterations": 1, "fingerprint": {},
+        "device": changes.pop("device", "cpu"), "images_per_second": 2.0, "peak_memory": 3_000_000_000,
+        "parameters": 1_000_000, "settings": {**settings, **changes},
     }  # fmt: skip
-    (plan.RUNS / "other").mkdir(parents=True)
-    (plan.RUNS / "other/run.json").write_text(json.dumps({"seeds": {"0": facts}}))
+    assert Facts(**facts)
+    places.run("other").mkdir(parents=True)
+    places.facts("other").write_text(json.dumps({"cell": "other", "dataset": "tiny", "seeds": {"0": facts}}))
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet50c", "resnet101c"])
-@pytest.mark.parametrize("changes", [{}, {"auxiliary_channels": 0, "projection_kernel": 1, "aspp_rates": (6, 12)}])
-def test_parameters_are_counted_as_the_network_has_them(backbone, changes):
-    config = model_config(backbone=backbone, **changes)
-    network = DeepLabV3(config, 6)
-    assert count_parameters(config, 6) == sum(parameter.numel() for parameter in network.parameters())
+def cost(params, places):
+    return plan.plan(params, {f"train@{CELL}": "why"}, places)[0].cost
 
 
-def test_a_backbone_that_nobody_counted_is_unknown():
-    assert count_parameters(model_config(backbone="resnet26"), 6) is None
+def test_the_iterations_are_those_of_all_epochs_and_seeds(params, places):
+    assert cost(replace(params, seeds=(0, 1, 2)), places).iterations == 3 * 2 * (12 // 4)
 
 
-def test_the_iterations_are_those_of_all_epochs_and_seeds(params):
-    cost = read_costs(replace(params, seeds=(0, 1, 2)), ["tiny_os8"])["tiny_os8"]
-    assert cost.iterations == 3 * 2 * (12 // 4)
-    assert cost.disk == 4 * count_parameters(params.cells["tiny_os8"].model, 21) * (5 + 2 * 3)
-
-
-def test_hours_come_from_a_training_of_the_same_network_on_the_same_device_and_from_nothing_else(params):
-    assert read_costs(params, ["tiny_os8"])["tiny_os8"].hours is None
-    write_facts(params, lr=0.5, epochs=99)  # no matter for the speed
-    cost = read_costs(params, ["tiny_os8"])["tiny_os8"]
-    assert cost.hours == pytest.approx(6 * 4 / 2.0 / 3600)
-    assert cost.memory == 3_000_000_000
+def test_hours_come_from_a_training_of_the_same_network_on_the_same_device_and_from_nothing_else(params, places):
+    assert cost(params, places).hours is None
+    write_facts(places, params, lr=0.5, epochs=99)  # these do not change the speed
+    found = cost(params, places)
+    assert found.hours == pytest.approx(6 * 4 / 2.0 / 3600)
+    assert found.memory == 3_000_000_000
+    assert found.disk == 4 * 1_000_000 * (5 + 2)
 
 
 @pytest.mark.parametrize("changes", [{"device": "NVIDIA H100"}, {"crop": [64, 64]}, {"output_stride": 16}])
-def test_a_training_of_something_else_says_nothing(params, changes):
-    write_facts(params, **changes)
-    assert read_costs(params, ["tiny_os8"])["tiny_os8"].hours is None
-    table = as_table(read_costs(params, ["tiny_os8"]), "cpu")
-    assert table[1].split()[:4] == ["tiny_os8", "6", "unknown", "unknown"]
-    assert table[-1].startswith("1 to train")
+def test_a_training_of_something_else_says_nothing(params, places, changes):
+    write_facts(places, params, **changes)
+    assert (cost(params, places).hours, cost(params, places).disk) == (None, None)
 
 
-def test_missing_data_and_weights_are_named(params):
-    cell = params.cells["tiny_os8"]
+def test_missing_data_and_weights_are_named(params, places):
+    cell = params.cells[CELL]
     pretrained = replace(cell, model=replace(cell.model, pretrained=True))
     real = replace(params.datasets["tiny"], format="voc")
-    asked = replace(params, cells={"tiny_os8": pretrained}, datasets={"tiny": real})
-    assert read_costs(asked, ["tiny_os8"])["tiny_os8"].missing == (
-        "data/raw/tiny", "ImageNet weights of resnet18, fetched by the first training",
-    )  # fmt: skip
-    (plan.DATA / "raw/tiny").mkdir(parents=True)
-    (plan.DATA / "pretrained").mkdir()
-    (plan.DATA / "pretrained/resnet18.a1_in1k.safetensors").touch()
-    assert read_costs(asked, ["tiny_os8"])["tiny_os8"].missing == ("tiny is not prepared",)
+    asked = replace(params, cells={CELL: pretrained}, datasets={"tiny": real})
+    weights = "ImageNet weights of resnet18, fetched by the first training"
+    assert cost(asked, places).missing == (f"{places.raw('tiny')}", weights)
+    places.raw("tiny").mkdir(parents=True)
+    places.pretrained.mkdir()
+    (places.pretrained / "resnet18.a1_in1k.safetensors").touch()
+    assert cost(asked, places).missing == ("tiny is not prepared",)
 
 
-def test_a_prepared_store_is_counted_as_it_is(params):
-    (plan.DATA / "tiny").mkdir(parents=True)
+def test_a_prepared_store_is_counted_as_it_is(params, places):
+    places.store("tiny").mkdir(parents=True)
     samples = [{"split": "train"}] * 9 + [{"split": "val"}]
-    (plan.DATA / "tiny/manifest.json").write_text(json.dumps({"samples": samples, "classes": ["a", "b"]}))
-    assert read_costs(params, ["tiny_os8"])["tiny_os8"].iterations == 2 * (9 // 4)
+    places.manifest("tiny").write_text(json.dumps({"samples": samples, "classes": ["a", "b"]}))
+    assert cost(params, places).iterations == 2 * (9 // 4)
+
+
+def test_the_text_has_a_line_per_stage_and_the_sum_of_the_trainings(params, places):
+    write_facts(places, params)
+    lines = plan.as_text(plan.plan(params, REASONS, places), 7).splitlines()
+    assert lines[0].split() == ["stage", "why", "iterations", "time", "disk", "GB", "memory", "GB"]
+    assert lines[1].split() == ["prepare@tiny", "has", "not", "run", "yet"]
+    assert lines[2].split() == [f"train@{CELL}", "after", "prepare@tiny", "6", "0:00:12", "0.0", "3.0"]
+    assert lines[3].split() == ["1", "trainings", "on", "cpu", "6", "0:00:12", "0.0"]
+    assert lines[4] == "2 of 7 stages to run"
+    assert plan.as_text([], 7) == "up to date: 7 stages"
+
+
+def test_what_is_unknown_is_called_so_and_is_null_in_json(params, places):
+    lines = plan.plan(params, REASONS, places)
+    assert "unknown" in plan.as_text(lines, 7).splitlines()[2]
+    found = json.loads(plan.as_json(lines, 7))
+    assert found["stages"] == 7
+    assert found["to_run"][0] == {"stage": "prepare@tiny", "why": "has not run yet", "cost": None}
+    assert found["to_run"][1]["cost"] == json.loads(json.dumps(asdict(lines[1].cost)))
+    assert found["to_run"][1]["cost"]["hours"] is None

@@ -122,7 +122,7 @@ def test_what_a_killed_prepare_leaves_is_never_taken_for_a_store(tmp_path, monke
     images = {"train": 2, "val": 1}
     prepared(tmp_path, "ade20k", images, store=kept)
 
-    def hang(results, total, title):
+    def hang(results, title, total):
         if title.endswith("sizes"):
             yield from results
             return
@@ -131,7 +131,7 @@ def test_what_a_killed_prepare_leaves_is_never_taken_for_a_store(tmp_path, monke
         (tmp_path / "hangs").touch()
         time.sleep(60)
 
-    monkeypatch.setattr(prepare, "with_progress", hang)
+    monkeypatch.setattr(prepare, "shown", hang)
     child = multiprocessing.get_context("fork").Process(target=prepared, args=(tmp_path, "ade20k", images, kept))
     child.start()
     while not (tmp_path / "hangs").exists():
@@ -214,9 +214,7 @@ def test_all_problems_are_told_together_worst_first_and_no_store_is_left(tmp_pat
     with pytest.raises(DataError) as caught:
         prepare_ade20k(tmp_path, 25, 1)
     first, *listed, last = str(caught.value).split("\n  ")
-    assert (
-        first == f"{tmp_path}/raw: 24 of 26 samples cannot be used. Mend or replace these files, nothing was written:"
-    )
+    assert first == f"{tmp_path}/raw: 24 of 26 samples cannot be used. Fix or replace these files. Nothing was written."
     assert [line.partition(": ")[0][-12:] for line in listed] == [f"{index:08}.jpg" for index in range(5, 25)]
     assert "ADE_train_00000005.jpg: not a readable image, or cut short" in listed[0]
     assert last == f"and 5 more. All: {tmp_path}/store.problems.txt"
@@ -412,7 +410,7 @@ def test_a_picture_in_train_and_val_is_told_loudly_whatever_its_mask(tmp_path, c
     assert capsys.readouterr().out.splitlines()[-3:] == [
         "own: WARNING: 1 images are in several splits under different names, which makes results too good:",
         "own:   train train/c = val val/x",
-        "own: 1 images are more than once in one split: see the data card",
+        "own: 1 images occur more than once in one split: see the data card",
     ]
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["duplicates"] == [
@@ -432,28 +430,13 @@ def test_pictures_of_one_checksum_are_told_apart_by_their_pixels(tmp_path):
     assert find_duplicates(store, [7, 7, 7, 7]) == []
 
 
-def test_lines_tell_the_progress_where_there_is_no_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(prepare, "SECONDS_BETWEEN_LINES", 0)
-    assert list(prepare.with_progress(["a", "b"], 2, "prepare voc")) == ["a", "b"]
-    assert capsys.readouterr().out == "prepare voc: 1/2 images\nprepare voc: 2/2 images\n"
-
-
 def test_the_command_ends_with_one_line_and_the_code_of_bad_data(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.stages.prepare",
-        "voc",
-        "--raw",
-        tmp_path / "raw",
-        "--out",
-        tmp_path / "store",
-        "--card",
-        tmp_path / "card",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    command = [sys.executable, "-m", "pipeline.stages.prepare", "voc"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 65
     assert done.stderr == (
-        f"error: {tmp_path}/raw: not found. Put or link the folder that holds VOCdevkit and benchmark_RELEASE there.\n"
+        "error: data/raw/voc: not found. Put or link the folder that holds VOCdevkit and benchmark_RELEASE there.\n"
     )
     assert done.stdout == ""

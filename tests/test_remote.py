@@ -1,7 +1,6 @@
 """Cells elsewhere: real workers in real snapshots, started by an engine that is only a list of processes."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -11,12 +10,13 @@ import psutil
 import pytest
 
 from pipeline.cluster.cells import PACKAGES, Remote
-from pipeline.cluster.engines import ENGINES, Order
+from pipeline.cluster.engines import ENGINES
 from pipeline.cluster.snapshot import committed, snapshot
 from pipeline.errors import BusyError, ParamsError
 from pipeline.runner.board import plan_board
+from pipeline.runner.engine import Order
 from pipeline.runner.graph import outdated, read_stages
-from pipeline.runner.run import walk
+from pipeline.runner.run import Walk
 from pipeline.runner.screen import Screen
 from pipeline.settings.schema import RuntimeConfig, SlurmOptions
 
@@ -140,7 +140,7 @@ def run(engine, *targets, meanwhile=None, stops=()):
     with engine, Screen(board, Path("runs/grid.log"), 60) as screen:
         if meanwhile:
             screen.show = meanwhile
-        return walk({name: stages[name] for name in reasons}, engine, stops, screen)
+        return Walk({name: stages[name] for name in reasons}, engine, stops, screen).run()
 
 
 def ran():
@@ -157,7 +157,7 @@ def test_cells_run_in_snapshots_and_their_results_come_home_without_being_made_t
     assert "Stage 'evaluate@a' is cached - skipping run" in Path("runs/.logs/evaluate@a.log").read_text()
     assert outdated(read_stages(["evaluate@[ab]"])) == {}
     left = {path.name for path in Path("runs/.cells").glob("*/*")}
-    assert left == {"a.json", "b.json", "call.json", "guard"}  # no snapshot
+    assert left == {"a.json", "b.json", "call.json"}  # no snapshot
 
 
 def test_a_failed_cell_is_told_with_its_own_words_and_not_tried_again(project):
@@ -292,21 +292,3 @@ def test_the_install_lines_are_those_of_pyproject():
     text = (REPOSITORY / "pyproject.toml").read_text()
     for engine, package in PACKAGES.items():
         assert f'{engine} = ["{package}"]' in text
-
-
-@pytest.mark.parametrize(
-    ("words", "answer"),
-    [
-        (["--on", "slrum"], "error: --on: unknown name 'slrum'; did you mean 'slurm'?\n"),
-        (["--address", "x:1"], "error: --address: got 'x:1', which belongs to --on ray\n"),
-    ],
-)
-def test_a_wrong_word_on_the_command_line_is_answered_in_one_line(words, answer, project):
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.runner.run", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ,
-    )
-    assert (done.returncode, done.stderr) == (78, answer)

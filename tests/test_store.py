@@ -16,8 +16,9 @@ from deeplab import store_writer
 from deeplab.data import TrainingSamples, training_loader
 from deeplab.decode import read_image
 from deeplab.errors import DataError
+from deeplab.histogram import histogram
 from deeplab.store import IGNORE, Store
-from deeplab.store_writer import PixelFiles, StoreWriter, histogram
+from deeplab.store_writer import PixelFiles, StoreWriter
 from pipeline.errors import describe
 from tests.faults import tried
 from tests.tiny import augment_config, recipe_config, write_store

@@ -1,5 +1,6 @@
 """Predictions of the cells: the same images side by side, then the best and worst ones of each cell."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -11,7 +12,7 @@ from pipeline.pictures.overlay import RIGHT, UNLABELLED, WRONG
 
 PARTS = {"image": "image.jpg", "truth": "truth.png", "prediction": "prediction.png"}
 KINDS = {"worst": "Worst images", "best": "Best images"}
-MANY = 40  # classes: more of them are folded away
+MANY = 40  # classes: the colours of more are folded away
 
 
 def predictions(page: DatasetPage) -> Markup:
@@ -31,7 +32,7 @@ def predictions(page: DatasetPage) -> Markup:
 
 
 def side_by_side(cells: list[CellPage]) -> list[dict[str, Any]]:
-    """A row for each of the images that were drawn for every cell."""
+    """A row for each image that is drawn for all cells."""
     names = dict.fromkeys(name for cell in cells for name in drawn(cell))
     rows = []
     for name in names:
@@ -53,12 +54,9 @@ def drawn(cell: CellPage) -> dict[str, dict[str, Any]]:
 def extreme(cell: CellPage, kind: str) -> Markup:
     """The best or the worst images of one cell."""
     rows = [
-        {
-            "id": image["id"],
-            "mIoU": score(image),
-            **{title: shown(cell, image, title) for title in PARTS},
-            "error": errors(cell, image),
-        }
+        {"id": image["id"], "mIoU": score(image)}
+        | {title: shown(cell, image, title) for title in PARTS}
+        | {"error": errors(cell, image)}
         for image in cell.about["images"]
         if image["why"] == kind
     ]
@@ -96,11 +94,14 @@ def score(image: dict[str, Any]) -> str:
 
 def legend(cell: CellPage) -> Markup:
     """The colours of classes and errors."""
-    kinds = [
-        (name, "rgb({}, {}, {})".format(*(int(value) for value in color)))
-        for name, color in zip(cell.about["classes"], cell.about["palette"], strict=True)
-    ]
-    errors = {"right": RIGHT, "wrong": WRONG, "not labelled": UNLABELLED}
-    ends = part("legend", [(name, "rgb({}, {}, {})".format(*value)) for name, value in errors.items()])
-    names = part("legend", kinds)
-    return joined([part("more", f"Colours of {len(kinds)} classes", names) if len(kinds) > MANY else names, ends])
+    classes = list(zip(cell.about["classes"], map(rgb, cell.about["palette"]), strict=True))
+    errors = {"right": rgb(RIGHT), "wrong": rgb(WRONG), "not labelled": rgb(UNLABELLED)}
+    names = part("legend", classes)
+    if len(classes) > MANY:
+        names = part("more", f"Colours of {len(classes)} classes", names)
+    return joined([names, part("legend", errors.items())])
+
+
+def rgb(color: Sequence[float]) -> str:
+    """The colour in CSS; `int` lets nothing but numbers into the style of an element."""
+    return "rgb({}, {}, {})".format(*map(int, color))

@@ -47,9 +47,7 @@ def results(page: DatasetPage) -> Markup:
                 "backbone": f"{number['backbone']}, OS={number['output_stride']}",
                 "source": part("link", number["url"], number["source"], external=True),
                 "mIoU": percent(number["mIoU"]),
-                "protocol": number["protocol"],
-                "schedule": number["schedule"] or "-",
-                "note": number["note"] or "-",
+                **{name: number[name] or "-" for name in ("protocol", "schedule", "note")},
             }
             for number in page.reference.to_dict("records")
         ]
@@ -104,12 +102,9 @@ def statistics(page: DatasetPage) -> Markup:
         }
         for pair in found.get("pairs", [])
     ]
+    numbers = table(cells, "mIoU over the validation images, percent")
     return joined(
-        [
-            table(cells, "mIoU over the validation images, percent"),
-            table(pairs, "Differences on the same images, percent"),
-            part("text", found.get("note", "")),
-        ]
+        [numbers, table(pairs, "Differences on the same images, percent"), part("text", found.get("note", ""))]
     )
 
 

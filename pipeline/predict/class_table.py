@@ -1,7 +1,8 @@
 """The classes that a network predicts, and a table with the pixels of each."""
 
 import csv
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int]  # height and width
 Tiling = tuple[Size, Size]  # window and stride
+AddRows = Callable[[tuple[Any, ...], "Bytes"], None]  # the values of the first columns, and the classes of an image
 
 
 def labels_of(model: "Segmenter", images: "list[Bytes]", tiling: Tiling | None) -> "list[Bytes]":
@@ -24,29 +26,18 @@ def labels_of(model: "Segmenter", images: "list[Bytes]", tiling: Tiling | None) 
     return list(model.predict_batch(np.stack(images)))
 
 
-class ClassTable:
+@contextmanager
+def class_table(path: Path, keys: tuple[str, ...], classes: tuple[str, ...]) -> Iterator[AddRows]:
     """A CSV file with the pixels of each class that occurs; it is put at `path` when the block ends."""
+    import numpy as np
 
-    def __init__(self, path: Path, keys: tuple[str, ...], classes: tuple[str, ...]) -> None:
-        self.path, self.keys, self.classes = path, keys, classes
+    with whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow((*keys, "class", "index", "pixels", "share"))
 
-    def __enter__(self) -> "ClassTable":
-        with ExitStack() as stack:
-            partial = stack.enter_context(whole(self.path))
-            file = stack.enter_context(partial.open("w", encoding="utf-8", newline=""))
-            self.writer = csv.writer(file, lineterminator="\n")
-            self.writer.writerow((*self.keys, "class", "index", "pixels", "share"))
-            self.stack = stack.pop_all()
-        return self
+        def add(key: tuple[Any, ...], mask: "Bytes") -> None:
+            counts = np.bincount(mask.reshape(-1), minlength=len(classes))
+            for index in np.flatnonzero(counts):
+                writer.writerow((*key, classes[index], index, counts[index], f"{counts[index] / mask.size:.6f}"))
 
-    def __exit__(self, *error: Any) -> None:
-        self.stack.__exit__(*error)
-
-    def add(self, key: tuple[object, ...], mask: "Bytes") -> None:
-        """Add the classes of one image; `key` has the values of the first columns."""
-        import numpy as np
-
-        counts = np.bincount(mask.reshape(-1), minlength=len(self.classes))
-        for index in np.flatnonzero(counts):
-            share = counts[index] / mask.size
-            self.writer.writerow((*key, self.classes[index], index, counts[index], f"{share:.6f}"))
+        yield add

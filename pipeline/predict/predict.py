@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from deeplab.errors import DataError
 from pipeline.errors import ParamsError
 from pipeline.files import whole, writable
-from pipeline.predict.class_table import ClassTable, Size, Tiling, labels_of
+from pipeline.predict.class_table import AddRows, Size, Tiling, class_table, labels_of
 from pipeline.predict.weights import find_weights
 from pipeline.progress import shown
 from pipeline.settings.params import load_params
@@ -66,7 +66,7 @@ def segment(model: "Segmenter", source: Path, out: Path, batch: int, tiling: Til
     files = find_images(source, out)
     names = output_names(files, source if source.is_dir() else source.parent)
     broken = 0
-    with ClassTable(out / "classes.csv", ("image",), model.classes) as table:
+    with class_table(out / "classes.csv", ("image",), model.classes) as add_rows:
         waiting: Batch = []
         for index in shown(range(len(files)), "segmented"):
             try:
@@ -76,16 +76,16 @@ def segment(model: "Segmenter", source: Path, out: Path, batch: int, tiling: Til
                 broken += 1
                 continue
             if waiting and (len(waiting) == batch or tiling or waiting[0][1].shape != image.shape):
-                segment_batch(model, waiting, out, table, tiling)
+                segment_batch(model, waiting, out, add_rows, tiling)
                 waiting = []
             waiting.append((names[index], image))
         if waiting:
-            segment_batch(model, waiting, out, table, tiling)
+            segment_batch(model, waiting, out, add_rows, tiling)
     print(f"{len(files) - broken} of {len(files)} images segmented: {out}/overlays, {out}/masks, {out}/classes.csv")
     return 1 if broken else 0
 
 
-def segment_batch(model: "Segmenter", images: Batch, out: Path, table: ClassTable, tiling: Tiling | None) -> None:
+def segment_batch(model: "Segmenter", images: Batch, out: Path, add_rows: AddRows, tiling: Tiling | None) -> None:
     """Segment images of one size; write the mask, the overlay and the table rows of each."""
     from PIL import Image
 
@@ -100,7 +100,7 @@ def segment_batch(model: "Segmenter", images: Batch, out: Path, table: ClassTabl
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole(path) as partial:
                 content.save(partial)
-        table.add((name,), mask)
+        add_rows((name,), mask)
 
 
 def find_images(source: Path, out: Path) -> list[Path]:

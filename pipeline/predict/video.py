@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from deeplab.errors import DataError
 from pipeline.files import whole
-from pipeline.predict.class_table import ClassTable, Tiling, labels_of
+from pipeline.predict.class_table import Tiling, class_table, labels_of
 
 if TYPE_CHECKING:
     from deeplab.segmenter import Segmenter
@@ -39,7 +39,7 @@ def segment_video(model: "Segmenter", source: Path, out: Path, batch: int, tilin
     height, width = first.shape[:2]
     path = out / "overlay.mp4"
     done = 0
-    with whole(path) as partial, ClassTable(out / "classes.csv", ("frame", "seconds"), model.classes) as table:
+    with whole(path) as partial, class_table(out / "classes.csv", ("frame", "seconds"), model.classes) as add_rows:
         writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*CODEC), rate, (width, height))
         if not writer.isOpened():
             partial.write_bytes(bytes(4096))  # OSError when the disk is full: OpenCV does not tell the two apart
@@ -47,7 +47,7 @@ def segment_video(model: "Segmenter", source: Path, out: Path, batch: int, tilin
         while images := list(islice(frames, batch)):
             for image, mask in zip(images, labels_of(model, images, tiling), strict=True):
                 writer.write(cv2.cvtColor(tint(image, mask, model.palette), cv2.COLOR_RGB2BGR))
-                table.add((done, f"{done / rate:.3f}"), mask)
+                add_rows((done, f"{done / rate:.3f}"), mask)
                 done += 1
             if sys.stdout.isatty():
                 print(f"{done} frames", end="\r", flush=True)

@@ -43,9 +43,10 @@ def build(
     """
     from deeplab.store import Store
     from deeplab.store_writer import StoreWriter
-    from pipeline.data.card import write_card, write_sheet
+    from pipeline.data.card import write_card
     from pipeline.data.duplicates import find_duplicates
     from pipeline.data.formats import FORMATS
+    from pipeline.pictures.sheet import write_sheet
 
     layout = pick(FORMATS, config.format, f"datasets.{name}.format").scan(raw, config, splits)
     check_counts(name, config, splits, raw, layout)

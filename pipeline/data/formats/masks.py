@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from deeplab.decode import read_content
 from deeplab.errors import DataError, LabelError, MaskModeError
+from deeplab.histogram import histogram
 from deeplab.store import Bytes, Color
-from deeplab.store_writer import histogram
 from pipeline.data.formats.base import Mask
 
 if TYPE_CHECKING:

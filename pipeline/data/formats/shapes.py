@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from deeplab.histogram import histogram
 from deeplab.store import IGNORE, Bytes, Color
-from deeplab.store_writer import histogram
 from pipeline.data.formats.base import Layout, Mask, RawSample
 from pipeline.errors import ParamsError
 from pipeline.settings.params import pick
