@@ -107,7 +107,7 @@ def test_a_verb_calls_its_function(line, function, arguments, options, monkeypat
 
 
 def test_the_engines_are_those_of_the_cluster():
-    assert cli.ENGINES == tuple(ENGINES)
+    assert tuple(ENGINES) == cli.ENGINES
 
 
 def test_the_exit_code_is_that_of_the_function(monkeypatch):

@@ -1,84 +1,121 @@
 import json
 from dataclasses import replace
 
+import huggingface_hub
 import pytest
 
-from deeplab.model import DeepLabV3
 from pipeline.runner import plan
-from pipeline.runner.plan import as_table, count_parameters, read_costs
 from pipeline.settings.params import load_params
-from tests.tiny import model_config, tiny_params
+from pipeline.settings.places import Places
+from pipeline.training.facts import flat_settings
+from tests.tiny import tiny_params
 
 
 @pytest.fixture
-def params(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def places(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "this_device", lambda: "cpu")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    scan = huggingface_hub.scan_cache_dir
+    monkeypatch.setattr(huggingface_hub, "scan_cache_dir", lambda: scan(tmp_path / "hub"))
     (tmp_path / "reports").mkdir()
-    return load_params(tiny_params(tmp_path / "params.yaml"))
+    return Places(tmp_path)
 
 
-def write_facts(params, device="cpu", **changes):
+@pytest.fixture
+def params(places):
+    return load_params(tiny_params(places.params))
+
+
+def plan_of(params, places):
+    return plan.plan(params, {"prepare@tiny": "new", "train@tiny_os8": "after prepare@tiny"}, places)
+
+
+def cost(params, places):
+    return plan_of(params, places).to_run[1].cost
+
+
+def write_run(params, places, speeds=(2.0,), device="cpu", **changes):
+    """The facts of trainings, one per speed."""
+    settings = {**flat_settings(params.cells["tiny_os8"], 0), **changes}
     facts = {
-        "device": device, "images_per_second": 2.0, "peak_memory": 3_000_000_000,
-        "settings": {**json.loads(json.dumps(plan.settings_of(params.cells["tiny_os8"]))), **changes},
+        "cell": "other", "dataset": "tiny", "started": "now", "iterations": 6, "device": device, "parameters": 1_000_000,
+        "peak_memory": 3_000_000_000, "fingerprint": {"cell": "a", "data": "b", "code": "c"}, "settings": settings,
     }  # fmt: skip
-    (plan.RUNS / "other").mkdir(parents=True)
-    (plan.RUNS / "other/run.json").write_text(json.dumps({"seeds": {"0": facts}}))
+    places.run("other").mkdir(parents=True)
+    seeds = {str(seed): {**facts, "seed": seed, "images_per_second": speed} for seed, speed in enumerate(speeds)}
+    places.facts("other").write_text(json.dumps({"cell": "other", "dataset": "tiny", "seeds": seeds}))
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet50c", "resnet101c"])
-@pytest.mark.parametrize("changes", [{}, {"auxiliary_channels": 0, "projection_kernel": 1, "aspp_rates": (6, 12)}])
-def test_parameters_are_counted_as_the_network_has_them(backbone, changes):
-    config = model_config(backbone=backbone, **changes)
-    network = DeepLabV3(config, 6)
-    assert count_parameters(config, 6) == sum(parameter.numel() for parameter in network.parameters())
+def test_the_iterations_are_those_of_all_epochs_and_seeds(params, places):
+    assert cost(replace(params, seeds=(0, 1, 2)), places).iterations == 3 * 2 * (12 // 4)
 
 
-def test_a_backbone_that_nobody_counted_is_unknown():
-    assert count_parameters(model_config(backbone="resnet26"), 6) is None
+def test_costs_come_from_a_training_of_the_same_network_on_the_same_device_and_from_nothing_else(params, places):
+    assert cost(params, places).hours is None
+    write_run(params, places, lr=0.5, epochs=99)  # these do not change the speed
+    found = cost(replace(params, seeds=(0, 1, 2)), places)
+    assert found.hours == pytest.approx(18 * 4 / 2.0 / 3600)
+    assert (found.images_per_second, found.memory, found.disk) == (2.0, 3_000_000_000, 4 * 1_000_000 * 11)
 
 
-def test_the_iterations_are_those_of_all_epochs_and_seeds(params):
-    cost = read_costs(replace(params, seeds=(0, 1, 2)), ["tiny_os8"])["tiny_os8"]
-    assert cost.iterations == 3 * 2 * (12 // 4)
-    assert cost.disk == 4 * count_parameters(params.cells["tiny_os8"].model, 21) * (5 + 2 * 3)
+def test_the_training_of_median_speed_counts(params, places):
+    write_run(params, places, speeds=(1.0, 9.0, 2.0))
+    assert cost(params, places).images_per_second == 2.0
 
 
-def test_hours_come_from_a_training_of_the_same_network_on_the_same_device_and_from_nothing_else(params):
-    assert read_costs(params, ["tiny_os8"])["tiny_os8"].hours is None
-    write_facts(params, lr=0.5, epochs=99)  # no matter for the speed
-    cost = read_costs(params, ["tiny_os8"])["tiny_os8"]
-    assert cost.hours == pytest.approx(6 * 4 / 2.0 / 3600)
-    assert cost.memory == 3_000_000_000
+def test_hours_are_those_of_all_gpus_of_a_cell(params, places, monkeypatch):
+    monkeypatch.setattr(plan, "this_device", lambda: "NVIDIA H100")
+    write_run(params, places, device="NVIDIA H100")
+    pair = replace(params, runtime=replace(params.runtime, gpus_per_cell=2))
+    assert cost(pair, places).hours == 2 * cost(params, places).hours
 
 
 @pytest.mark.parametrize("changes", [{"device": "NVIDIA H100"}, {"crop": [64, 64]}, {"output_stride": 16}])
-def test_a_training_of_something_else_says_nothing(params, changes):
-    write_facts(params, **changes)
-    assert read_costs(params, ["tiny_os8"])["tiny_os8"].hours is None
-    table = as_table(read_costs(params, ["tiny_os8"]), "cpu")
-    assert table[1].split()[:4] == ["tiny_os8", "6", "unknown", "unknown"]
-    assert table[-1].startswith("1 to train")
+def test_a_training_of_something_else_is_not_used(params, places, changes):
+    write_run(params, places, **changes)
+    assert cost(params, places).hours is None
+    head, prepare, train, total, counts = plan.as_text(plan_of(params, places), 9).splitlines()
+    assert head.split() == ["stage", "why", "iterations", "hours", "disk", "GB", "memory", "GB"]
+    assert prepare.split() == ["prepare@tiny", "new"]
+    assert train.split()[-4:] == ["6", "unknown", "unknown", "unknown"]
+    assert total.split() == ["1", "trainings", "on", "cpu", "6", "unknown", "unknown", "unknown"]
+    assert counts == "2 of 9 stages to run"
 
 
-def test_missing_data_and_weights_are_named(params):
+def test_a_plan_for_machines_has_null_for_what_is_unknown_and_bytes(params, places):
+    write_run(params, places)
+    found = json.loads(plan.as_json(plan_of(params, places), 9))
+    assert (found["device"], found["stages"]) == ("cpu", 9)
+    assert found["to_run"][0] == {"stage": "prepare@tiny", "why": "new", "cost": None}
+    assert found["to_run"][1]["cost"]["memory"] == 3_000_000_000
+
+
+def test_nothing_to_run_is_one_line(params, places):
+    assert plan.as_text(plan.plan(params, {}, places), 9) == "up to date: 9 stages"
+
+
+def test_missing_data_and_weights_are_named(params, places):
     cell = params.cells["tiny_os8"]
     pretrained = replace(cell, model=replace(cell.model, pretrained=True))
     real = replace(params.datasets["tiny"], format="voc")
     asked = replace(params, cells={"tiny_os8": pretrained}, datasets={"tiny": real})
-    assert read_costs(asked, ["tiny_os8"])["tiny_os8"].missing == (
-        "data/raw/tiny", "ImageNet weights of resnet18, fetched by the first training",
-    )  # fmt: skip
-    (plan.DATA / "raw/tiny").mkdir(parents=True)
-    (plan.DATA / "pretrained").mkdir()
-    (plan.DATA / "pretrained/resnet18.a1_in1k.safetensors").touch()
-    assert read_costs(asked, ["tiny_os8"])["tiny_os8"].missing == ("tiny is not prepared",)
+    weights = "ImageNet weights of resnet18, fetched by the first training"
+    assert cost(asked, places).missing == (str(places.raw("tiny")), weights)
+    places.raw("tiny").mkdir(parents=True)
+    assert cost(asked, places).missing == ("tiny is not prepared", weights)
+    places.pretrained.mkdir()
+    (places.pretrained / "resnet18.a1_in1k.safetensors").touch()
+    assert cost(asked, places).missing == ("tiny is not prepared",)
 
 
-def test_a_prepared_store_is_counted_as_it_is(params):
-    (plan.DATA / "tiny").mkdir(parents=True)
+def test_weights_that_hugging_face_has_cached_are_found(places):
+    snapshot = places.root / "hub/models--timm--resnet50c.gluon_in1k/snapshots/0123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").touch()
+    assert plan.weights_at_hand(places) == {"resnet50c"}
+
+
+def test_a_prepared_store_is_counted_as_it_is(params, places):
+    places.store("tiny").mkdir(parents=True)
     samples = [{"split": "train"}] * 9 + [{"split": "val"}]
-    (plan.DATA / "tiny/manifest.json").write_text(json.dumps({"samples": samples, "classes": ["a", "b"]}))
-    assert read_costs(params, ["tiny_os8"])["tiny_os8"].iterations == 2 * (9 // 4)
+    places.manifest("tiny").write_text(json.dumps({"samples": samples, "classes": ["a", "b"]}))
+    assert cost(params, places).iterations == 2 * (9 // 4)
