@@ -524,6 +524,51 @@ def is_at_work(process):
     return False
 
 
+def test_a_dvc_that_works_on_a_stage_is_noticed(project):
+    (project / "runs/started").unlink(missing_ok=True)
+    command = [sys.executable, "-m", "dvc", "repro", "--single-item", "long"]
+    with subprocess.Popen(command, cwd=project, env=surroundings(), process_group=0) as other:
+        while not (project / "runs/started").exists():
+            time.sleep(0.1)
+        plans = [
+            subprocess.run(grid("plan", name), cwd=project, env=surroundings(), capture_output=True, text=True)
+            for name in ("train@c", "long")
+        ]
+        os.killpg(other.pid, signal.SIGKILL)
+    assert [plan.returncode for plan in plans] == [0, 73]
+    assert plans[1].stderr.startswith("error: DVC is at work in this folder: ")
+
+
+CHECKED = """
+stages:
+  check:
+    cmd: test ! -e broken && python -c 'print(open("code").readline())' > code.json
+    deps: [code]
+    outs: [code.json: {cache: false}]
+  train:
+    cmd: echo 1 > weights
+    params: [code.json: [train]]
+    outs: [weights]
+"""
+
+
+def test_an_edit_that_leaves_the_hashes_as_they_are_makes_nothing_out_of_date(tmp_path):
+    (tmp_path / "dvc.yaml").write_text(CHECKED)
+    (tmp_path / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
+    subprocess.run(
+        [sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, env=surroundings(), check=True
+    )
+    (tmp_path / "code").write_text('{"train": 1}\n')
+    assert call(tmp_path).returncode == 0
+    (tmp_path / "code").write_text('{"train": 1}\n# a comment\n')
+    assert call(tmp_path).stdout == "up to date: 2 stages\n"
+    (tmp_path / "code").write_text('{"train": 2}\n')
+    assert "1 of 2 stages to run" in call(tmp_path).stdout
+    (tmp_path / "code").write_text('{"train": 3}\n')
+    (tmp_path / "broken").touch()
+    assert call(tmp_path).returncode == 78
+
+
 # --- bad input
 
 
