@@ -525,10 +525,12 @@ def is_at_work(process):
 
 
 def test_a_dvc_that_works_on_a_stage_is_noticed(project):
+    (project / "runs").mkdir(exist_ok=True)
     (project / "runs/started").unlink(missing_ok=True)
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", "long"]
     with subprocess.Popen(command, cwd=project, env=surroundings(), process_group=0) as other:
         while not (project / "runs/started").exists():
+            assert other.poll() is None
             time.sleep(0.1)
         plans = [
             subprocess.run(grid("plan", name), cwd=project, env=surroundings(), capture_output=True, text=True)
