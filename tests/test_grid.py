@@ -524,21 +524,38 @@ def is_at_work(process):
     return False
 
 
-def test_a_dvc_that_works_on_a_stage_is_noticed(project):
-    (project / "runs").mkdir(exist_ok=True)
-    (project / "runs/started").unlink(missing_ok=True)
-    command = [sys.executable, "-m", "dvc", "repro", "--single-item", "long"]
-    with subprocess.Popen(command, cwd=project, env=surroundings(), process_group=0) as other:
-        while not (project / "runs/started").exists():
-            assert other.poll() is None
-            time.sleep(0.1)
-        plans = [
-            subprocess.run(grid("plan", name), cwd=project, env=surroundings(), capture_output=True, text=True)
-            for name in ("train@c", "long")
-        ]
-        os.killpg(other.pid, signal.SIGKILL)
-    assert [plan.returncode for plan in plans] == [0, 73]
-    assert plans[1].stderr.startswith("error: DVC is at work in this folder: ")
+BUSY = """
+stages:
+  slow:
+    cmd: touch started && sleep 60
+    outs: [slow.txt]
+  other:
+    cmd: touch other.txt
+    outs: [other.txt]
+"""
+
+
+def repository(folder, stages):
+    (folder / "dvc.yaml").write_text(stages)
+    (folder / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=folder, env=surroundings(), check=True)
+    return folder
+
+
+def test_a_dvc_that_works_on_a_stage_is_noticed(tmp_path):
+    folder = repository(tmp_path, BUSY)
+    command = [sys.executable, "-m", "dvc", "repro", "--single-item", "slow"]
+    with subprocess.Popen(command, cwd=folder, env=surroundings(), process_group=0) as dvc:
+        try:
+            while not (folder / "started").exists():
+                assert dvc.poll() is None
+                time.sleep(0.1)
+            other, slow = call(folder, "other"), call(folder, "slow")
+        finally:
+            os.killpg(dvc.pid, signal.SIGKILL)
+    assert other.returncode == 0, other.stderr
+    assert slow.returncode == 73, slow.stdout
+    assert slow.stderr.startswith("error: DVC is at work in this folder: ")
 
 
 CHECKED = """
