@@ -1,4 +1,4 @@
-"""What a user's mistake looks like: one line, and an exit code from the table below."""
+"""A user's mistake is one line and an exit code from the table below."""
 
 import errno
 import os
@@ -14,18 +14,18 @@ class ParamsError(SettingsError):
 
 
 class BusyError(RuntimeError):
-    """Another process works on the same cell."""
+    """Another process works on the same thing."""
 
 
 class StoppedError(RuntimeError):
-    """A signal asked to stop; the state is saved and the same command goes on from it."""
+    """A signal asked to stop. The state is saved, and the same command continues from it."""
 
 
 class MismatchError(RuntimeError):
     """A published number is not what it claims to be."""
 
 
-# After sysexits.h, so that a scheduler can tell "mend it" from "run it again".
+# As in sysexits.h, so that a scheduler can distinguish "repair it" from "run it again".
 EXIT_CODES: dict[type[BaseException], int] = {
     MismatchError: 1,
     DataError: 65,
@@ -37,17 +37,31 @@ EXIT_CODES: dict[type[BaseException], int] = {
     SettingsError: 78,
 }
 
+FULL = "no space left on the disk. Free some and run the same command again."
+NO_PERMISSION = "no permission. Give yourself access to it, or link another folder there."
+NO_FOLDER = "a file is in the way of a folder. Move it away, or name another place."
+DISK_MESSAGES = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+    errno.EFBIG: FULL,
+    errno.EROFS: "read-only file system. Choose another location or remount it writable.",
+}
+FILE_MESSAGES = {
+    **DISK_MESSAGES,
+    errno.ENOENT: "no such file or folder",
+    errno.EACCES: NO_PERMISSION,
+    errno.EPERM: NO_PERMISSION,
+    errno.EEXIST: NO_FOLDER,
+    errno.ENOTDIR: NO_FOLDER,
+    errno.EISDIR: "a folder is in the way of a file. Move it away, or name another place.",
+}
+
 
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Run `main` and exit: 0, or the code of the mistake after one line on stderr.
 
-    Anything that is not in EXIT_CODES is a bug and keeps its traceback; DEEPLAB_TRACEBACK=1 shows it for the others
-    too. A command that DVC has started ends with DVC.
+    What is not in EXIT_CODES is a bug and keeps its traceback. DEEPLAB_TRACEBACK=1 shows it for mistakes too.
     """
-    from pipeline.process import die_with_dvc
-
-    if "DVC_STAGE" in os.environ:
-        die_with_dvc()
     try:
         main()
     except tuple(EXIT_CODES) as mistake:
@@ -62,21 +76,9 @@ def run_command(main: Callable[[], None]) -> NoReturn:
 
 
 def describe(mistake: BaseException) -> str:
-    """One line for a user; a full disk is named as such, whatever the library called it."""
-    if isinstance(mistake, OSError) and mistake.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        place = f"{mistake.filename}: " if mistake.filename else ""
-        return f"{place}no space left on the disk. Free some and run the same command again."
-    if isinstance(mistake, FileNotFoundError) and mistake.filename:
-        return f"{mistake.filename}: no such file or folder"
-    if isinstance(mistake, PermissionError) and mistake.filename:
-        return f"{mistake.filename}: no permission. Give yourself access to it, or link another folder there."
-    if isinstance(mistake, FileExistsError | NotADirectoryError) and mistake.filename:
-        return f"{mistake.filename}: a file is in the way of a folder. Move it away, or name another place."
-    if isinstance(mistake, IsADirectoryError) and mistake.filename:
-        return f"{mistake.filename}: a folder is in the way of a file. Move it away, or name another place."
-    if isinstance(mistake, OSError) and mistake.errno == errno.EROFS:
-        place = f"{mistake.filename}: " if mistake.filename else ""
-        return f"{place}the disk can only be read. Name another place, or mount it to be written."
-    if isinstance(mistake, OSError) and mistake.errno is not None and mistake.filename:
-        return f"{mistake.filename}: {mistake.strerror}"
-    return str(mistake)
+    """The message of a mistake in one line. A full disk has the same message whatever the library calls it."""
+    if not isinstance(mistake, OSError) or mistake.errno is None:
+        return str(mistake)
+    if mistake.filename:
+        return f"{mistake.filename}: {FILE_MESSAGES.get(mistake.errno, mistake.strerror)}"
+    return DISK_MESSAGES.get(mistake.errno, str(mistake))

@@ -68,9 +68,7 @@ def claimed(path: Path, name: str, doing: str = "trained") -> Iterator[None]:
             raise BusyError(f"{name}: already being {doing} ({holder}). Wait for it, or end it.")
         time.sleep(0.2)
     with file:
-        with naming(path):
-            file.truncate(0)
-            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+        sign(file, path, f"process {os.getpid()} on {socket.gethostname()}")
         yield
 
 
@@ -84,6 +82,25 @@ def take(path: Path) -> TextIO | None:
             return file
     file.close()
     return None
+
+
+def sign(file: TextIO, path: Path, holder: str) -> None:
+    """Write `holder` into the locked `file`. An OSError names `path`."""
+    with naming(path):
+        file.truncate(0)
+        os.write(file.fileno(), holder.encode())  # unbuffered: a buffer would fail again when the file is closed
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock of the file `path`."""
+    try:
+        with path.open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 @contextmanager

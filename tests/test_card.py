@@ -6,7 +6,8 @@ from PIL import Image
 
 from deeplab.store import Store
 from deeplab.store_writer import StoreWriter
-from pipeline.data.card import SAMPLES, TILE, write_card, write_sheet
+from pipeline.data.card import write_card
+from pipeline.pictures.sheet import SAMPLES, TILE, write_sheet
 from pipeline.stages import prepare
 from tests.raw import dataset_config
 from tests.tiny import write_store
@@ -42,7 +43,7 @@ def test_a_card_counts_images_sizes_classes_and_ignored_pixels(tmp_path):
     assert road["color"] == list(RED)
 
 
-def test_the_card_for_a_person_says_the_same_and_names_a_subset(tmp_path):
+def test_the_markdown_has_the_same_numbers_and_names_a_subset(tmp_path):
     store = write_known(tmp_path / "store")
     write_card(store, "known", {"train": 5, "val": 1}, [], tmp_path)
     lines = (tmp_path / "card.md").read_text().splitlines()
@@ -54,12 +55,15 @@ def test_the_card_for_a_person_says_the_same_and_names_a_subset(tmp_path):
     assert "**No image of train shows:** train \\| track." in lines
 
 
-def test_the_card_says_what_can_be_scored_without_a_look(tmp_path):
+def test_the_card_names_the_scores_of_predictors_that_see_no_image(tmp_path):
     store = write_known(tmp_path / "store", sizes=((8, 8), (8, 8), (8, 8)))
     write_card(store, "known", {"train": 2, "val": 1}, [], tmp_path)
     # Half road, half sky less the ignored pixel: road everywhere is right for 32 of 63 pixels.
     assert json.loads((tmp_path / "card.json").read_text())["trivial_mIoU"] == {"majority": 0.253968, "prior": 1.0}
-    assert "Without a look at the image: mIoU 25.40% for the class" in (tmp_path / "card.md").read_text()
+    assert (
+        "Trivial baselines (from the training masks): always the commonest class 25.40% mIoU; "
+        "the commonest class at each position 100.00%.\n"
+    ) in (tmp_path / "card.md").read_text()
 
 
 def test_a_complete_set_is_not_called_a_subset(tmp_path):
@@ -76,7 +80,7 @@ def test_the_same_store_has_the_same_card_and_the_same_sheet(tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-def test_a_split_in_which_all_is_ignored_has_a_card(tmp_path):
+def test_a_split_whose_pixels_are_all_ignored_has_a_card(tmp_path):
     with StoreWriter(tmp_path / "store", ("sky",), (BLUE,)) as writer:
         writer.add("train", "a", np.zeros((2, 2, 3), np.uint8), np.full((2, 2), 255, np.uint8))
     store = Store(tmp_path / "store")

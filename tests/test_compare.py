@@ -22,7 +22,7 @@ def compared():
     return json.loads(out.read_text())
 
 
-def test_a_clear_difference_is_told_with_its_interval_and_the_better_cell_first(folder, capsys):
+def test_a_clear_difference_has_an_interval_and_names_the_better_cell_first(folder, capsys):
     measured(folder, CELL, 0.80)
     measured(folder, OTHER, 0.82)
     found = compared()
@@ -66,7 +66,7 @@ def test_cells_that_differ_in_more_are_called_by_their_names(folder):
     assert compared()["pairs"][0]["sentence"].startswith("OS8: resnet34 better than resnet18 by ")
 
 
-def test_of_many_pairs_those_that_differ_least_are_told_and_that_others_are_not(folder, monkeypatch):
+def test_of_many_pairs_those_that_differ_least_are_listed_and_a_note_counts_the_others(folder, monkeypatch):
     folder.raw["grid"]["third"] = folder.raw["grid"][OTHER] | {"backbone": "resnet34"}
     folder.write_params()
     for cell in (CELL, OTHER, "third"):
@@ -90,7 +90,7 @@ def test_of_many_pairs_those_that_differ_least_are_told_and_that_others_are_not(
     ],
     ids=["unmeasured", "without counts", "counts of other scores"],
 )
-def test_a_cell_without_counts_of_its_record_is_left_out_and_the_rest_is_told(folder, capsys, spoil, why):
+def test_a_cell_without_counts_of_its_record_is_left_out_and_the_others_are_compared(folder, capsys, spoil, why):
     measured(folder, CELL, 0.80)
     spoil(folder)
     found = compared()

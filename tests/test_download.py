@@ -123,7 +123,7 @@ def test_archives_that_are_there_and_right_are_not_fetched(place, server, capsys
     assert server.requests == []
     assert [archive["from"] for archive in record["archives"]] == ["found in data/archives"] * 2
     assert files("data/raw/tiny") == UNPACKED
-    assert "images.tar: is there, checking it\n" in capsys.readouterr().out
+    assert "images.tar: found, checking it\n" in capsys.readouterr().out
 
 
 @tried.ARCHIVES
@@ -149,7 +149,7 @@ def test_an_archive_of_the_user_that_is_wrong_is_left_alone_and_named(place):
         run(config)
     found = hashlib.md5(b"half").hexdigest()
     assert str(caught.value) == (
-        f"data/archives/masks.zip: md5 {found}, expected {expected}. It is cut short or another file: get it again."
+        f"data/archives/masks.zip: md5 {found}, expected {expected}. It is incomplete or another file: download it again."
     )
     assert Path("data/archives/masks.zip").read_bytes() == b"half"
     assert names("data/raw") == []
@@ -174,7 +174,7 @@ def test_a_raw_folder_that_the_user_placed_is_left_alone(place, server, linked):
 def test_a_link_to_nowhere_is_named_and_nothing_is_fetched(place, server):
     Path("data/raw").mkdir(parents=True)
     Path("data/raw/tiny").symlink_to("/not/mounted")
-    with pytest.raises(DataError, match="^data/raw/tiny: links to /not/mounted, which is not there. Mount it, or rem"):
+    with pytest.raises(DataError, match="^data/raw/tiny: links to /not/mounted, which is missing. Mount it, or rem"):
         run(tiny(place, server.address))
     assert server.requests == []
 
@@ -263,10 +263,7 @@ def test_archives_without_an_address_are_asked_for_before_any_other_is_fetched(p
 
 
 def test_cityscapes_explains_both_ways_in_one_line(place):
-    command = [
-        *(sys.executable, "-m", "pipeline.stages.download", "cityscapes", "--archives", "data/archives"),
-        *("--raw", "data/raw/cityscapes", "--out", "data/downloads/cityscapes.json"),
-    ]
+    command = [sys.executable, "-m", "pipeline.stages.download", "cityscapes"]
     Path("params.yaml").write_text((ROOT / "params.yaml").read_text())
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
@@ -298,7 +295,7 @@ def test_two_processes_do_not_fetch_the_same(place, server, monkeypatch, name, w
 def test_a_receipt_that_cannot_be_read_is_named(place):
     Path("data/raw/tiny").mkdir(parents=True)
     Path("data/raw/tiny/.download.json").write_text("{")
-    with pytest.raises(DataError, match="^data/raw/tiny/.download.json: not readable. Remove this file to keep the"):
+    with pytest.raises(DataError, match="^data/raw/tiny/.download.json: damaged. Remove this file to keep the"):
         run(tiny(place))
 
 

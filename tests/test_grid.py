@@ -11,10 +11,11 @@ import psutil
 import pytest
 
 from pipeline.errors import BusyError, ParamsError
-from pipeline.runner.board import only_runner, plan_board
+from pipeline.runner.board import plan_board
 from pipeline.runner.graph import Stage, choose, deepest_first, outdated, verdict
 from pipeline.runner.local import Workers, find_slots, misses_cache
-from pipeline.runner.run import conclude, walk
+from pipeline.runner.lock import only_runner
+from pipeline.runner.run import Walk, conclude
 from pipeline.runner.screen import Screen
 
 REPOSITORY = Path(__file__).parents[1]
@@ -185,7 +186,7 @@ def walked(folder, stages, workers):
     board = plan_board("here", stages, dict.fromkeys(stages, ""))
     folder.joinpath("runs").mkdir(exist_ok=True)
     with Screen(board, folder / "grid.log", every=60) as screen:
-        return walk(stages, workers, [], screen)
+        return Walk(stages, workers, [], screen).run()
 
 
 @pytest.fixture(autouse=True)
@@ -228,7 +229,7 @@ def test_cells_that_all_fail_at_once_and_alike_end_the_run_early(tmp_path, capsy
     assert len(workers.order) == 2  # one try per slot
     assert sorted(states.values()) == ["failed"] * 2 + ["skipped"] * 10
     said = capsys.readouterr().out
-    assert "not tried, for 2 others failed at once alike: error: *: no weights" in said
+    assert "not tried, because 2 others failed at once alike: error: *: no weights" in said
 
 
 def test_cells_that_fail_for_reasons_of_their_own_are_all_tried(tmp_path):
@@ -327,12 +328,12 @@ def surroundings():
 
 
 def grid(*words):
-    return [sys.executable, "-m", "pipeline.runner.run", *words]
+    return [sys.executable, "-m", "pipeline", *words]
 
 
 def call(folder, *words):
     return subprocess.run(
-        grid(*words), cwd=folder, env=surroundings(), capture_output=True, text=True, check=False, timeout=240
+        grid("run", *words), cwd=folder, env=surroundings(), capture_output=True, text=True, check=False, timeout=240
     )
 
 
@@ -370,12 +371,12 @@ def test_a_signal_lets_the_stage_save_and_a_second_runner_leaves_at_once(project
     with started(project) as runner:
         other = call(project, "tables")
         assert other.returncode == 73
-        assert f"another runner (process {runner.pid}) is at work here" in other.stderr
+        assert f"another runner (process {runner.pid}) works here" in other.stderr
         stage = stages_below(runner)
         runner.terminate()
         said, _ = runner.communicate(timeout=60)
     assert runner.returncode == 128 + signal.SIGTERM
-    assert "stopped long. The same command goes on from here." in said
+    assert "stopped long. The same command continues from here." in said
     assert (project / "saved").read_text() == "SIGINT"
     assert [process for process in stage if is_at_work(process)] == []
     assert not any(json.loads((project / ".dvc/tmp/rwlock").read_text()).values())
@@ -384,7 +385,7 @@ def test_a_signal_lets_the_stage_save_and_a_second_runner_leaves_at_once(project
 @pytest.mark.fault(
     "kill",
     "the runner is killed",
-    "kill -9, also right after a fork",
+    "kill -9, also right after it has started a stage",
     "its stages save and end; the next runner goes on",
 )
 def test_a_killed_runner_leaves_no_stage_behind(project):
@@ -395,7 +396,8 @@ def test_a_killed_runner_leaves_no_stage_behind(project):
     assert left
     assert not alive
     assert (project / "saved").read_text() == "SIGINT"
-    assert call(project, "long", "--dry-run").stdout == "long  has not run yet\n1 of 1 stages to run\n"
+    plan = subprocess.run(grid("plan", "long"), cwd=project, env=surroundings(), capture_output=True, text=True)
+    assert plan.stdout == "stage  why\nlong   has not run yet\n1 of 1 stages to run\n"
 
 
 @pytest.mark.fault(
@@ -411,13 +413,15 @@ def test_the_next_runner_waits_for_what_a_killed_one_has_left_saving(project):
         left = stages_below(runner)
         runner.kill()
     try:
-        after = subprocess.Popen(grid("train@c"), cwd=project, env=surroundings(), stdout=subprocess.PIPE, text=True)
-        told = after.stdout.readline()
+        after = subprocess.Popen(
+            grid("run", "train@c"), cwd=project, env=surroundings(), stdout=subprocess.PIPE, text=True
+        )
+        printed = after.stdout.readline()
         saving = [process for process in left if process.is_running()]
     finally:
         (project / "slow").unlink()
     after.communicate(timeout=60)
-    assert told == f"the runner before (process {runner.pid}) has ended, its stages save; waiting for them\n"
+    assert printed == f"the previous runner (process {runner.pid}) has ended and its stages save; waiting for them\n"
     assert saving
     assert [process for process in left if is_at_work(process)] == []
     assert (project / "saved").read_text() == "SIGINT"
@@ -426,32 +430,38 @@ def test_the_next_runner_waits_for_what_a_killed_one_has_left_saving(project):
 
 @pytest.mark.parametrize("ended", [os.WEXITED, os.WEXITED | os.WNOWAIT], ids=["gone", "zombie"])
 def test_what_a_runner_that_has_ended_left_is_not_waited_for_without_end(ended, monkeypatch):
-    monkeypatch.setattr("pipeline.runner.board.PATIENCE", 0.3)
+    monkeypatch.setattr("pipeline.runner.lock.PATIENCE", 0.3)
     with subprocess.Popen(["true"]) as runner, only_runner(Path("lock")):  # which a guard holds
         os.waitid(os.P_PID, runner.pid, ended)
         Path("lock").write_text(str(runner.pid))
-        with pytest.raises(BusyError, match=f"process {runner.pid} has ended, but what it ran has not after"):
+        with pytest.raises(
+            BusyError, match=f"the previous runner .process {runner.pid}. has ended, but its stages have not after"
+        ):
             only_runner(Path("lock")).__enter__()
 
 
 @pytest.mark.fault(
     "kill",
     "the runner is killed",
-    "kill -9, also right after a fork",
+    "kill -9, also right after it has started a stage",
     "its stages save and end; the next runner goes on",
 )
-def test_a_runner_that_is_killed_right_after_a_fork_leaves_no_stage_behind(project):
-    """The new process has told the guard of itself; the runner had no time to."""
+def test_a_runner_that_is_killed_right_after_it_has_started_a_stage_leaves_none_behind(project):
+    """The new process reports itself to the guard; the runner has no time to."""
     code = """if True:
-        import os, signal, sys
-        from pipeline.runner import run as grid, local as workers
-        original = workers.fork_stage
-        def killed(*arguments):
-            print(original(*arguments).pid, flush=True)
-            os.kill(os.getpid(), signal.SIGKILL)
-        workers.fork_stage = killed
-        sys.argv = ["grid", "long"]
-        grid.main()
+        import os, signal, subprocess
+        from pipeline.cluster.engines import ENGINES
+        from pipeline.runner.run import run
+
+        class Killed(subprocess.Popen):
+            def __init__(self, command, **options):
+                super().__init__(command, **options)
+                if "repro" in command:
+                    print(self.pid, flush=True)
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        subprocess.Popen = Killed
+        run(["long"], ENGINES["here"])
     """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=project, env=surroundings(), capture_output=True, text=True, timeout=60
@@ -464,15 +474,15 @@ def test_a_runner_that_is_killed_right_after_a_fork_leaves_no_stage_behind(proje
         time.sleep(0.1)
 
 
-def test_the_runner_mends_what_a_killed_dvc_has_left_torn(project):
+def test_the_runner_repairs_what_a_killed_dvc_has_left_torn(project):
     lock = project / "dvc.lock"
     lock.write_text((lock.read_text() if lock.exists() else "schema: '2.0'\nstages:\n") + "  long:\n    cm")
     (project / ".dvc/tmp/rwlock").write_text("")
     (project / "repaired").touch()
     done = call(project, "train@c")
     assert done.returncode == 0, done.stderr
-    assert "dvc.lock: torn by a kill or a full disk, " in done.stdout
-    assert "rwlock: torn by a kill or a full disk, removed" in done.stdout
+    assert "dvc.lock: damaged by a kill or a full disk, " in done.stdout
+    assert "rwlock: damaged by a kill or a full disk, removed" in done.stdout
 
 
 @pytest.mark.fault("kill", "a stage does not listen", "two signals to the runner", "all ends at once")
@@ -496,7 +506,7 @@ def started(folder):
     """A runner whose stage `long` has begun."""
     for name in ("saved", "runs/started"):
         (folder / name).unlink(missing_ok=True)
-    runner = subprocess.Popen(grid("long"), cwd=folder, env=surroundings(), stdout=subprocess.PIPE, text=True)
+    runner = subprocess.Popen(grid("run", "long"), cwd=folder, env=surroundings(), stdout=subprocess.PIPE, text=True)
     while not (folder / "runs/started").exists():
         assert runner.poll() is None, runner.communicate()
         time.sleep(0.1)
@@ -523,7 +533,8 @@ def test_mistakes_on_the_command_line_are_answered_in_one_line(project):
     assert "to run" not in unknown.stdout
     assert unknown.stderr == "error: dvc.yaml: no stage is called 'train@d'; did you mean 'train@c'?\n"
     none = call(project, "--slots", "0")
-    assert (none.returncode, none.stderr) == (78, "error: --slots: got 0, expected 1 or more\n")
+    assert none.returncode == 2
+    assert none.stderr.startswith("error: Invalid value for '--slots': 0 is not in the range x>=1.")
 
 
 def test_help_does_not_wait_for_dvc():

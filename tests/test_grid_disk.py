@@ -16,7 +16,7 @@ stages:
     outs: [weights]
 """
 SMALL_DISK = """
-mount -t tmpfs -o size=300k tmpfs .dvc/cache && {python} -m pipeline.runner.run
+mount -t tmpfs -o size=300k tmpfs .dvc/cache && {python} -m pipeline run
 """
 
 

@@ -122,7 +122,7 @@ def test_what_a_killed_prepare_leaves_is_never_taken_for_a_store(tmp_path, monke
     images = {"train": 2, "val": 1}
     prepared(tmp_path, "ade20k", images, store=kept)
 
-    def hang(results, total, title):
+    def hang(results, title, total):
         if title.endswith("sizes"):
             yield from results
             return
@@ -131,7 +131,7 @@ def test_what_a_killed_prepare_leaves_is_never_taken_for_a_store(tmp_path, monke
         (tmp_path / "hangs").touch()
         time.sleep(60)
 
-    monkeypatch.setattr(prepare, "with_progress", hang)
+    monkeypatch.setattr(prepare, "shown", hang)
     child = multiprocessing.get_context("fork").Process(target=prepared, args=(tmp_path, "ade20k", images, kept))
     child.start()
     while not (tmp_path / "hangs").exists():
@@ -214,9 +214,7 @@ def test_all_problems_are_told_together_worst_first_and_no_store_is_left(tmp_pat
     with pytest.raises(DataError) as caught:
         prepare_ade20k(tmp_path, 25, 1)
     first, *listed, last = str(caught.value).split("\n  ")
-    assert (
-        first == f"{tmp_path}/raw: 24 of 26 samples cannot be used. Mend or replace these files, nothing was written:"
-    )
+    assert first == f"{tmp_path}/raw: 24 of 26 samples cannot be used. Fix or replace these files. Nothing was written."
     assert [line.partition(": ")[0][-12:] for line in listed] == [f"{index:08}.jpg" for index in range(5, 25)]
     assert "ADE_train_00000005.jpg: not a readable image, or cut short" in listed[0]
     assert last == f"and 5 more. All: {tmp_path}/store.problems.txt"
@@ -299,12 +297,25 @@ def test_an_image_that_is_not_as_large_as_its_header_says_is_a_problem(tmp_path,
         prepare_fake(tmp_path, monkeypatch, size=lambda sample: (8, 9))
 
 
-def test_a_worker_that_dies_is_reported_with_its_sample(tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_a_worker_that_dies_is_reported_with_its_sample(tmp_path, monkeypatch, workers):
     def die(sample):
-        return os._exit(9) if sample.id == "train_00003" else shapes.load_image(sample)
+        return os._exit(9) if sample.id == "train_00013" else shapes.load_image(sample)
 
-    with pytest.raises(DataError, match=r"^train_00003: a worker process died on it. The machine was out of memory"):
-        prepare_fake(tmp_path, monkeypatch, workers=1, load_image=die)
+    with pytest.raises(DataError, match=r"^train_00013: a worker process died on it. It crashes the decoder or needs"):
+        prepare_fake(tmp_path, monkeypatch, count=40, workers=workers, load_image=die)
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_a_worker_that_is_killed_while_it_reads_good_files_is_reported_as_out_of_memory(tmp_path, monkeypatch):
+    def die_once(sample):
+        if sample.id == "train_00003" and not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return shapes.load_image(sample)
+
+    with pytest.raises(DataError, match=r"^A worker process was killed, probably because memory ran out\. Free some"):
+        prepare_fake(tmp_path, monkeypatch, load_image=die_once)
     assert list((tmp_path / "store").iterdir()) == []
 
 
@@ -369,7 +380,7 @@ def test_ctrl_c_ends_the_workers_and_leaves_no_store(tmp_path, monkeypatch):
             os.kill(int(path.name.removeprefix("pid")), 0)
 
 
-def test_pixels_do_not_travel_from_the_workers(tmp_path, monkeypatch):
+def test_pixels_do_not_travel_from_the_workers(tmp_path):
     write_ade20k(tmp_path)
     root = tmp_path / "ADEChallengeData2016"
     sample = RawSample(
@@ -379,10 +390,10 @@ def test_pixels_do_not_travel_from_the_workers(tmp_path, monkeypatch):
     )
     write_image(sample.image, size=(500, 600))
     write_grey_mask(sample.mask, labels((0, 1), (500, 600)))
-    work = pack.plan("ade20k", [("val", sample)], tmp_path / "store", packed=True)
+    tasks = pack.tasks([("val", sample)], [(500, 600)])
+    work = pack.Work(format="ade20k", store=tmp_path / "store", packed=True, tasks=tasks)
     with StoreWriter(tmp_path / "store", ("a",), ((0, 0, 0),)) as store:
-        monkeypatch.setattr(pack, "_work", work, raising=False)
-        results = pack.pack_part(range(1), [(0, (500, 600))])
+        results = pack.pack_part(work)
         assert len(pickle.dumps(results)) < 1000
         store.keep(results[0].record)
     np.testing.assert_array_equal(Store(tmp_path / "store").split("val").image(0), read_image(sample.image))
@@ -412,7 +423,7 @@ def test_a_picture_in_train_and_val_is_told_loudly_whatever_its_mask(tmp_path, c
     assert capsys.readouterr().out.splitlines()[-3:] == [
         "own: WARNING: 1 images are in several splits under different names, which makes results too good:",
         "own:   train train/c = val val/x",
-        "own: 1 images are more than once in one split: see the data card",
+        "own: 1 images occur more than once in one split: see the data card",
     ]
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["duplicates"] == [
@@ -432,28 +443,13 @@ def test_pictures_of_one_checksum_are_told_apart_by_their_pixels(tmp_path):
     assert find_duplicates(store, [7, 7, 7, 7]) == []
 
 
-def test_lines_tell_the_progress_where_there_is_no_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(prepare, "SECONDS_BETWEEN_LINES", 0)
-    assert list(prepare.with_progress(["a", "b"], 2, "prepare voc")) == ["a", "b"]
-    assert capsys.readouterr().out == "prepare voc: 1/2 images\nprepare voc: 2/2 images\n"
-
-
 def test_the_command_ends_with_one_line_and_the_code_of_bad_data(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.stages.prepare",
-        "voc",
-        "--raw",
-        tmp_path / "raw",
-        "--out",
-        tmp_path / "store",
-        "--card",
-        tmp_path / "card",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    command = [sys.executable, "-m", "pipeline.stages.prepare", "voc"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 65
     assert done.stderr == (
-        f"error: {tmp_path}/raw: not found. Put or link the folder that holds VOCdevkit and benchmark_RELEASE there.\n"
+        "error: data/raw/voc: not found. Put or link the folder that holds VOCdevkit and benchmark_RELEASE there.\n"
     )
     assert done.stdout == ""

@@ -67,7 +67,7 @@ def test_a_model_is_linked_with_its_run_its_data_and_its_version(folder):
         assert (metric.dataset_name, metric.dataset_digest) == (given.dataset.name, given.dataset.digest)
 
 
-def test_the_model_says_what_goes_in_and_out_and_holds_no_pickle(folder):
+def test_the_model_has_a_signature_and_no_pickle(folder):
     folder.tables()
     (path, *_) = Path("mlartifacts").rglob("MLmodel")
     text = path.read_text()
@@ -142,7 +142,7 @@ def test_without_a_registry_the_table_is_filled_and_a_warning_says_so(folder, mo
     assert "warning: no models in MLflow: no registry here" in capsys.readouterr().err
 
 
-def test_a_live_run_that_only_repeated_a_complete_one_goes(folder):
+def test_a_live_run_that_only_repeated_a_complete_one_is_deleted(folder):
     folder.tables()
     with open_experiment("shapes", timeout=5) as experiment:
         (run,) = experiment.runs(cell=CELL)
@@ -156,7 +156,7 @@ def test_a_live_run_that_only_repeated_a_complete_one_goes(folder):
         assert experiment.client.get_run(again).info.lifecycle_stage == "deleted"
 
 
-def test_the_server_is_this_machines_alone_with_one_worker_and_the_addresses_are_said(folder, monkeypatch, capfd):
+def test_the_server_listens_on_this_machine_with_one_worker_and_the_addresses_are_printed(folder, monkeypatch, capfd):
     folder.tables()
     started = []
     monkeypatch.setattr("os.execv", lambda program, words: started.append(words))

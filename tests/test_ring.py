@@ -264,7 +264,5 @@ def test_processes_that_cannot_be_started_are_told_in_one_line(monkeypatch):
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
     monkeypatch.setattr(os, "fork", no_more)
-    with pytest.raises(
-        SettingsError, match=r"^workers: cannot start 2 \(Resource temporarily unavailable\). Use fe"
-    ):
+    with pytest.raises(SettingsError, match=r"^workers: cannot start 2 \(Resource temporarily unavailable\). Use fe"):
         next(run())

@@ -26,6 +26,7 @@ time.sleep(60)
 STAGE = """
 import os, signal, sys, time
 from pathlib import Path
+import pipeline.stages
 from pipeline.errors import run_command
 from pipeline.process import signals_noted
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.runner.board import Board, only_runner, plan_board
+from pipeline.runner.board import Board, plan_board
+from pipeline.runner.lock import only_runner
 from pipeline.runner.screen import Screen
-from pipeline.runner.status import as_lines, headline, read_rows, show
+from pipeline.runner.status import as_text, headline, read_rows, show
 
 REPOSITORY = Path(__file__).parents[1]
 NAMES = [f"{kind}@{cell}" for cell in "abcdef" for kind in ("train", "evaluate")]
@@ -39,9 +40,8 @@ def board():
 def write_training(folder, cell, speeds, history, seed=0):
     work = folder / f"runs/.resume/{cell}/seed{seed}-abc"
     work.mkdir(parents=True)
-    (work / "facts.json").write_text(
-        json.dumps({"iterations": 400, "seed": seed, "settings": {"batch_size": 8}, "cell": cell})
-    )
+    facts = {"cell": cell, "dataset": "x", "seed": seed, "started": "now", "iterations": 400, "fingerprint": {}}
+    (work / "facts.json").write_text(json.dumps({**facts, "settings": {"batch_size": 8}}))
     (work / "speed.csv").write_text(speeds)
     (work / "history.csv").write_text(history)
 
@@ -73,11 +73,11 @@ def test_what_a_killed_runner_left_as_running_is_called_interrupted(board, folde
     rows = {row.cell: row for row in read_rows(board, alive=False)}
     assert (rows["b"].state, rows["b"].step, rows["b"].speed) == ("interrupted", "20/400", "")
     assert rows["f"].state == "not begun"
-    assert "was killed. The same command goes on" in headline(board, alive=False)
+    assert "was killed. The same command continues" in headline(board, alive=False)
 
 
 def test_lines_are_aligned_and_leave_out_what_no_cell_has(board):
-    lines = as_lines(read_rows(board, alive=True))
+    lines = as_text(read_rows(board, alive=True)).splitlines()
     assert lines[0].split() == ["cell", "state", "note"]
     assert len({line.index("  ") for line in lines if line.startswith(("a ", "b ", "c "))}) == 1
 
@@ -103,7 +103,7 @@ def test_the_view_writes_the_same_table_to_a_log_file(board, folder, capsys):
         screen.show()
     said = (folder / "grid.log").read_text()
     assert "start   train@b" in said
-    assert "b     training    100/400  16.0" in said
+    assert "b     training    100/400      16.0  0:02:30" in said
     assert "failed" in said
     assert "waiting" not in said.partition("cell")[2]  # what waits is not repeated for hours
     assert capsys.readouterr().out == said
@@ -113,22 +113,27 @@ def test_the_view_writes_the_same_table_to_a_log_file(board, folder, capsys):
 def test_the_terminal_gets_the_table_in_place(board, folder):
     from rich.console import Console
 
-    from pipeline.runner.screen import table
+    from pipeline.runner.screen import view
 
     write_training(folder, "b", "100,16.0\n", "step,val/mIoU\n")
     console = Console(width=120)
     with console.capture() as captured:
-        console.print(table(board))
+        console.print(view(board))
     drawn = captured.get()
     assert "training" in drawn
     assert "100/400" in drawn
+
+
+def test_a_note_in_square_brackets_is_text_and_no_style(board):
+    board.set("train@d", "failed", "after 3 s: [Errno 28] No space left")
+    assert "[Errno 28] No space left" in as_text(read_rows(board, alive=True))
 
 
 def test_a_full_disk_does_not_stop_the_runner(board, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     board.save()
 
 
@@ -142,7 +147,7 @@ def test_without_a_runner_the_cells_of_params_are_shown(folder):
     (folder / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
     write_training(folder, "voc_resnet50_os8", "100,16.0\n", "step,val/mIoU\n")
     lines = show().splitlines()
-    assert lines[0].startswith("no runner was here yet")
+    assert lines[0].startswith("the runner has not run here yet")
     assert next(line for line in lines if line.startswith("voc_resnet50_os8")).split()[1:3] == [
         "interrupted",
         "100/400",

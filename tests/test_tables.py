@@ -1,4 +1,4 @@
-"""A number stands in a table when it is today's, and says where it comes from."""
+"""A table shows the numbers of the current settings, data and code, and where they come from."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from deeplab.errors import DataError
-from pipeline.results.records import current_fingerprint
+from pipeline.results.records import Inputs, Record, Scores, Weights, current_fingerprint
 from pipeline.settings import published as departures
 from pipeline.settings.places import Places
 from pipeline.stages import tables
@@ -292,6 +292,27 @@ def test_a_record_that_evaluate_cannot_have_written_is_refused(folder, place, va
     path.write_text(json.dumps(record))
     with pytest.raises(DataError, match=message):
         folder.tables()
+
+
+def test_a_record_that_is_read_and_written_again_has_the_same_bytes(folder):
+    committed = [*(ROOT / "reports/records").rglob("*.json"), *(ROOT / "examples").rglob("records/*/*.json")]
+    assert committed
+    for path in committed:
+        assert Record.read(path).text().encode() == path.read_bytes()
+    scores = {"mIoU": 0.5, "pixel_accuracy": 0.9, "mean_accuracy": 0.8, "classes_evaluated": 3}
+    assert '"mIoU_low"' not in record_of(Scores(**scores)).text()  # of one image there is no interval
+
+
+def record_of(scores):
+    return Record(
+        cell=CELL,
+        dataset="shapes",
+        images={"train": 1, "val": 1},
+        protocols={"single_scale": {}},
+        seeds={"0": {"single_scale": scores}},
+        fingerprint=Inputs(cell="", data="", code=""),
+        weights={"0": Weights(file="seed0.safetensors", sha256="")},
+    )
 
 
 @tried.RESULTS

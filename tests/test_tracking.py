@@ -128,7 +128,7 @@ def test_the_page_of_the_runs_opens_with_columns_of_results(experiment):
     )
 
 
-def test_a_result_goes_on_in_the_live_run_of_its_training(folder, experiment):
+def test_a_result_continues_the_live_run_of_its_training(folder, experiment):
     path = training(folder)
     run = live_run(experiment, path, read_facts(path / "facts.json"))
     send(experiment, run, path)
@@ -193,7 +193,7 @@ def test_a_live_run_is_killed_in_the_record_when_its_training_was_given_up(folde
 
 
 @pytest.mark.fault("server", "a training is resumed", "steps made twice", "one run, each point once")
-def test_only_new_points_are_sent_and_a_resumed_training_goes_on_in_its_run(folder, experiment):
+def test_only_new_points_are_sent_and_a_resumed_training_continues_its_run(folder, experiment):
     path = training(folder)
     facts = read_facts(path / "facts.json")
     run = live_run(experiment, path, facts)
@@ -237,7 +237,7 @@ def test_the_experiment_is_made_by_one_process_at_a_time(folder):
 
 
 @pytest.mark.fault("server", "the database cannot be read", "not a database", "one warning, the training goes on")
-def test_a_database_that_cannot_be_used_is_said_once_while_training(folder, monkeypatch, capsys):
+def test_an_unusable_database_is_one_warning_during_a_training(folder, monkeypatch, capsys):
     path = training(folder)
     Path("mlflow.db").write_bytes(b"not a database" * 100)
     naps = []

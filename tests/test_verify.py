@@ -100,7 +100,7 @@ def better_by_hand():
     Path(METRICS).write_text(json.dumps({"mIoU": 0.9}))
 
 
-def test_a_number_that_holds_is_told(folder):
+def test_a_verified_number_is_one_line(folder):
     (line,) = verify.run([], Places(), fast=True)
     shown = json.loads(Path(RECORD).read_text())["seeds"]["0"]["single_scale"]["mIoU"]
     assert line == f"{CELL}: {100 * shown:.2f} %, as recorded"
@@ -130,21 +130,21 @@ def test_a_number_that_holds_is_told(folder):
         (lambda folder: (folder.raw["grid"].pop(OTHER), folder.write_params()), "not the cells of params.yaml"),
     ],
 )  # fmt: skip
-def test_whatever_was_changed_alone_or_together_is_found_in_the_files(folder, spoil, message):
+def test_a_changed_file_is_found_alone_or_with_others(folder, spoil, message):
     spoil(folder)
-    with pytest.raises(MismatchError, match=message) as told:
+    with pytest.raises(MismatchError, match=message) as caught:
         verify.run([], Places(), fast=True)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_even_with_a_lock_made_anew_the_counts_of_the_images_disagree(folder):
+def test_the_counts_of_the_images_disagree_even_with_a_new_lock(folder):
     better_by_hand()
     again(folder)
     with pytest.raises(MismatchError, match=r"\.npz: seed 0 has mIoU 0\.6615, but the record 0\.9"):
         verify.run([], Places(), fast=True)
 
 
-def test_a_cell_without_a_number_and_an_unknown_one_are_told(folder):
+def test_a_cell_without_a_number_and_an_unknown_cell_are_refused(folder):
     with pytest.raises(MismatchError, match=f"{OTHER}: README.md shows no number. Run: grid run readme@shapes"):
         verify.run([OTHER], Places(), fast=True)
     with pytest.raises(ParamsError, match=f"did you mean '{CELL}'"):

@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -66,7 +66,7 @@ class Board:
         return found
 
 
-def plan_board(engine: str, names: Iterable[str], reasons: dict[str, str]) -> Board:
+def plan_board(engine: str, names: Iterable[str], reasons: Mapping[str, str]) -> Board:
     """The board before anything runs."""
     stages = {
         name: Entry(state="waiting", note=reasons[name]) if name in reasons else Entry(state="up to date")

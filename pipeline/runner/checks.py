@@ -1,8 +1,14 @@
-"""Names in params.yaml that only a stage would miss, checked before the first one runs."""
+"""Mistakes that only a stage would find, or nobody: checked before the first stage runs and after the last one."""
 
+from collections.abc import Iterable
+
+from deeplab.errors import DataError
 from pipeline.errors import ParamsError
+from pipeline.results.readme import stale
 from pipeline.settings.messages import unknown
 from pipeline.settings.params import PARAMS, Params
+from pipeline.settings.places import Places
+from pipeline.settings.stage_names import kind_and_name
 
 # The names of the published recipes. Only for another one torch is imported, which takes seconds.
 USUAL_LOSSES = {"cross_entropy"}
@@ -31,3 +37,12 @@ def check_names(params: Params) -> None:
             if not timm.is_model(BACKBONES.get(backbone, backbone)):
                 names = [*BACKBONES, *timm.list_models()]
                 raise ParamsError(f"{PARAMS}: grid.{name}.backbone: {unknown(backbone, names)}")
+
+
+def check_readme(stages: Iterable[str], places: Places = Places()) -> None:
+    """Raise DataError when the README does not show the tables that `stages` put there. DVC does not watch it."""
+    for stage in stages:
+        kind, dataset = kind_and_name(stage)
+        exist = kind == "readme" and places.table(dataset).exists() and places.readme.exists()
+        if exist and (message := stale(dataset, places)):
+            raise DataError(message)

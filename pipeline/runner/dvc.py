@@ -1,4 +1,4 @@
-"""What the runner needs of DVC: the graph and its state, the run cache, and the repair of what a kill left behind.
+"""What the runner needs of DVC: its repository, the run cache, and the repair of what a kill left behind.
 
 The only file that imports below `dvc.repo` and `dvc.exceptions`.
 """
@@ -6,16 +6,14 @@ The only file that imports below `dvc.repo` and `dvc.exceptions`.
 import json
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BusyError, ParamsError
 from pipeline.process import is_alive
 
-Changes = dict[str, str]  # file, or parameter -> new, modified or deleted
 EMPTY = "schema: '2.0'\n"  # a dvc.lock without stages
 
 
@@ -43,62 +41,6 @@ def open_repo() -> Iterator[Any]:
         raise OSError(f"{site_cache_dir()}: DVC cannot write its notes about files: {error}. {remedy}") from None
 
 
-def changes_of(stages: Sequence[Any]) -> Iterator[list[str]]:
-    """What differs from dvc.lock for each of DVC's `stages`: its inputs, parameters, outputs and command.
-
-    The same as `Stage.status`, except that each file of parameters is read once. DVC reads it several times per stage,
-    which takes minutes in a grid of 200 cells.
-    """
-    from dvc.dependency.param import ParamsDependency
-    from dvc.utils.serialize import load_path
-
-    @cache
-    def read(path: str, fs: Any) -> Any:
-        return load_path(path, fs)
-
-    for stage in stages:
-        found: list[str] = []
-        for entry in () if stage.frozen else stage.deps:
-            changes = changed_params(entry, read) if isinstance(entry, ParamsDependency) else entry.status()
-            found += [f"{name} {change}" for name, change in changes.items()]
-        found += [f"{name} {change}" for out in stage.outs for name, change in out.status().items()]
-        if stage.is_callback or stage.always_changed:
-            found.append("always changed")
-        if stage.changed_stage():
-            found.append("changed command")
-        yield found
-
-
-def changed_params(entry: Any, read: Callable[[str, Any], Any]) -> Changes:
-    """The parameters of one file that differ from dvc.lock."""
-    if not entry.exists:
-        return {str(entry): "deleted"}
-    if entry.hash_info.value is None:
-        return {str(entry): "new"}
-    before, now = entry.hash_info.value, read(entry.fs_path, entry.repo.fs)
-    changes: Changes = {}
-    for name in entry.params:
-        try:
-            value = look_up(now, name)
-        except KeyError:
-            changes[name] = "deleted"
-            continue
-        if name not in before:
-            changes[name] = "new"
-        elif value != before[name]:
-            changes[name] = "modified"
-    return changes
-
-
-def look_up(values: Any, name: str) -> Any:
-    """The value at `a.b.c`. Raises KeyError when there is none."""
-    for word in name.split("."):
-        if not isinstance(values, dict):
-            raise KeyError(name)
-        values = values[word]
-    return values
-
-
 def has_result(name: str) -> bool:
     """Whether DVC's run cache has the outputs of the stage `name` for its present inputs."""
     from dvc.exceptions import DvcException
@@ -120,6 +62,12 @@ def keep_result(name: str) -> None:
     """
     with open_repo() as repo:
         repo.stage_cache.save(find(repo, name))
+
+
+def dvc_folder(root: Path) -> Path:
+    """The folder `.dvc` of the repository that holds the project `root`."""
+    places = [place / ".dvc" for place in (root.resolve(), *root.resolve().parents)]
+    return next((place for place in places if place.is_dir()), places[0])
 
 
 def find(repo: Any, name: str) -> Any:

@@ -59,16 +59,16 @@ class Workers:
         slot = self.free.pop(0)
         with self.log(name).open("ab" if append else "wb") as log:
             process = subprocess.Popen(
-                # Without --wait-for-lock half of twelve calls at once fail. It has to precede the verb.
-                [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name],
+                dvc_command(name),
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment({**slot, **(settings or {})}),
                 process_group=0,  # Ctrl-C reaches the runner alone, which passes it on with care
+                # Called in the new process, so that the guard knows it even when the runner is killed right now.
+                preexec_fn=(lambda: self.tell_guard(os.getpid())) if self.guard.poll() is None else None,
             )
-        self.tell_guard("+", process.pid)
         self.running[name] = Job(process=process, slot=slot, began=time.monotonic())
 
     def ended(self) -> list[tuple[str, int, float]]:
@@ -80,7 +80,7 @@ class Workers:
                 continue
             del self.running[name]
             self.free.append(job.slot)
-            self.tell_guard("-", job.process.pid)
+            self.tell_guard(-job.process.pid)
             result.append((name, code, time.monotonic() - job.began))
         return result
 
@@ -109,12 +109,16 @@ class Workers:
             kill(group)
         return True
 
-    def tell_guard(self, sign: str, group: int) -> None:
-        """Tell the guard that `group` has begun (+) or ended (-)."""
+    def tell_guard(self, group: int) -> None:
+        """Tell the guard that `group` has begun, or with a minus that it has ended."""
         assert self.guard.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # somebody ended the guard; the stages work without it
-            self.guard.stdin.write(f"{sign}{group}\n".encode())
-            self.guard.stdin.flush()
+            os.write(self.guard.stdin.fileno(), b"%+d\n" % group)
+
+
+def dvc_command(stage: str) -> list[str]:
+    """The command that runs one stage. Without --wait-for-lock half of twelve such commands at once fail."""
+    return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
 
 
 def misses_cache(log: Path) -> bool:
@@ -134,18 +138,16 @@ def find_slots(count: int | None, device: str, threads: int, gpus_per_cell: int 
     `device` is `runtime.device` of params.yaml; one that names a single GPU gets a single slot. Raises ParamsError for
     GPUs that are missing.
     """
-    if device == "cpu":
-        return cpu_slots(count, cores() // threads)
-    gpus = visible_gpus()
-    if not gpus and device != "auto":
+    gpus = [] if device == "cpu" else visible_gpus()
+    if not gpus and device not in ("cpu", "auto"):
         raise ParamsError(
             f"params.yaml: runtime.device: got {device!r}, but no GPU is visible here (nvidia-smi, "
             f"CUDA_VISIBLE_DEVICES). Say `auto` or `cpu`, or run where there is one."
         )
     if not gpus:
-        return cpu_slots(count, cores() // threads)
+        return [{} for _ in range(count or max(1, cores() // threads))]
     if device.startswith("cuda:"):
-        return cpu_slots(count, 1)  # the stage picks the GPU itself
+        return [{} for _ in range(count or 1)]  # the stage picks the GPU itself
     if len(gpus) < gpus_per_cell:
         raise ParamsError(
             f"params.yaml: runtime.gpus_per_cell: got {gpus_per_cell}, but {len(gpus)} GPUs are visible here"
@@ -153,11 +155,6 @@ def find_slots(count: int | None, device: str, threads: int, gpus_per_cell: int 
     groups = [",".join(gpus[start : start + gpus_per_cell]) for start in range(0, len(gpus), gpus_per_cell)]
     groups = groups[: len(gpus) // gpus_per_cell]  # the rest is too few for a cell
     return [{"CUDA_VISIBLE_DEVICES": groups[index % len(groups)]} for index in range(count or len(groups))]
-
-
-def cpu_slots(count: int | None, fitting: int) -> list[Slot]:
-    """`count` slots that add nothing to the environment; by default `fitting`."""
-    return [{} for _ in range(count or max(1, fitting))]
 
 
 def visible_gpus() -> list[str]:

@@ -8,25 +8,21 @@ command continues from there. `grid status` shows the cells from any other shell
 import re
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from deeplab.errors import DataError
 from pipeline.errors import ParamsError
-from pipeline.results.readme import stale
 from pipeline.runner.board import plan_board
-from pipeline.runner.checks import check_names
+from pipeline.runner.checks import check_names, check_readme
 from pipeline.runner.engine import Engine, EngineFactory, Order
 from pipeline.runner.graph import Stage, State, deepest_first, outdated, read_stages, shorten, verdict
-from pipeline.runner.local import environment, misses_cache
+from pipeline.runner.local import dvc_command, environment, misses_cache
 from pipeline.runner.lock import only_runner
 from pipeline.runner.repair import repair
 from pipeline.runner.screen import Screen
 from pipeline.settings.params import Params, load_params
-from pipeline.settings.places import Places
 from pipeline.settings.stage_names import kind_and_name
 
 LOGS = Path("runs/.logs")
@@ -49,28 +45,32 @@ def run(targets: Sequence[str], engine_of: EngineFactory, count: int | None = No
             print(line, flush=True)
         stages = read_fresh_stages(targets)
         reasons = outdated(stages)
-        if not reasons:
+        if reasons:
+            order = Order(
+                params=params.runtime,
+                stages=tuple(reasons),
+                count=count,
+                address=address,
+                threads=most_threads(params, reasons),
+                logs=LOGS,
+                lock=lock,
+            )
+            code = run_stages(stages, reasons, engine_of(order))
+        else:
             print(f"up to date: {len(stages)} stages")
-            check_page(stages)
-            return 0
-        order = Order(
-            params=params.runtime,
-            stages=tuple(reasons),
-            count=count,
-            address=address,
-            threads=most_threads(params, reasons),
-            logs=LOGS,
-            lock=lock,
-        )
-        engine = engine_of(order)
-        print(f"{len(reasons)} of {len(stages)} stages to run {engine.place}; logs in {LOGS}", flush=True)
-        board = plan_board(engine.place, stages, reasons)
-        with noted_signals() as stops, engine, Screen(board, LOGS / "grid.log", LISTED) as screen:
-            states = Walk({name: stages[name] for name in reasons}, engine, stops, screen).run()
-        code = conclude(states, engine, stops)
+            code = 0
         if code == 0:
-            check_page(stages)
+            check_readme(stages)
         return code
+
+
+def run_stages(stages: Mapping[str, Stage], reasons: Mapping[str, str], engine: Engine) -> int:
+    """Run the stages in `reasons` on `engine`, with a live view. Returns the exit code."""
+    print(f"{len(reasons)} of {len(stages)} stages to run {engine.place}; logs in {LOGS}", flush=True)
+    board = plan_board(engine.place, stages, reasons)
+    with noted_signals() as stops, engine, Screen(board, LOGS / "grid.log", LISTED) as screen:
+        states = Walk({name: stages[name] for name in reasons}, engine, stops, screen).run()
+    return conclude(states, engine, stops)
 
 
 def load_settings() -> Params:
@@ -89,20 +89,10 @@ def read_fresh_stages(targets: Sequence[str]) -> dict[str, Stage]:
     stages = read_stages(targets)
     if CHECK not in stages or not stages[CHECK].changes:
         return stages
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", CHECK]
-    done = subprocess.run(command, env=environment({}), capture_output=True, text=True, check=False)
+    done = subprocess.run(dvc_command(CHECK), env=environment({}), capture_output=True, text=True, check=False)
     if done.returncode:
         raise ParamsError(last_message(done.stdout + done.stderr).removeprefix("error: "))
     return read_stages(targets)
-
-
-def check_page(stages: Iterable[str], places: Places = Places()) -> None:
-    """Raise DataError when the README does not show the tables. DVC does not watch it."""
-    for stage in stages:
-        kind, dataset = kind_and_name(stage)
-        exist = kind == "readme" and places.table(dataset).exists() and places.readme.exists()
-        if exist and (message := stale(dataset, places)):
-            raise DataError(message)
 
 
 class Walk:
@@ -215,11 +205,11 @@ def conclude(states: Mapping[str, State], engine: Engine, stops: Sequence[int]) 
         print("\n".join(f"    {line}" for line in read_log(log).splitlines()[-TAIL:] if line.strip()))
         if misses_cache(log):
             print(f"    DVC could not cache the result. Free some space, then keep it with: dvc commit -f {name}")
-    print(f"\n{len(done)} stages done" + f", {len(failed)} failed: {', '.join(failed)}" * bool(failed), flush=True)
+    failures = f", {len(failed)} failed: {', '.join(failed)}" if failed else ""
+    print(f"\n{len(done)} stages done{failures}", flush=True)
     if stops:
-        print(
-            f"stopped {', '.join(stopped) or 'between two stages'}. The same command continues from here.", flush=True
-        )
+        where = ", ".join(stopped) or "between two stages"
+        print(f"stopped {where}. The same command continues from here.", flush=True)
         return 128 + stops[0]
     return 1 if failed else 0
 

@@ -20,7 +20,6 @@ class Screen:
         self.log = log.open("w", encoding="utf-8")
         self.live: Any = None
         self.drawn = self.listed = time.monotonic()
-        self.saved = 0.0
 
     def __enter__(self) -> "Screen":
         if sys.stdout.isatty():

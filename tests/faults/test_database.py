@@ -287,7 +287,7 @@ def record_ids():
         return [run for (run,) in base.execute("select run_uuid from runs")]
 
 
-def test_a_run_that_rotted_is_recorded_anew_when_it_was_deleted(folder, recorded):
+def test_a_damaged_run_is_recorded_again_after_it_was_deleted(folder, recorded):
     from mlflow import MlflowClient
 
     changed(Path("mlflow.db"), recorded, *ROTTEN["a score"])

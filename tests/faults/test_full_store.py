@@ -6,6 +6,7 @@ import pytest
 
 from deeplab.store_writer import StoreWriter
 from pipeline.data import card
+from pipeline.pictures import sheet
 from pipeline.stages import prepare
 from tests.faults.disk import NO_SPACE, outcome, small_disk
 from tests.raw import dataset_config, write_ade20k
@@ -37,7 +38,7 @@ MOMENTS = {
     "the masks are written": (fill_where_no_room_can_be_taken, "store", []),
     "the room was taken": (fill_after_room_was_taken, "store", []),
     "the card is written": (fill_before(card, "write_card"), "card/card.json", STORE),
-    "the sheet is written": (fill_before(card, "write_sheet"), "store/sheet.png", STORE),
+    "the sheet is written": (fill_before(sheet, "write_sheet"), "store/sheet.png", STORE),
 }
 
 
@@ -52,7 +53,7 @@ MOMENTS = {
 def test_a_disk_that_fills_up_while_a_data_set_is_prepared_leaves_no_half_store(tmp_path, moment, store):
     write_ade20k(tmp_path / "raw", train=6, val=2)
     config = dataset_config("ade20k", {"train": 6, "val": 2}, store=store)
-    command = partial(prepare.run, "a", config, ("train", "val"), tmp_path / "raw", workers=1)
+    command = partial(prepare.build, "a", config, ("train", "val"), tmp_path / "raw", workers=1)
     arrange, named, left = MOMENTS[moment]
     with small_disk(tmp_path / "disk", "1m") as disk:
         out, card = disk.path / "store", disk.path / "card"

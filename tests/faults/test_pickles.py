@@ -18,7 +18,7 @@ from pipeline.data.formats.masks import read_labels
 from pipeline.data.formats.voc import read_sbd
 from pipeline.errors import ParamsError
 from pipeline.settings.yaml import read_yaml
-from pipeline.stages.evaluate import check_weights
+from pipeline.training.weights import check_weights
 from tests.faults.hostile import PICKLES
 from tests.tiny import model_config, tiny_cell, write_store
 

@@ -13,7 +13,7 @@ from tests.faults.disk import mounted, outcome
 from tests.raw import dataset_config, write_ade20k
 from tests.tiny import write_weights
 
-READ_ONLY = "the disk can only be read. Name another place, or mount it to be written."
+READ_ONLY = "read-only file system. Choose another location or remount it writable."
 
 
 @pytest.fixture

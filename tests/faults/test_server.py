@@ -25,7 +25,7 @@ sys.addaudithook(note)
 
 from pipeline.stages import train
 
-train.run("tiny_os8", *map(Path, ("data", "pretrained", "resume", "out")))
+train.run("tiny_os8")
 sys.exit(str(talked) if talked else 0)
 """
 
@@ -40,7 +40,7 @@ def test_the_trainer_itself_talks_to_no_server_and_no_database(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
-        write_store(tmp_path / "data", {"train": 12, "val": 3})
+        write_store(tmp_path / "data/tiny", {"train": 12, "val": 3})
 
         def small(params):
             params["grid"]["tiny_os8"]["backbone"] = "mobilenetv3_small_050"
@@ -51,4 +51,4 @@ def test_the_trainer_itself_talks_to_no_server_and_no_database(tmp_path, monkeyp
             [sys.executable, "-c", TRAINER], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
         )
     assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "out/weights/seed0.safetensors").exists()
+    assert (tmp_path / "runs/tiny_os8/weights/seed0.safetensors").exists()

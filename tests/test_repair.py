@@ -1,4 +1,4 @@
-"""What a DVC that was killed while it wrote has left torn is mended, and nothing else."""
+"""What a DVC that was killed while it wrote has left torn is repaired, and nothing else."""
 
 import json
 import os
@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.runner.repair import NONE, STAGES, is_whole, mend
+from pipeline.runner.dvc import EMPTY, is_readable_lock
+from pipeline.runner.repair import STAGES, repair
 
 LOCK = """schema: '2.0'
 stages:
@@ -39,14 +40,14 @@ def repository(tmp_path, monkeypatch):
 
 
 def torn_anywhere():
-    return [LOCK[:length] for length in range(len(LOCK)) if not is_whole(LOCK[:length])]
+    return [LOCK[:length] for length in range(len(LOCK)) if not is_readable_lock(LOCK[:length])]
 
 
 @pytest.mark.fault(
     "kill",
     "dvc.lock is torn: DVC writes it in place",
     "cut after any byte",
-    "`python -m pipeline.runner.run` (or `python -m pipeline.runner.repair`) keeps all whole entries",
+    "`grid run` (or `grid repair`) keeps all whole entries",
 )
 def test_a_torn_dvc_lock_keeps_its_whole_entries(record_property):
     torn = torn_anywhere()
@@ -54,11 +55,11 @@ def test_a_torn_dvc_lock_keeps_its_whole_entries(record_property):
     record_property("tries", len(torn))
     for text in torn:
         Path("dvc.lock").write_text(text)
-        (said,) = mend()
-        assert said.startswith("dvc.lock: torn by a kill or a full disk, ")
+        (line,) = repair()
+        assert line.startswith("dvc.lock: damaged by a kill or a full disk, ")
         left = Path("dvc.lock").read_text()
-        assert is_whole(left)
-        assert left == (FIRST if len(text) > len(FIRST) else NONE)
+        assert is_readable_lock(left)
+        assert left == (FIRST if len(text) > len(FIRST) else EMPTY)
     assert sorted(path.name for path in Path().iterdir()) == [".dvc", "dvc.lock"]
 
 
@@ -74,26 +75,34 @@ def test_a_torn_dvc_lock_keeps_its_whole_entries(record_property):
 )
 def test_a_dvc_lock_that_no_kill_has_torn_is_left_alone(text):
     Path("dvc.lock").write_text(text)
-    assert mend() == []
+    assert repair() == []
     assert Path("dvc.lock").read_text() == text
 
 
 def test_of_a_whole_dvc_lock_only_the_last_entry_is_read_however_long_it_is(monkeypatch):
     read = []
-    monkeypatch.setattr("pipeline.runner.repair.is_whole", lambda text: not read.append(text))
+    monkeypatch.setattr("pipeline.runner.repair.is_readable_lock", lambda text: not read.append(text))
     Path("dvc.lock").write_text(LOCK)
-    assert mend() == []
-    assert read == [NONE + STAGES + LOCK.removeprefix(FIRST), NONE]  # NONE: there is no examples/dvc.lock
+    assert repair() == []
+    assert read == [EMPTY + STAGES + LOCK.removeprefix(FIRST)]
 
 
 def test_a_torn_list_of_readers_and_writers_is_removed_and_a_whole_one_stays():
     path = Path(".dvc/tmp/rwlock")
     path.write_text(json.dumps({"read": {}, "write": {}}))
-    assert mend() == []
+    assert repair() == []
     path.write_text('{"write": {"/a/runs')
-    assert mend() == [".dvc/tmp/rwlock: torn by a kill or a full disk, removed"]
+    assert repair() == [f"{path.resolve()}: damaged by a kill or a full disk, removed"]
     assert not path.exists()
-    assert mend() == []
+    assert repair() == []
+
+
+def test_the_list_of_a_repository_is_repaired_from_a_project_in_one_of_its_folders(monkeypatch):
+    path = Path(".dvc/tmp/rwlock").resolve()
+    path.write_text("{")
+    Path("examples").mkdir()
+    monkeypatch.chdir("examples")
+    assert repair() == [f"{path}: damaged by a kill or a full disk, removed"]
 
 
 @pytest.fixture
@@ -113,29 +122,27 @@ def listed(process):
 
 @pytest.mark.fault(
     "kill",
-    "DVC's list of who works on what names a process that was killed",
+    "DVC's list of readers and writers names a process that was killed",
     "its number is by now that of another process, or of nobody, or it is a zombie",
-    "`python -m pipeline.runner.run` (or `python -m pipeline.runner.repair`) forgets it; one that is at work stays",
+    "`grid run` (or `grid repair`) forgets it; one that is at work stays",
 )
 @pytest.mark.parametrize("now", ["another", "nobody", "a zombie"])
 def test_a_list_of_processes_that_have_ended_is_removed(process, now):
     path = listed(process)
-    assert mend() == []
+    assert repair() == []
     if now == "another":
         born = psutil.Process(process.pid).create_time()
         os.utime(path, (born - 1, born - 1))
     else:
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | (os.WNOWAIT if now == "a zombie" else 0))
-    assert mend() == [".dvc/tmp/rwlock: left by processes that have ended, removed"]
+    assert repair() == [f"{path.resolve()}: left by processes that have ended, removed"]
     assert not path.exists()
 
 
-def test_the_command_says_what_it_did():
+def test_the_command_prints_what_it_did():
     Path("dvc.lock").write_text(torn_anywhere()[-1])
-    code = "import sys; from pipeline.runner.repair import main; main()"
     root = str(Path(__file__).parents[1])
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONPATH": root}, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.startswith("dvc.lock: torn by a kill or a full disk, ")
+    command = [sys.executable, "-m", "pipeline", "repair"]
+    done = subprocess.run(command, env={"PYTHONPATH": root}, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("dvc.lock: damaged by a kill or a full disk, ")
