@@ -1,6 +1,7 @@
 """Cells elsewhere: real workers in real snapshots, started by an engine that is only a list of processes."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -147,7 +148,7 @@ def ran():
     return sorted(Path("runs/.resume/ran").read_text().splitlines())
 
 
-def test_cells_run_in_snapshots_and_their_results_come_home_without_being_made_twice(project):
+def test_cells_run_in_snapshots_and_their_results_are_collected_without_running_twice(project):
     cells = Processes()
     states = run(Remote(order_for("evaluate@[ab]"), cells), "evaluate@[ab]")
     assert set(states.values()) == {"done"}
@@ -160,7 +161,7 @@ def test_cells_run_in_snapshots_and_their_results_come_home_without_being_made_t
     assert left == {"a.json", "b.json", "call.json"}  # no snapshot
 
 
-def test_a_failed_cell_is_told_with_its_own_words_and_not_tried_again(project):
+def test_a_failed_cell_is_reported_with_its_own_error_and_not_tried_again(project):
     cells = Processes()
     states = run(Remote(order_for("evaluate@bad"), cells), "evaluate@bad")
     assert states == {"train@bad": "failed", "evaluate@bad": "skipped"}
@@ -229,8 +230,8 @@ def test_a_later_runner_goes_on_with_the_cells_that_an_earlier_one_left_at_work(
     worker = psutil.Process(first.cells.children["slow"].pid)
     stage = next(child for child in worker.children(recursive=True) if "stage.py" in str(child.cmdline()))
     Path("runs/.resume/saved_slow").touch()
-    told = json.loads(next(Path("runs/.cells").glob("*/call.json")).read_text())
-    assert told["cells"]["slow"] == [str(worker.pid), ["train"]]
+    written = json.loads(next(Path("runs/.cells").glob("*/call.json")).read_text())
+    assert written["cells"]["slow"] == [str(worker.pid), ["train"]]
     later = Remote(order_for("train@slow"), second)
     with later:
         later.start("train@slow")
@@ -250,7 +251,7 @@ def test_the_cells_of_another_commit_are_waited_for(project):
     first.ended()
     Path("params.yaml").write_text("{x: 1}")
     commit("another")
-    with pytest.raises(BusyError, match="still at work for another commit or about to stop: slow"):
+    with pytest.raises(BusyError, match="cells of another commit, or about to stop, still run: slow"):
         Remote(order_for("train@slow"), Processes()).__enter__()
     first.kill()
     first.cells.close()
@@ -259,7 +260,7 @@ def test_the_cells_of_another_commit_are_waited_for(project):
 
 def test_uncommitted_code_is_refused_with_the_reason(project):
     Path("params.yaml").write_text("{x: 1}")
-    with pytest.raises(ParamsError, match="params.yaml: changed and not committed. A cell that runs elsewhere"):
+    with pytest.raises(ParamsError, match="params.yaml: changed and not committed, but a cell on another machine"):
         Remote(order_for("train@a"), Processes())
 
 
@@ -277,6 +278,44 @@ def test_a_snapshot_shares_data_checkpoints_and_cache_and_is_gone_afterwards(pro
         )
         assert said.stdout.strip() == str(project / ".dvc/cache")
     assert not folder.exists()
+
+
+def test_a_project_in_a_folder_of_the_repository_runs_elsewhere_too(project, monkeypatch):
+    below = project / "examples/one"
+    for name in ("stage.py", "dvc.yaml", "params.yaml", ".gitignore", "metrics/.keep"):
+        (below / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).rename(below / name)
+    # As the commands of an example, this one has to find the code of the snapshot and not that of the repository.
+    (below / "dvc.yaml").write_text(STAGES.replace("python stage.py", "PYTHONPATH=../.. python stage.py"))
+    code = "import marker\nassert '.cells' in marker.__file__\n"
+    (below / "stage.py").write_text(STAGE.replace("kind, cell = sys.argv[1:]", f"kind, cell = sys.argv[1:]\n{code}"))
+    (project / "marker.py").touch()
+    (project / "data").rename(below / "data")
+    commit("below")
+    monkeypatch.chdir(below)
+    states = run(Remote(order_for("evaluate@a"), Processes()), "evaluate@a")
+    assert states == {"train@a": "done", "evaluate@a": "done"}, Path("runs/.logs/train@a.log").read_text()
+    assert ran() == ["evaluate a", "train a"]
+    assert Path("metrics/a").read_text() == "data evaluate"
+    (project / "marker.py").write_text("edited = True")
+    Path("params.yaml").write_text("{x: 1}")
+    with pytest.raises(ParamsError, match="params.yaml: changed and not committed"):
+        committed(below)
+
+
+def test_a_result_that_is_not_in_the_cache_fails_and_is_not_made_again(project, monkeypatch):
+    remote = Remote(order_for("train@a"), Processes())
+    look = remote.look
+
+    def look_and_lose():
+        look()
+        if remote.units["a"].codes:
+            shutil.rmtree(project / ".dvc/cache/runs")
+
+    remote.look = look_and_lose
+    assert run(remote, "train@a") == {"train@a": "failed"}
+    assert ran() == ["train a"]
+    assert "error: the cache of DVC lacks the result" in Path("runs/.logs/train@a.log").read_text()
 
 
 @pytest.mark.parametrize("engine", ["ray", "slurm"])

@@ -1,7 +1,7 @@
-"""Cells on other machines, and their results brought home.
+"""Run cells on other machines and collect their results.
 
 A cell runs there as `python -m pipeline.cluster.worker`, in a snapshot of the commit. When it has ended, `dvc repro`
-runs its stages in this workspace as well and finds them in the cache. All other stages run here.
+takes the results of its stages from the cache into this folder. All other stages run here.
 """
 
 import json
@@ -18,15 +18,17 @@ from deeplab.errors import WorkerError
 from pipeline.cluster.snapshot import LOCK, committed
 from pipeline.cluster.worker import STOP, note
 from pipeline.errors import EXIT_CODES, BusyError, ParamsError, StoppedError
+from pipeline.files import write_whole
 from pipeline.process import cores
 from pipeline.runner.dvc import has_result
 from pipeline.runner.engine import Order
 from pipeline.runner.local import Workers
+from pipeline.settings.places import Places
 
-CALLS = Path("runs/.cells")  # a folder per call of the runner, on the file system that all machines share
+CALLS = Places().runs / ".cells"  # a folder per call of the runner, on the file system that all machines share
+CALL = "call.json"  # in such a folder: what was submitted
 TRIES = 4  # of a cell whose worker was lost
 POLL = 1.0  # seconds between two looks at the results
-CALL = "call.json"  # in such a folder: what was submitted
 LATE = 10.0  # seconds that a file may need to appear on another machine
 STOPPED, LOST = EXIT_CODES[StoppedError], EXIT_CODES[WorkerError]
 NO_RESULT = (
@@ -44,7 +46,7 @@ class Task:
 
 
 class Cells(Protocol):
-    """What Ray and Slurm have to offer."""
+    """What Ray and Slurm offer."""
 
     place: str
 
@@ -52,22 +54,22 @@ class Cells(Protocol):
         """Queue `tasks`."""
 
     def over(self) -> set[str]:
-        """The submitted cells of which the engine says that they no longer wait or run."""
+        """The submitted cells that no longer wait or run, by the engine's word."""
 
     def token(self, cell: str) -> str:
-        """What names the submitted `cell` to a later runner."""
+        """The name by which a later runner finds the submitted `cell`."""
 
     def recall(self, tokens: Mapping[str, str]) -> set[str]:
-        """The cells of `tokens`, submitted by an earlier runner, that still wait or run; they are this one's now."""
+        """The cells of `tokens`, submitted by an earlier runner, that still wait or run. This one takes them over."""
 
     def ask_to_stop(self) -> None:
-        """Withdraw what waits; what runs has been asked already. May be called again."""
+        """Withdraw what waits. What runs has been asked already. Can be called again."""
 
     def kill(self) -> None:
         """Withdraw what waits and end what runs."""
 
     def close(self) -> None:
-        """Let the engine go."""
+        """Disconnect from the engine."""
 
 
 @dataclass(kw_only=True)
@@ -78,12 +80,12 @@ class Unit:
     call: Path
     began: float = field(default_factory=time.monotonic)
     tries: int = 1
-    over: float | None = None  # since when the engine has said so, without a result
+    over: float | None = None  # since when the engine has reported its end, without a result
     codes: dict[str, int] | None = None  # how its stages ended
 
 
 class Remote:
-    """Trains and evaluates through `cells`, runs all else here, and looks like Workers to the runner."""
+    """An engine that trains and evaluates through `cells` and runs all other stages here."""
 
     def __init__(self, order: Order, cells: Cells) -> None:
         self.commit = committed(Path.cwd())
@@ -92,7 +94,7 @@ class Remote:
         self.local = Workers([{} for _ in range(max(2, cores()))], order.logs, lock=order.lock)
         self.call = CALLS / f"{datetime.now():%Y%m%d-%H%M%S-%f}"
         self.units: dict[str, Unit] = {}
-        self.away: dict[str, Unit] = {}  # stages whose cell is not home yet
+        self.away: dict[str, Unit] = {}  # stages whose results are not collected yet
         self.fresh: list[str] = []  # cells to submit together
         self.looked = 0.0
         self.stopping = False
@@ -114,30 +116,33 @@ class Remote:
         self.cells.close()
 
     def take_over(self, call: Path) -> None:
-        """Go on with what an earlier runner has left at work, or tidy up after it."""
+        """Take over the cells that an earlier runner left running in `call`, or remove its folder.
+
+        Raises BusyError when they run another commit, or stop.
+        """
         try:
-            told = json.loads((call / CALL).read_text(encoding="utf-8"))
+            earlier = json.loads((call / CALL).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            told = {"commit": self.commit, "cells": {}}
-        alive = self.cells.recall({cell: token for cell, (token, _) in told["cells"].items()})
+            earlier = {"commit": self.commit, "cells": {}}
+        alive = self.cells.recall({cell: token for cell, (token, _) in earlier["cells"].items()})
         if not alive:
             shutil.rmtree(call, ignore_errors=True)
             return
-        if told["commit"] != self.commit or (call / STOP).exists():
-            jobs = ", ".join(f"{cell} ({told['cells'][cell][0]})" for cell in sorted(alive))
-            raise BusyError(f"still at work for another commit or about to stop: {jobs}. Wait for them, or end them.")
+        if earlier["commit"] != self.commit or (call / STOP).exists():
+            jobs = ", ".join(f"{cell} ({earlier['cells'][cell][0]})" for cell in sorted(alive))
+            raise BusyError(f"cells of another commit, or about to stop, still run: {jobs}. Wait for them or end them.")
         for cell in alive:
-            self.units[cell] = Unit(kinds=tuple(told["cells"][cell][1]), call=call)
+            self.units[cell] = Unit(kinds=tuple(earlier["cells"][cell][1]), call=call)
 
     def remember(self) -> None:
-        """Write down what was submitted, for a runner that comes after this one."""
+        """Write down what was submitted, for a later runner."""
         own = {cell: unit for cell, unit in self.units.items() if unit.call == self.call}
         cells = {cell: (self.cells.token(cell), unit.kinds) for cell, unit in own.items()}
-        (self.call / CALL).write_text(json.dumps({"commit": self.commit, "cells": cells}), encoding="utf-8")
+        write_whole(self.call / CALL, json.dumps({"commit": self.commit, "cells": cells}))
 
     @property
     def free(self) -> list[dict[str, str]]:
-        """Slots for what runs here; a cell needs none, but waits for the next look."""
+        """Slots for what runs here. A cell needs none."""
         return self.local.free
 
     @property
@@ -146,11 +151,11 @@ class Remote:
         return {*self.away, *self.local.running}
 
     def log(self, name: str) -> Path:
-        """Where stage `name` writes what it prints, wherever it runs."""
+        """The file that gets the output of stage `name`, wherever it runs."""
         return self.local.log(name)
 
     def start(self, name: str) -> None:
-        """Run stage `name`: a cell's first stage takes the other along."""
+        """Run stage `name`. The first stage of a cell submits the other one with it."""
         kind, _, cell = name.partition("@")
         if kind not in ("train", "evaluate"):
             self.local.start(name)
@@ -189,35 +194,33 @@ class Remote:
         return ends
 
     def look(self) -> None:
-        """See which cells have left a result, and submit those again whose worker was lost."""
+        """Read the results that cells have left, and submit those again whose worker was lost."""
         waiting = {cell: unit for cell, unit in self.units.items() if unit.codes is None}
         over = self.cells.over() if waiting else set()
-        lost = []
         for cell, unit in waiting.items():
             result = unit.call / f"{cell}.json"
             if result.exists():
                 unit.codes = json.loads(result.read_text(encoding="utf-8"))["codes"]
-            elif cell in over:
-                unit.over = unit.over or time.monotonic()
-                if self.stopping:
-                    unit.codes = dict.fromkeys(unit.kinds, STOPPED)
-                elif time.monotonic() - unit.over > LATE:
-                    lost.append(cell)
-            else:
+            elif cell not in over:
                 unit.over = None
-        for cell in lost:
-            unit = self.units[cell]
-            log = self.log(f"{unit.kinds[0]}@{cell}")
-            unit.over = None
-            if unit.tries == TRIES:
-                note(log, f"error: {cell}: its worker was lost {TRIES} times without leaving a result")
-                unit.codes = dict.fromkeys(unit.kinds, LOST)
-                continue
-            unit.tries, unit.call = unit.tries + 1, self.call
-            note(
-                log, f"--- the worker of {cell} was lost; try {unit.tries} of {TRIES} goes on from the last checkpoint"
-            )
-            self.fresh.append(cell)
+            elif self.stopping:
+                unit.codes = dict.fromkeys(unit.kinds, STOPPED)
+            else:
+                unit.over = unit.over or time.monotonic()
+                if time.monotonic() - unit.over > LATE:
+                    self.submit_again(cell, unit)
+
+    def submit_again(self, cell: str, unit: Unit) -> None:
+        """Submit a cell whose worker was lost, or give it up."""
+        log = self.log(f"{unit.kinds[0]}@{cell}")
+        unit.over = None
+        if unit.tries == TRIES:
+            note(log, f"error: {cell}: its worker was lost {TRIES} times without a result")
+            unit.codes = dict.fromkeys(unit.kinds, LOST)
+            return
+        unit.tries, unit.call = unit.tries + 1, self.call
+        note(log, f"--- the worker of {cell} was lost; try {unit.tries} of {TRIES} resumes from the last checkpoint")
+        self.fresh.append(cell)
 
     def task(self, cell: str) -> Task:
         """The command of a cell."""
@@ -225,7 +228,7 @@ class Remote:
         return Task(cell=cell, command=("-m", "pipeline.cluster.worker", cell, *self.units[cell].kinds, *places))
 
     def collect(self, name: str) -> bool:
-        """Let `dvc repro` take the result of `name` from the cache. False, with a line in its log, without a result."""
+        """Let `dvc repro` take the result of `name` from the cache. False, with an error in its log, without one."""
         if not has_result(name):
             note(self.log(name), NO_RESULT)
             return False
@@ -249,8 +252,9 @@ class Remote:
 
 
 def install_line(engine: str) -> ParamsError:
-    """The mistake of asking for an engine that is not installed; the versions stand in pyproject.toml as well."""
+    """The error for an engine that is not installed."""
     return ParamsError(f"--on {engine}: not installed. Install it with: uv pip install {PACKAGES[engine]}")
 
 
+# The same versions as in pyproject.toml.
 PACKAGES = {"ray": "ray==2.60.0", "slurm": "submitit==1.5.4"}

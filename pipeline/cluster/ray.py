@@ -1,4 +1,4 @@
-"""Cells as tasks of Ray."""
+"""Run cells as tasks of Ray."""
 
 import os
 import re
@@ -17,7 +17,7 @@ RETRIES = 3  # Ray's own, when a worker or a node is lost
 
 
 class RayCells:
-    """Queues cells in Ray, which gives each its GPUs (or cores) and starts it again when its worker is lost."""
+    """Queues cells in Ray, which gives each its GPUs or cores and restarts it when its worker is lost."""
 
     def __init__(self, order: Order) -> None:
         try:
@@ -31,7 +31,7 @@ class RayCells:
         gpus = self.gpus_per_cell(order, total)
         needs = {"num_gpus": gpus, "num_cpus": 0} if gpus else {"num_cpus": order.threads}
         # By default Ray ends its process after each task with a GPU (max_calls=1): 12 tasks took 39 s instead of 2.
-        # A cell that fails is not tried again, a worker that is lost is.
+        # Ray tries again when a worker is lost, and not when a cell fails.
         options = {**needs, "max_calls": 0, "max_retries": RETRIES, "retry_exceptions": False}
         self.run = ray.remote(**options)(run_task)
         size = int(total["GPU"]) // gpus if gpus else int(total.get("CPU", 1)) // order.threads
@@ -39,12 +39,12 @@ class RayCells:
         self.place = f"on Ray, {order.count or max(1, size)} cells at a time on {nodes} node{'s' * (nodes != 1)}"
 
     def connect(self, address: str | None) -> None:
-        """Join the Ray at `address`, or start one that ends with this process."""
+        """Connect to the Ray at `address`, or start one that ends with this process. Raises ParamsError on failure."""
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             if address and (place := re.fullmatch(r"([\w.-]+):(\d+)", address)):
-                # Ray itself would end this process without a word that helps.
+                # Ray itself ends this process without a useful message.
                 socket.create_connection((place[1], int(place[2])), timeout=10).close()
             self.ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -54,23 +54,22 @@ class RayCells:
             ) from None
 
     def gpus_per_cell(self, order: Order, total: dict[str, float]) -> int:
-        """How many GPUs a cell gets; ParamsError when it asks for more than there are."""
-        device, wanted, there = order.params.device, order.params.gpus_per_cell, int(total.get("GPU", 0))
-        if device == "cpu" or (device == "auto" and not there):
+        """How many GPUs a cell gets. Raises ParamsError when it asks for more than Ray has."""
+        device, wanted, available = order.params.device, order.params.gpus_per_cell, int(total.get("GPU", 0))
+        if device == "cpu" or (device == "auto" and not available):
             return 0
-        if there < wanted:
+        if available < wanted:
             raise ParamsError(
                 f"params.yaml: runtime.device: got {device!r} with gpus_per_cell {wanted}, "
-                f"but this Ray has {there} GPUs"
+                f"but this Ray has {available} GPUs"
             )
         return wanted
 
     def submit(self, tasks: Sequence[Task]) -> None:
         """Queue `tasks`."""
         for task in tasks:
-            self.waiting[self.run.remote(str(Path.cwd()), task.command, os.environ.get("MLFLOW_TRACKING_URI"))] = (
-                task.cell
-            )
+            reference = self.run.remote(str(Path.cwd()), task.command, os.environ.get("MLFLOW_TRACKING_URI"))
+            self.waiting[reference] = task.cell
 
     def over(self) -> set[str]:
         """The cells whose task has ended in any way."""
@@ -81,15 +80,15 @@ class RayCells:
         return {self.waiting[reference] for reference in done} - again
 
     def token(self, cell: str) -> str:  # noqa: ARG002
-        """Nothing: a task ends with the runner that queued it."""
+        """An empty name: a task ends with the runner that queued it."""
         return ""
 
     def recall(self, tokens: Mapping[str, str]) -> set[str]:  # noqa: ARG002
-        """No cell of an earlier runner is still there."""
+        """No cells: those of an earlier runner have ended with it."""
         return set()
 
     def ask_to_stop(self) -> None:
-        """Nothing to do: a task that has not begun sees at once that it shall stop."""
+        """Do nothing: a task that starts later sees at once that it has to stop."""
 
     def kill(self) -> None:
         """End the processes of all tasks."""
@@ -97,14 +96,14 @@ class RayCells:
             self.ray.cancel(reference, force=True)
 
     def close(self) -> None:
-        """Leave the Ray, which ends one of its own."""
+        """Disconnect from Ray, which ends if it was started here."""
         self.ray.shutdown()
 
 
 def run_task(folder: str, command: tuple[str, ...], tracking: str | None) -> int:
-    """Run `command` of this python in `folder`; runs in a process of Ray."""
+    """Run `command` of this python in `folder`, from a process of Ray. Returns the exit code."""
     variables = {**os.environ}
-    variables.pop("OMP_NUM_THREADS", None)  # set by Ray; another number of threads may give other bits
+    variables.pop("OMP_NUM_THREADS", None)  # set by Ray; another number of threads can change the bits
     if tracking:
         variables["MLFLOW_TRACKING_URI"] = tracking
     return subprocess.run([sys.executable, *command], cwd=folder, env=variables, check=False).returncode

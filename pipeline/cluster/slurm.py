@@ -1,7 +1,6 @@
-"""Cells as jobs of Slurm, submitted by submitit; those that are ready together are one array."""
+"""Run cells as jobs of Slurm, submitted by submitit. Cells that are ready together become one array."""
 
 import getpass
-import os
 import shutil
 import subprocess
 import sys
@@ -11,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.cells import STOPPED, Task, install_line
+from pipeline.cluster.worker import STOP
 from pipeline.errors import ParamsError
 from pipeline.runner.engine import Order
+from pipeline.settings.places import Places
 
-FOLDER = Path("runs/.slurm")  # where submitit keeps its scripts and logs
+FOLDER = Places().runs / ".slurm"  # the scripts and logs of submitit
 ASK = 5.0  # seconds between two calls of squeue
-TAKEN_AWAY = 300.0  # seconds; a preempted job has that long until Slurm takes it away
-TIMEOUTS = 1000  # how often a job that runs out of time may be queued again: it goes on from its checkpoint
+TAKEN_AWAY = 300.0  # seconds until Slurm ends a preempted job
+TIMEOUTS = 1000  # how often a job that runs out of time is queued again: it resumes from its checkpoint
 
 
 class SlurmCells:
-    """Queues cells in Slurm. How they end stands in files, for not every cluster keeps accounts (`sacct`)."""
+    """Queues cells in Slurm. Files say how they end, because not every cluster keeps accounts (`sacct`)."""
 
     def __init__(self, order: Order) -> None:
         try:
@@ -29,7 +30,7 @@ class SlurmCells:
         except ImportError:
             raise install_line("slurm") from None
         if not shutil.which("sbatch"):
-            raise ParamsError("--on slurm: there is no sbatch here. Run the command on a login node of the cluster.")
+            raise ParamsError("--on slurm: sbatch not found. Run the command on a login node of the cluster.")
         settings = order.params.slurm
         parameters: dict[str, Any] = {
             "job_name": "deeplab",
@@ -66,18 +67,18 @@ class SlurmCells:
         if time.monotonic() - self.asked > ASK:
             command = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i %T"]
             asked = subprocess.run(command, capture_output=True, text=True, check=False)
-            if asked.returncode:  # the controller is away: nothing is known
+            if asked.returncode:  # the controller does not answer
                 return set()
             self.listed = dict(line.split() for line in asked.stdout.splitlines())
             self.asked = time.monotonic()
         return {cell for cell, job in self.jobs.items() if job not in self.listed}
 
     def token(self, cell: str) -> str:
-        """The id of its job."""
+        """The id of the job of `cell`."""
         return self.jobs[cell]
 
     def recall(self, tokens: Mapping[str, str]) -> set[str]:
-        """Those of an earlier runner's jobs that still wait or run; they are watched from now on."""
+        """The cells of an earlier runner whose jobs still wait or run. They are watched from now on."""
         before = self.jobs
         self.jobs, self.asked = dict(tokens), float("-inf")
         alive = set(tokens) - self.over()
@@ -96,35 +97,30 @@ class SlurmCells:
             subprocess.run(["scancel", *self.jobs.values()], capture_output=True, check=False)
 
     def close(self) -> None:
-        """Nothing to let go."""
+        """Do nothing: there is no connection."""
 
 
 class Job:
     """What submitit runs, and runs again when the job is queued again."""
 
     def __call__(self, folder: str, command: tuple[str, ...]) -> int:
-        """Run `command` of this python in `folder`."""
+        """Run `command` of this python in `folder`. Returns the exit code."""
         code = subprocess.run([sys.executable, *command], cwd=folder, check=False).returncode
-        if code == STOPPED and not (Path(folder) / self.stop_file(command)).exists():
-            # Slurm has signalled all processes of the job and is about to queue it again. To return now would be to
-            # report an end.
+        stop = Path(folder, command[command.index("--call") + 1], STOP)
+        if code == STOPPED and not stop.exists():
+            # Slurm has signalled all processes of the job and is about to queue it again. Returning now would report
+            # an end.
             time.sleep(TAKEN_AWAY)
         return code
 
-    def stop_file(self, command: tuple[str, ...]) -> str:
-        """The file by which the runner asks its cells to stop."""
-        from pipeline.cluster.worker import STOP
-
-        return os.path.join(command[command.index("--call") + 1], STOP)  # noqa: PTH118
-
     def checkpoint(self, *arguments: Any) -> Any:
-        """Called by submitit when the time is up: what to queue again."""
+        """What submitit queues again when the time is up."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, *arguments)
 
 
 def message(error: Exception) -> str:
-    """What sbatch said, in one line."""
+    """The message of sbatch, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip().startswith("sbatch: ")]
     return " ".join(lines).replace("sbatch: ", "") or str(error).strip().partition("\n")[0]

@@ -1,7 +1,7 @@
-"""The committed code in a folder of its own for one cell: its own DVC locks, the same cache, data and checkpoints.
+"""The committed code in a folder for one cell, with its own DVC locks and the shared cache, data and checkpoints.
 
-On several machines the cells cannot share one workspace: DVC's path locks know the processes of one host only, and DVC
-writes down inputs as they are after a command (treeverse/dvc 11058), so that an edit meanwhile would falsify dvc.lock.
+Cells on several machines cannot share one folder: DVC's path locks know the processes of one host only, and DVC records
+inputs as they are after a command (treeverse/dvc 11058), so an edit meanwhile would falsify dvc.lock.
 """
 
 import shutil
@@ -16,40 +16,40 @@ from pipeline.training.provenance import git
 
 CODE = (":(top)deeplab", ":(top)pipeline", "params.yaml", "dvc.yaml", ":(top).dvc/config", ":(top).dvcignore")
 LOCK = "dvc.lock"
-SHARED = ("data", "runs/.resume")  # linked, not copied: the stores, and the checkpoints that a second try goes on from
+SHARED = ("data", "runs/.resume")  # linked, not copied: the stores, and the checkpoints from which a cell resumes
 
 
 def committed(root: Path) -> str:
-    """The commit that is checked out; ParamsError when what a cell runs is not as it says."""
+    """The commit that is checked out. Raises ParamsError when code or settings differ from it."""
     try:
         changed = git("status", "--porcelain", "--", *CODE, folder=root).splitlines()
         commit = git("rev-parse", "HEAD", folder=root)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
         raise ParamsError(
-            f"{root}: a cell that runs elsewhere runs a snapshot of the commit, and git has none here ({reason})"
+            f"{root}: a cell on another machine runs a snapshot of the commit, but git has no commit here ({reason})"
         ) from None
     if changed:
         files = ", ".join(line[3:] for line in changed[:3]) + ", ..." * (len(changed) > 3)
         raise ParamsError(
-            f"{files}: changed and not committed. A cell that runs elsewhere runs a snapshot of the commit, which "
-            f"would not be what stands here. Commit it, or run without --on."
+            f"{files}: changed and not committed, but a cell on another machine runs a snapshot of the commit. Commit "
+            f"the changes, or run without --on."
         )
     return commit
 
 
 @contextmanager
 def snapshot(root: Path, commit: str, folder: Path, cell: str) -> Iterator[Path]:
-    """`commit` of the repository `root`, checked out in `folder` for as long as the block runs, to work on `cell`.
+    """The project `root` at `commit`, in a clone in `folder` that exists during the block, to work on `cell`.
 
-    What DVC knows of the cell comes from a copy of dvc.lock beside `folder`: the one in `root` is being written.
+    Its dvc.lock comes from the copy beside `folder`, because the one in `root` is being written.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         top = Path(git("rev-parse", "--show-toplevel", folder=root))
         project = folder / root.resolve().relative_to(top.resolve())
-        # A clone that shares the objects, and not a worktree: nothing to lock or to prune in `root`.
+        # A clone that shares the objects needs no lock and no pruning in `root`, as a worktree does.
         git("clone", "--quiet", "--shared", "--no-checkout", str(top), str(folder.resolve()), folder=root)
         git("checkout", "--quiet", "--detach", commit, folder=folder)
         share(root, project)

@@ -1,7 +1,7 @@
-"""Train and evaluate one cell in a snapshot of a commit: the one command that every engine runs, wherever it runs it.
+"""Train and evaluate one cell in a snapshot of a commit: the command that every engine runs.
 
-It leaves the results in DVC's cache, for the workspace to collect, and a file that says how each stage ended. A signal
-lets the trainer save; there is no such file then, and whoever started the cell may start it again.
+It leaves the results in DVC's cache, where the runner collects them, and a file with the exit code of each stage. After
+a signal the trainer saves and there is no such file: the cell can be started again.
 """
 
 import argparse
@@ -20,13 +20,14 @@ from pathlib import Path
 from deeplab.errors import WorkerError
 from pipeline.cluster.snapshot import snapshot
 from pipeline.errors import EXIT_CODES, BusyError, StoppedError, run_command
+from pipeline.files import write_whole
 from pipeline.process import die_with_parent, signals_noted
 from pipeline.runner.dvc import keep_result
 from pipeline.runner.local import Workers, misses_cache
 from pipeline.tracking.client import tracking_uri
 
 UNEXPECTED, BUSY, FULL = EXIT_CODES[WorkerError], EXIT_CODES[BusyError], EXIT_CODES[OSError]
-PATIENCE = 600.0  # seconds to wait for the lock of a cell whose node was lost: a file system needs time to free it
+PATIENCE = 600.0  # seconds to wait for the lock of a cell whose node was lost: the file system frees it late
 STOP = "stop"  # a file in the folder of a call that asks all its cells to stop
 
 
@@ -54,17 +55,17 @@ def run(cell: str, kinds: Sequence[str], commit: str, call: Path, logs: Path) ->
                         break
                     with chdir(folder):  # DVC takes some paths as relative to the current folder
                         keep_result(f"{kind}@{cell}")
-        except Exception as error:  # noqa: BLE001  whatever it is, the runner has to hear of it
+        except Exception as error:  # noqa: BLE001  the runner has to know, whatever it is
             stage = list(codes)[-1] if codes else kinds[0]
             codes[stage] = UNEXPECTED
             note(logs / f"{stage}@{cell}.log", f"error: {cell}: its worker failed: {type(error).__name__}: {error}")
     if signalled() and any(codes.values()):
         raise StoppedError(f"{cell}: stopped by a signal, state saved")
-    report(call / f"{cell}.json", codes)
+    write_whole(call / f"{cell}.json", json.dumps({"codes": codes, "host": socket.gethostname()}))
 
 
 def run_stage(name: str, folder: Path, logs: Path, stop: Callable[[], bool]) -> int:
-    """Run one stage in the snapshot `folder`, again while another process holds its cell; the exit code."""
+    """Run one stage in the snapshot `folder`, again while another process holds its cell. Returns the exit code."""
     settings = {"MLFLOW_TRACKING_URI": tracking_uri()}
     began = time.monotonic()
     while True:
@@ -90,9 +91,9 @@ def run_stage(name: str, folder: Path, logs: Path, stop: Callable[[], bool]) -> 
 
 @contextmanager
 def deaf() -> Iterator[None]:
-    """Let what is started in the block ignore SIGTERM and SIGUSR2, until it chooses otherwise as the trainer does.
+    """Let processes that start in the block ignore SIGTERM and SIGUSR2, unless they handle them as the trainer does.
 
-    A cluster signals all processes of a job. DVC would die of that at once, and the trainer with it, nothing saved.
+    A cluster signals all processes of a job. DVC would die of that at once, and the trainer with it, unsaved.
     """
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGUSR2)}
     try:
@@ -103,32 +104,25 @@ def deaf() -> Iterator[None]:
 
 
 def restore(cell: str, folder: Path, logs: Path) -> None:
-    """Put the weights of a cell that need not be trained where its evaluation expects them."""
+    """Check out the weights of a cell that is only evaluated."""
     command = [sys.executable, "-m", "dvc", "checkout", "--quiet", f"train@{cell}"]
     with (logs / f"evaluate@{cell}.log").open("ab") as log:
         subprocess.run(command, cwd=folder, stdout=log, stderr=log, check=False)
 
 
 def note(log: Path, text: str) -> None:
-    """Add a line to a log: several attempts at a stage share one."""
+    """Add a line to a log, which all attempts at a stage share."""
     with log.open("a", encoding="utf-8") as file:
         print(text, file=file)
-
-
-def report(path: Path, codes: dict[str, int]) -> None:
-    """Say how the stages ended, whole or not at all."""
-    part = path.with_suffix(f".{socket.gethostname()}.{os.getpid()}")
-    part.write_text(json.dumps({"codes": codes, "host": socket.gethostname()}), encoding="utf-8")
-    part.replace(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cell", help="a key of `grid` in params.yaml")
-    parser.add_argument("kinds", nargs="+", choices=("train", "evaluate"), help="its stages that are to run")
-    parser.add_argument("--commit", required=True, help="what to run")
+    parser.add_argument("kinds", nargs="+", choices=("train", "evaluate"), help="the stages to run")
+    parser.add_argument("--commit", required=True, help="the commit to run")
     parser.add_argument("--call", type=Path, required=True, help="the folder of this call of the runner")
-    parser.add_argument("--logs", type=Path, required=True, help="where the stages write what they print")
+    parser.add_argument("--logs", type=Path, required=True, help="the folder for the output of the stages")
     arguments = parser.parse_args()
     run(arguments.cell, arguments.kinds, arguments.commit, arguments.call, arguments.logs)
 
