@@ -76,9 +76,9 @@ def compare(raw: Path, out: Path, processes: int) -> tuple[float, float, float, 
 
 def decode_only(samples: list[tuple[str, RawSample]], processes: int) -> None:
     """What prepare cannot do without: load every sample, and drop it."""
-    work = pack.plan("voc", samples, Path(), packed=True)
-    parts = [[samples[index][1] for index in part] for part in pack.chunks(len(samples), processes, pack.CHUNK)]
-    with pack.started(work, processes) as pool:
+    size = pack.part_size(len(samples), processes)
+    parts = [[sample for _, sample in samples[start : start + size]] for start in range(0, len(samples), size)]
+    with pack.started(processes) as pool:
         assert sum(pool.map(pixels, parts)) > 0
 
 

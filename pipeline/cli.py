@@ -73,8 +73,8 @@ def plan(targets: tuple[str, ...], as_json: bool) -> None:
 
     params = load_settings()
     stages = read_fresh_stages(targets)
-    lines = plan.plan(params, outdated(stages))
-    print(plan.as_json(lines, len(stages)) if as_json else plan.as_text(lines, len(stages)))
+    found = plan.plan(params, outdated(stages))
+    print(plan.as_json(found, len(stages)) if as_json else plan.as_text(found, len(stages)))
 
 
 @grid.command()

@@ -43,6 +43,47 @@ def describe(name: "Path", *rest: int, key=None, **more) -> str:
 '''
 
 
+# What runs again for CELL and its data set when a module changes. What is not listed runs nothing again.
+RUNS_AGAIN = {
+    "download": "data.archives data.fetch data.unpack stages.download",
+    "prepare": (
+        "deeplab.baselines deeplab.decode deeplab.histogram deeplab.metrics deeplab.store deeplab.store_writer data.card "
+        "data.checks data.duplicates data.formats data.formats.base data.formats.masks data.formats.voc data.pack markdown "
+        "pictures.overlay pictures.sheet stages.prepare"
+    ),
+    "train": (
+        "deeplab.augmentations deeplab.augmentations.augmentation deeplab.augmentations.photometric "
+        "deeplab.augmentations.photometric_on_cpu deeplab.backbone deeplab.checkpoint deeplab.data deeplab.decode "
+        "deeplab.losses deeplab.losses.chunks deeplab.losses.cross_entropy deeplab.model deeplab.monitor "
+        "deeplab.precision deeplab.ranks deeplab.ring deeplab.step deeplab.store deeplab.training deeplab.transforms "
+        "stages.train training.device training.publish"
+    ),
+    "evaluate": (
+        "deeplab.backbone deeplab.counts deeplab.decode deeplab.inference deeplab.intervals deeplab.metrics deeplab.model "
+        "deeplab.precision deeplab.segmenter deeplab.store deeplab.transforms pictures.overlay pictures.panels "
+        "results.records results.scores stages.evaluate training.device training.weights"
+    ),
+    "tables": (
+        "deeplab.intervals markdown pictures.charts results.model_card results.records results.scores results.table "
+        "settings.published stages.tables tracking.curves tracking.models tracking.runs tracking.sync"
+    ),
+    "compare": (
+        "deeplab.counts deeplab.decode deeplab.intervals deeplab.metrics deeplab.store results.records results.statistics "
+        "stages.compare"
+    ),
+    "readme": "results.readme stages.readme",
+    "report": (
+        "deeplab.decode deeplab.store page.embedded page.html page.inputs page.layout page.plots page.predictions "
+        "page.sections page.verdicts pictures.charts pictures.overlay stages.report"
+    ),
+}
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for package in ("deeplab", "pipeline")
+    for path in (ROOT / package).rglob("*.py")
+)
+
+
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
     """The code of this project in a folder of its own, which may be edited."""
@@ -62,12 +103,9 @@ def hashes(copy, params, tmp_path):
     """A function that returns the hash of each stage, for the cell CELL and its data set."""
 
     def now():
-        code.read_module.cache_clear()
-        found = code.nested(code.entries(params, Places(tmp_path)))
-        return {
-            stage: value if isinstance(value, str) else value[CELL if CELL in value else "voc"]
-            for stage, value in found.items()
-        }
+        places = Places(tmp_path)
+        named = {**dict.fromkeys(code.PER_DATASET, "voc"), **dict.fromkeys(code.PER_CELL, CELL)}
+        return {stage: code.code_of(stage, params, places, named.get(stage, "")) for stage in RUNS_AGAIN}
 
     return now
 
@@ -87,6 +125,49 @@ def test_a_hash_is_the_same_on_every_version_of_python():
     tree = code.Computation(frozenset()).visit(ast.parse(SAMPLE))
     digest = hashlib.sha256(ascii(code.canonical(tree)).encode()).hexdigest()
     assert digest == "7d806df9dfb9209b37c60a5502cb8d4a7ba47a27a571de4a5c4d8bb2d859b8bc"
+
+
+def test_a_real_edit_of_a_module_makes_exactly_the_right_stages_stale(hashes, copy):
+    before, wrong = hashes(), {}
+    for module in MODULES:
+        expected = {stage for stage, names in RUNS_AGAIN.items() if module.removeprefix("pipeline.") in names.split()}
+        path = copy / module.replace(".", "/")
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        text = path.read_text()
+        path.write_text(f"{text}\nEDITED = 1\n")
+        if (found := stale(before, hashes())) != expected:
+            wrong[module] = found
+        path.write_text(text)
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("folder", "table", "stages"),
+    [
+        ("deeplab/losses", "LOSSES: dict[str, Loss] = {", {"train"}),
+        ("pipeline/data/formats", "FORMATS", {"prepare"}),
+        ("deeplab/augmentations", "AUGMENTATIONS", {"train"}),
+    ],
+)
+def test_a_new_loss_format_or_augmentation_makes_no_finished_cell_stale(hashes, copy, folder, table, stages):
+    before = hashes()
+    (copy / folder / "new.py").write_text("def new(*arguments):\n    return 0\n")
+    path = copy / folder / "__init__.py"
+    text = path.read_text()
+    dictionary = text.index("{", text.index(f"\n{table.partition(':')[0]}"))
+    head, tail = text[: dictionary + 1], text[dictionary + 1 :]
+    path.write_text(f'from {folder.replace("/", ".")}.new import new\n{head}"new": new, {tail}')
+    assert not stale(before, hashes())
+    path.write_text(f'{head}"new": max, {tail}\nEDITED = 1\n')
+    assert stale(before, hashes()) == stages
+
+
+def test_a_new_short_name_of_a_backbone_makes_no_finished_cell_stale(hashes, copy):
+    before = hashes()
+    edit(copy / "deeplab/backbone.py", "BACKBONES = {", 'BACKBONES = {"new": "resnet26.tag", ')
+    assert not stale(before, hashes())
+    edit(copy / "deeplab/backbone.py", '"resnet50c": "', '"resnet50c": "other')
+    assert stale(before, hashes()) == {"train", "evaluate"}
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_two_images_of_one_name_and_names_that_cannot_be_printed_are_problems(ra
     write_image(raw / "train/a.png")
     (raw / "train/x\ny.jpg").touch()
     message = refused(raw)
-    assert f"{raw}/train/a.png: a.jpg has this name too, which of them is meant?" in message
+    assert f"{raw}/train/a.png: a.jpg has the same name. Remove or rename one of them." in message
     assert rf"{raw}/train: the file name 'x\ny.jpg' cannot be printed. Rename the file." in message
 
 
@@ -120,9 +120,9 @@ def test_what_is_wrong_with_the_lines_of_a_list_is_said_together(raw):
     (raw / "train.txt").write_text("train/a.jpg\ntrain/b.jpg trainannot/b.png\ntrain/b.jpg x.png\na.jpg\tb\0.png\n")
     (raw / "val.txt").write_text("")
     assert refused(raw, images=None, masks=None, pairs="{split}.txt").split("\n  ")[1:] == [
-        f"{raw}/train.txt:1: got 'train/a.jpg', expected `image mask`, with a tab where a path has blanks",
-        f"{raw}/train.txt:3: the image train/b stands further up already",
-        f"{raw}/train.txt:4: got 'a.jpg\\tb\\x00.png', expected `image mask`, with a tab where a path has blanks",
+        f"{raw}/train.txt:1: got 'train/a.jpg', expected `image mask`, with a tab if a path has spaces",
+        f"{raw}/train.txt:3: the image train/b is already listed above",
+        f"{raw}/train.txt:4: got 'a.jpg\\tb\\x00.png', expected `image mask`, with a tab if a path has spaces",
     ]
 
 
@@ -134,8 +134,10 @@ def test_folders_and_lists_that_are_not_there_are_named(raw):
     assert refused(raw, masks="{split}masks") == (
         f"{raw}/trainmasks: not found. This is where folder.images or folder.masks looks for 'train'."
     )
-    assert f"{raw}/t_train.txt: not a readable list" in refused(raw, images=None, masks=None, pairs="t_{split}.txt")
-    assert f"{raw}/names: not a readable list" in refused(raw, classes="names")
+    assert f"{raw}/t_train.txt: not found. Write a text file with lines `image mask`." in refused(
+        raw, images=None, masks=None, pairs="t_{split}.txt"
+    )
+    assert f"{raw}/names: not found. Write a text file with lines `label name`." in refused(raw, classes="names")
 
 
 # --- Classes, labels and colours
@@ -206,7 +208,7 @@ def test_a_mask_saved_as_jpeg_is_refused_for_it_blurs(raw, masks_are):
     (raw / "classes.txt").write_text(COLORS)
     (raw / "trainannot/a.png").unlink()
     Image.fromarray(labels((0, 1))).save(raw / "trainannot/a.jpg")
-    with pytest.raises(DataError, match=r"trainannot/a.jpg: a mask saved as JPEG, which blurs labels. Take the orig"):
+    with pytest.raises(DataError, match=r"trainannot/a.jpg: a mask saved as JPEG, which blurs labels. Use the orig"):
         mask_of(scan(raw, masks_are=masks_are))
 
 
@@ -232,14 +234,14 @@ def test_every_class_of_the_default_palette_has_a_colour_of_its_own(count):
         ("0 sky\n1\n", {}, "classes.txt:2: got '1', expected `label name`"),
         ("256 sky\n", {}, "classes.txt:1: got '256 sky', expected"),
         ("0 sky 1 2 256\n", {}, "classes.txt:1: got '0 sky 1 2 256', expected"),
-        ("0 sky\n0 cat\n", {}, "classes.txt:2: got '0 cat', but this label or this name stands further up already"),
-        ("0 sky\n1 sky\n", {}, "classes.txt:2: got '1 sky', but this label or this name stands further up already"),
-        ("0 sky 1 2 3\n1 cat\n", {}, "classes.txt: no colour behind 'cat', but behind other classes. Give all a colour"),
+        ("0 sky\n0 cat\n", {}, "classes.txt:2: got '0 cat', but this label or name is already in use above"),
+        ("0 sky\n1 sky\n", {}, "classes.txt:2: got '1 sky', but this label or name is already in use above"),
+        ("0 sky 1 2 3\n1 cat\n", {}, "classes.txt: 'cat' has no colour, but other classes do. Add it, or remove all"),
         ("11 void\n", {}, "classes.txt: 0 classes remain without ignore and map, expected 1 to 255"),
         ("", {}, "classes.txt: 0 classes remain without ignore and map, expected 1 to 255"),
         (NAMES, {"masks_are": "colors"}, "classes.txt: no colours, but folder.masks_are is colors. Write red green blue"),
         ("0 a 1 1 1\n1 b 1 1 1\n", {"masks_are": "colors"}, "classes.txt: 'a' and 'b' have the same colour"),
-        (NAMES, {"map": {5: 6}}, "folder.map: label 5 counts as 6, which is neither in"),
+        (NAMES, {"map": {5: 6}}, "folder.map: label 5 is mapped to 6, which is neither in"),
     ],
 )  # fmt: skip
 @tried.LISTS

@@ -450,7 +450,7 @@ def test_a_runner_that_is_killed_right_after_it_has_started_a_stage_leaves_none_
     """The new process reports itself to the guard; the runner has no time to."""
     code = """if True:
         import os, signal, subprocess
-        from pipeline.runner.local import here
+        from pipeline.cluster.engines import ENGINES
         from pipeline.runner.run import run
 
         class Killed(subprocess.Popen):
@@ -461,7 +461,7 @@ def test_a_runner_that_is_killed_right_after_it_has_started_a_stage_leaves_none_
                     os.kill(os.getpid(), signal.SIGKILL)
 
         subprocess.Popen = Killed
-        run(["long"], here)
+        run(["long"], ENGINES["here"])
     """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=project, env=surroundings(), capture_output=True, text=True, timeout=60

@@ -1,77 +1,117 @@
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
+import huggingface_hub
 import pytest
 
 from pipeline.runner import plan
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
-from pipeline.training.facts import Facts, flat_settings
+from pipeline.training.facts import flat_settings
 from tests.tiny import tiny_params
-
-CELL = "tiny_os8"
-REASONS = {"prepare@tiny": "has not run yet", f"train@{CELL}": "after prepare@tiny"}
 
 
 @pytest.fixture
 def places(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "this_device", lambda: "cpu")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    tiny_params(tmp_path / "params.yaml")
+    scan = huggingface_hub.scan_cache_dir
+    monkeypatch.setattr(huggingface_hub, "scan_cache_dir", lambda: scan(tmp_path / "hub"))
+    (tmp_path / "reports").mkdir()
     return Places(tmp_path)
 
 
 @pytest.fixture
 def params(places):
-    return load_params(places.params)
+    return load_params(tiny_params(places.params))
 
 
-def write_facts(places, params, **changes):
-    settings = json.loads(json.dumps(flat_settings(params.cell(CELL), 0)))
-    facts = {
-        "cell": "other", "dataset": "tiny", "seed": 0, "started": "2000", "iterations": 1, "fingerprint": {},
-        "device": changes.pop("device", "cpu"), "images_per_second": 2.0, "peak_memory": 3_000_000_000,
-        "parameters": 1_000_000, "settings": {**settings, **changes},
-    }  # fmt: skip
-    assert Facts(**facts)
-    places.run("other").mkdir(parents=True)
-    places.facts("other").write_text(json.dumps({"cell": "other", "dataset": "tiny", "seeds": {"0": facts}}))
+def plan_of(params, places):
+    return plan.plan(params, {"prepare@tiny": "new", "train@tiny_os8": "after prepare@tiny"}, places)
 
 
 def cost(params, places):
-    return plan.plan(params, {f"train@{CELL}": "why"}, places)[0].cost
+    return plan_of(params, places).to_run[1].cost
+
+
+def write_run(params, places, speeds=(2.0,), device="cpu", **changes):
+    """The facts of trainings, one per speed."""
+    settings = {**flat_settings(params.cells["tiny_os8"], 0), **changes}
+    facts = {
+        "cell": "other", "dataset": "tiny", "started": "now", "iterations": 6, "device": device, "parameters": 1_000_000,
+        "peak_memory": 3_000_000_000, "fingerprint": {"cell": "a", "data": "b", "code": "c"}, "settings": settings,
+    }  # fmt: skip
+    places.run("other").mkdir(parents=True)
+    seeds = {str(seed): {**facts, "seed": seed, "images_per_second": speed} for seed, speed in enumerate(speeds)}
+    places.facts("other").write_text(json.dumps({"cell": "other", "dataset": "tiny", "seeds": seeds}))
 
 
 def test_the_iterations_are_those_of_all_epochs_and_seeds(params, places):
     assert cost(replace(params, seeds=(0, 1, 2)), places).iterations == 3 * 2 * (12 // 4)
 
 
-def test_hours_come_from_a_training_of_the_same_network_on_the_same_device_and_from_nothing_else(params, places):
+def test_costs_come_from_a_training_of_the_same_network_on_the_same_device_and_from_nothing_else(params, places):
     assert cost(params, places).hours is None
-    write_facts(places, params, lr=0.5, epochs=99)  # these do not change the speed
-    found = cost(params, places)
-    assert found.hours == pytest.approx(6 * 4 / 2.0 / 3600)
-    assert found.memory == 3_000_000_000
-    assert found.disk == 4 * 1_000_000 * (5 + 2)
+    write_run(params, places, lr=0.5, epochs=99)  # these do not change the speed
+    found = cost(replace(params, seeds=(0, 1, 2)), places)
+    assert found.hours == pytest.approx(18 * 4 / 2.0 / 3600)
+    assert (found.images_per_second, found.memory, found.disk) == (2.0, 3_000_000_000, 4 * 1_000_000 * 11)
+
+
+def test_the_training_of_median_speed_counts(params, places):
+    write_run(params, places, speeds=(1.0, 9.0, 2.0))
+    assert cost(params, places).images_per_second == 2.0
+
+
+def test_hours_are_those_of_all_gpus_of_a_cell(params, places, monkeypatch):
+    monkeypatch.setattr(plan, "this_device", lambda: "NVIDIA H100")
+    write_run(params, places, device="NVIDIA H100")
+    pair = replace(params, runtime=replace(params.runtime, gpus_per_cell=2))
+    assert cost(pair, places).hours == 2 * cost(params, places).hours
 
 
 @pytest.mark.parametrize("changes", [{"device": "NVIDIA H100"}, {"crop": [64, 64]}, {"output_stride": 16}])
-def test_a_training_of_something_else_says_nothing(params, places, changes):
-    write_facts(places, params, **changes)
-    assert (cost(params, places).hours, cost(params, places).disk) == (None, None)
+def test_a_training_of_something_else_is_not_used(params, places, changes):
+    write_run(params, places, **changes)
+    assert cost(params, places).hours is None
+    head, prepare, train, total, counts = plan.as_text(plan_of(params, places), 9).splitlines()
+    assert head.split() == ["stage", "why", "iterations", "hours", "disk", "GB", "memory", "GB"]
+    assert prepare.split() == ["prepare@tiny", "new"]
+    assert train.split()[-4:] == ["6", "unknown", "unknown", "unknown"]
+    assert total.split() == ["1", "trainings", "on", "cpu", "6", "unknown", "unknown", "unknown"]
+    assert counts == "2 of 9 stages to run"
+
+
+def test_a_plan_for_machines_has_null_for_what_is_unknown_and_bytes(params, places):
+    write_run(params, places)
+    found = json.loads(plan.as_json(plan_of(params, places), 9))
+    assert (found["device"], found["stages"]) == ("cpu", 9)
+    assert found["to_run"][0] == {"stage": "prepare@tiny", "why": "new", "cost": None}
+    assert found["to_run"][1]["cost"]["memory"] == 3_000_000_000
+
+
+def test_nothing_to_run_is_one_line(params, places):
+    assert plan.as_text(plan.plan(params, {}, places), 9) == "up to date: 9 stages"
 
 
 def test_missing_data_and_weights_are_named(params, places):
-    cell = params.cells[CELL]
+    cell = params.cells["tiny_os8"]
     pretrained = replace(cell, model=replace(cell.model, pretrained=True))
     real = replace(params.datasets["tiny"], format="voc")
-    asked = replace(params, cells={CELL: pretrained}, datasets={"tiny": real})
+    asked = replace(params, cells={"tiny_os8": pretrained}, datasets={"tiny": real})
     weights = "ImageNet weights of resnet18, fetched by the first training"
-    assert cost(asked, places).missing == (f"{places.raw('tiny')}", weights)
+    assert cost(asked, places).missing == (str(places.raw("tiny")), weights)
     places.raw("tiny").mkdir(parents=True)
+    assert cost(asked, places).missing == ("tiny is not prepared", weights)
     places.pretrained.mkdir()
     (places.pretrained / "resnet18.a1_in1k.safetensors").touch()
     assert cost(asked, places).missing == ("tiny is not prepared",)
+
+
+def test_weights_that_hugging_face_has_cached_are_found(places):
+    snapshot = places.root / "hub/models--timm--resnet50c.gluon_in1k/snapshots/0123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").touch()
+    assert plan.weights_at_hand(places) == {"resnet50c"}
 
 
 def test_a_prepared_store_is_counted_as_it_is(params, places):
@@ -79,24 +119,3 @@ def test_a_prepared_store_is_counted_as_it_is(params, places):
     samples = [{"split": "train"}] * 9 + [{"split": "val"}]
     places.manifest("tiny").write_text(json.dumps({"samples": samples, "classes": ["a", "b"]}))
     assert cost(params, places).iterations == 2 * (9 // 4)
-
-
-def test_the_text_has_a_line_per_stage_and_the_sum_of_the_trainings(params, places):
-    write_facts(places, params)
-    lines = plan.as_text(plan.plan(params, REASONS, places), 7).splitlines()
-    assert lines[0].split() == ["stage", "why", "iterations", "time", "disk", "GB", "memory", "GB"]
-    assert lines[1].split() == ["prepare@tiny", "has", "not", "run", "yet"]
-    assert lines[2].split() == [f"train@{CELL}", "after", "prepare@tiny", "6", "0:00:12", "0.0", "3.0"]
-    assert lines[3].split() == ["1", "trainings", "on", "cpu", "6", "0:00:12", "0.0"]
-    assert lines[4] == "2 of 7 stages to run"
-    assert plan.as_text([], 7) == "up to date: 7 stages"
-
-
-def test_what_is_unknown_is_called_so_and_is_null_in_json(params, places):
-    lines = plan.plan(params, REASONS, places)
-    assert "unknown" in plan.as_text(lines, 7).splitlines()[2]
-    found = json.loads(plan.as_json(lines, 7))
-    assert found["stages"] == 7
-    assert found["to_run"][0] == {"stage": "prepare@tiny", "why": "has not run yet", "cost": None}
-    assert found["to_run"][1]["cost"] == json.loads(json.dumps(asdict(lines[1].cost)))
-    assert found["to_run"][1]["cost"]["hours"] is None

@@ -297,12 +297,25 @@ def test_an_image_that_is_not_as_large_as_its_header_says_is_a_problem(tmp_path,
         prepare_fake(tmp_path, monkeypatch, size=lambda sample: (8, 9))
 
 
-def test_a_worker_that_dies_is_reported_with_its_sample(tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_a_worker_that_dies_is_reported_with_its_sample(tmp_path, monkeypatch, workers):
     def die(sample):
-        return os._exit(9) if sample.id == "train_00003" else shapes.load_image(sample)
+        return os._exit(9) if sample.id == "train_00013" else shapes.load_image(sample)
 
-    with pytest.raises(DataError, match=r"^train_00003: a worker process died on it. The machine was out of memory"):
-        prepare_fake(tmp_path, monkeypatch, workers=1, load_image=die)
+    with pytest.raises(DataError, match=r"^train_00013: a worker process died on it. It crashes the decoder or needs"):
+        prepare_fake(tmp_path, monkeypatch, count=40, workers=workers, load_image=die)
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_a_worker_that_is_killed_while_it_reads_good_files_is_reported_as_out_of_memory(tmp_path, monkeypatch):
+    def die_once(sample):
+        if sample.id == "train_00003" and not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return shapes.load_image(sample)
+
+    with pytest.raises(DataError, match=r"^A worker process was killed, probably because memory ran out\. Free some"):
+        prepare_fake(tmp_path, monkeypatch, load_image=die_once)
     assert list((tmp_path / "store").iterdir()) == []
 
 
@@ -367,7 +380,7 @@ def test_ctrl_c_ends_the_workers_and_leaves_no_store(tmp_path, monkeypatch):
             os.kill(int(path.name.removeprefix("pid")), 0)
 
 
-def test_pixels_do_not_travel_from_the_workers(tmp_path, monkeypatch):
+def test_pixels_do_not_travel_from_the_workers(tmp_path):
     write_ade20k(tmp_path)
     root = tmp_path / "ADEChallengeData2016"
     sample = RawSample(
@@ -377,10 +390,10 @@ def test_pixels_do_not_travel_from_the_workers(tmp_path, monkeypatch):
     )
     write_image(sample.image, size=(500, 600))
     write_grey_mask(sample.mask, labels((0, 1), (500, 600)))
-    work = pack.plan("ade20k", [("val", sample)], tmp_path / "store", packed=True)
+    tasks = pack.tasks([("val", sample)], [(500, 600)])
+    work = pack.Work(format="ade20k", store=tmp_path / "store", packed=True, tasks=tasks)
     with StoreWriter(tmp_path / "store", ("a",), ((0, 0, 0),)) as store:
-        monkeypatch.setattr(pack, "_work", work, raising=False)
-        results = pack.pack_part(range(1), [(0, (500, 600))])
+        results = pack.pack_part(work)
         assert len(pickle.dumps(results)) < 1000
         store.keep(results[0].record)
     np.testing.assert_array_equal(Store(tmp_path / "store").split("val").image(0), read_image(sample.image))

@@ -92,9 +92,17 @@ def test_a_torn_list_of_readers_and_writers_is_removed_and_a_whole_one_stays():
     path.write_text(json.dumps({"read": {}, "write": {}}))
     assert repair() == []
     path.write_text('{"write": {"/a/runs')
-    assert repair() == [".dvc/tmp/rwlock: damaged by a kill or a full disk, removed"]
+    assert repair() == [f"{path.resolve()}: damaged by a kill or a full disk, removed"]
     assert not path.exists()
     assert repair() == []
+
+
+def test_the_list_of_a_repository_is_repaired_from_a_project_in_one_of_its_folders(monkeypatch):
+    path = Path(".dvc/tmp/rwlock").resolve()
+    path.write_text("{")
+    Path("examples").mkdir()
+    monkeypatch.chdir("examples")
+    assert repair() == [f"{path}: damaged by a kill or a full disk, removed"]
 
 
 @pytest.fixture
@@ -128,7 +136,7 @@ def test_a_list_of_processes_that_have_ended_is_removed(process, now):
     else:
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | (os.WNOWAIT if now == "a zombie" else 0))
-    assert repair() == [".dvc/tmp/rwlock: left by processes that have ended, removed"]
+    assert repair() == [f"{path.resolve()}: left by processes that have ended, removed"]
     assert not path.exists()
 
 

@@ -1,90 +1,95 @@
-"""Check what a grid on several workers rests on, before anything is submitted: locks, cache, GPUs, tracking and data.
+"""Check what a grid on several workers needs before anything is submitted: locks, cache, GPUs, tracking and data.
 
-Locks, cache, tracking and data are tried from a second process as well.
+Locks, cache, tracking and data are checked from a second process as well.
 """
 
-import argparse
 import fcntl
-import hashlib
+import multiprocessing
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from pipeline.cluster.engines import ENGINES
 from pipeline.cluster.snapshot import cache_folder, committed
-from pipeline.errors import ParamsError, run_command
+from pipeline.errors import ParamsError
 from pipeline.runner.engine import Order
 from pipeline.runner.local import find_slots, visible_gpus
 from pipeline.settings.params import Params, load_params
+from pipeline.settings.places import Places
 from pipeline.tracking.client import SQLITE, tracking_uri, without_password
+from pipeline.training.provenance import file_sha256
 
 SPACE = 5e9  # bytes free in the cache below which a grid is likely to fail
+PATIENCE = 60.0  # seconds that the second process has for an answer
 
 
 class DoubtError(Exception):
-    """Something that works here and may not elsewhere."""
+    """Something works here and may fail elsewhere."""
 
 
-def examine(on: str, address: str | None = None) -> int:
-    """Print a line per check; 0 when none has failed, else 1."""
-    params = load_params()
+def examine(on: str, address: str | None = None, places: Places = Places()) -> int:
+    """Print a line per check. Returns 0 when none has failed, else 1."""
+    params = load_params(places.params)
     checks: dict[str, Callable[[], str]] = {
-        "locks": check_locks,
-        "cache": check_cache,
+        "locks": lambda: check_locks(places.runs),
+        "cache": lambda: check_cache(cache_folder(places.root)),
         "GPUs": lambda: check_gpus(params, on, address),
         "tracking": lambda: check_tracking(on),
-        "data": lambda: check_data(params),
+        "data": lambda: check_data(params, places),
     }
     if on != "here":
-        checks["commit"] = lambda: f"{committed(Path.cwd())[:12]}, nothing changed since"
+        checks["commit"] = lambda: f"{committed(places.root)[:12]}, nothing changed since"
     failed = False
     for name, check in checks.items():
         try:
             print(f"ok    {name}: {check()}", flush=True)
         except DoubtError as doubt:
             print(f"warn  {name}: {doubt}", flush=True)
-        except (ParamsError, OSError, subprocess.SubprocessError, sqlite3.Error) as error:
+        except (ParamsError, OSError, sqlite3.Error) as error:
             failed = True
             print(f"FAIL  {name}: {error}", flush=True)
     return 1 if failed else 0
 
 
-def check_locks() -> str:
-    """A lock that another process holds has to keep this one out, and be free when that process is killed."""
-    path = Path("runs/.doctor.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
+def check_locks(folder: Path) -> str:
+    """A lock of another process has to keep this one out, and be free when that process is killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".doctor.lock"
     with path.open("a") as file:
-        with second_process("lock", str(path)):
+        with second_process() as call:
+            call(hold, path)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 pass
             else:
                 raise OSError(
-                    f"{path.parent.resolve()}: a file lock (flock) does not keep another process out. On NFS mount "
-                    f"version 4, on Lustre with `-o flock`."
+                    f"{folder.resolve()}: a file lock (flock) does not keep another process out. Mount NFS in version "
+                    f"4, Lustre with `-o flock`."
                 )
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     path.unlink()
-    return f"{path.parent.resolve()}: kept by one process at a time, free when it is killed"
+    return f"{folder.resolve()}: kept by one process at a time, free when it is killed"
 
 
-def check_cache() -> str:
-    """What one process writes to DVC's cache the other has to read, and there has to be space."""
-    folder = cache_folder(Path.cwd())
+def hold(path: Path) -> None:
+    """Lock `path` until this process ends."""
+    fcntl.flock(os.open(path, os.O_RDWR), fcntl.LOCK_EX)
+
+
+def check_cache(folder: Path) -> str:
+    """Another process has to read what this one writes to DVC's cache, and there has to be space."""
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f"doctor-{uuid.uuid4().hex}"
     try:
         probe.write_bytes(b"0" * 1_000_000)
-        with second_process("digest", str(probe)) as said:
-            if said != digest(probe):
-                raise OSError(f"{folder}: another process reads something else than was written")
+        require_same(probe)
     finally:
         probe.unlink(missing_ok=True)
     free = shutil.disk_usage(folder).free
@@ -99,108 +104,74 @@ def check_gpus(params: Params, on: str, address: str | None) -> str:
     if on == "here":
         slots = find_slots(None, runtime.device, 1, runtime.gpus_per_cell)
         return f"{len(visible_gpus())} visible, {len(slots)} cells at a time"
-    from pipeline.cluster.engines import ENGINES
-
-    order = Order(params=runtime, stages=(), count=None, address=address, threads=1, logs=Path("runs/.logs"), lock=None)
+    order = Order(params=runtime, stages=(), count=None, address=address, threads=1, logs=Places().logs, lock=None)
     return ENGINES[on](order).place
 
 
 def check_tracking(on: str) -> str:
     """MLflow has to answer two processes."""
     uri = tracking_uri()
-    shown = without_password(uri)
-    answer = ask_tracking(uri)
-    with second_process("tracking", shown) as said:  # a command line is for all to see: it reads the address itself
-        if said != answer:
-            raise OSError(f"{shown}: {answer} here, but {said} for another process")
+    shown, answer = without_password(uri), ask_tracking(uri)
+    with second_process() as call:
+        if (other := call(ask_tracking, uri)) != answer:
+            raise OSError(f"{shown}: {answer} for this process, but {other} for another one")
     if uri.startswith(SQLITE) and on != "here":
         raise DoubtError(
             f"{shown}: {answer}, but a SQLite file is for one machine. Start a server that the others reach "
-            f"(docs/cluster.md says how) and set MLFLOW_TRACKING_URI to its address."
+            f"(see docs/cluster.md) and set MLFLOW_TRACKING_URI to its address."
         )
     return f"{shown}: {answer}"
 
 
 def ask_tracking(uri: str) -> str:
-    """What the tracking says; OSError when it does not answer."""
+    """What the tracking server answers, as text. Raises OSError when it does not answer."""
     if uri.startswith(SQLITE):
         path = Path(uri.removeprefix(SQLITE))
         if not path.exists():
-            return "will be made by the first run"
+            return "created by the first run"
         with sqlite3.connect(path, timeout=20) as database:
             database.execute("BEGIN IMMEDIATE")
             database.rollback()
-        return "can be written"
+        return "writable"
     if not uri.startswith(("http://", "https://")):
-        return "not known how to ask"
-    # Answered to everyone, so without the password, which urllib would take for a port and repeat in its error.
+        return "cannot check this kind of tracking server"
+    # This address needs no password, which urllib would take for a port and repeat in its error.
     address = f"{without_password(uri).rstrip('/')}/health"
     with urllib.request.urlopen(address, timeout=10) as reply:  # noqa: S310  checked above
         return "answers" if reply.status == 200 else f"answers with {reply.status}"
 
 
-def check_data(params: Params) -> str:
-    """The stores have to be there, and the same for another process; what is not there will be prepared first."""
+def check_data(params: Params, places: Places) -> str:
+    """The stores have to exist, the same for another process. A missing store is prepared before its cells."""
     names = sorted({cell.dataset for cell in params.cells.values()})
-    missing = []
+    missing = [name for name in names if not places.manifest(name).exists()]
     for name in names:
-        manifest = Path("data") / name / "manifest.json"
-        if not manifest.exists():
-            missing.append(name)
-            continue
-        with second_process("digest", str(manifest)) as said:
-            if said != digest(manifest):
-                raise OSError(f"{manifest}: another process reads something else")
+        if name not in missing:
+            require_same(places.manifest(name))
     if missing:
         raise DoubtError(f"not prepared yet: {', '.join(missing)}; `prepare` runs here, before their cells")
     return f"{', '.join(names)} prepared"
 
 
+def require_same(path: Path) -> None:
+    """Raise OSError when another process reads another content of `path`."""
+    with second_process() as call:
+        if call(file_sha256, path) != file_sha256(path):
+            raise OSError(f"{path}: another process reads another content")
+
+
 @contextmanager
-def second_process(job: str, argument: str) -> Iterator[str]:
-    """What another process says about `argument`; it lives as long as the block, and is then killed."""
-    command = [sys.executable, "-m", "pipeline.cluster.doctor", "--probe", job, argument]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            said = process.stdout.readline().strip()
-            if not said:
-                raise OSError(f"{argument}: another process could not use it ({job})")
-            yield said
-        finally:
-            process.kill()
+def second_process() -> Iterator[Callable[..., Any]]:
+    """A function that calls another one in a second process, which is killed when the block ends.
 
+    It raises what that one raises, and OSError when there is no answer.
+    """
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
 
-def probe(job: str, argument: str) -> None:
-    """Be the second process."""
-    if job == "lock":
-        with Path(argument).open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            print(f"held by {os.getpid()}", flush=True)
-            sys.stdin.read()
-    else:
-        print(
-            {"digest": lambda: digest(Path(argument)), "tracking": lambda: ask_tracking(tracking_uri())}[job](),
-            flush=True,
-        )
+        def call(job: Callable[..., Any], *arguments: object) -> Any:
+            try:
+                return pool.apply_async(job, arguments).get(PATIENCE)
+            except multiprocessing.TimeoutError:
+                raise OSError(f"no answer from a second process within {PATIENCE:.0f} s") from None
 
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--on", default="here", help="the engine that is to run the grid")
-    parser.add_argument("--address", help="of a running Ray")
-    parser.add_argument("--probe", nargs=2, metavar=("JOB", "ARGUMENT"), help="what the second process is told to do")
-    arguments = parser.parse_args()
-    if arguments.probe:
-        probe(*arguments.probe)
-    else:
-        sys.exit(examine(arguments.on, arguments.address))
-
-
-if __name__ == "__main__":
-    run_command(main)
+        yield call

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import ParamsError
-from pipeline.runner.dvc import read_lock, write_lock
+from pipeline.runner.dvc import dvc_folder, read_lock, write_lock
 from pipeline.training.provenance import git
 
 CODE = (":(top)deeplab", ":(top)pipeline", "params.yaml", "dvc.yaml", ":(top).dvc/config", ":(top).dvcignore")
@@ -83,12 +83,6 @@ def configure(root: Path, folder: Path) -> None:
     local.setdefault("cache", {})["dir"] = str(cache_folder(root))
     local.setdefault("core", {})["site_cache_dir"] = str(folder.resolve() / ".dvc/site")  # goes with the snapshot
     local.write()
-
-
-def dvc_folder(root: Path) -> Path:
-    """The folder `.dvc` of the repository that holds the project `root`."""
-    places = [place / ".dvc" for place in (root.resolve(), *root.resolve().parents)]
-    return next((place for place in places if place.is_dir()), places[0])
 
 
 def cache_folder(root: Path) -> Path:

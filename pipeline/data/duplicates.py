@@ -1,4 +1,4 @@
-"""Pictures that a data set holds more than once: in train and in val, they make a validation that is worth less."""
+"""Images that occur more than once in a data set. In both train and val they make results too good."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ import numpy as np
 
 from deeplab.store import Record, Split, Store
 
-Group = list[Record]  # samples of one picture
+Group = list[Record]  # samples with equal images
 
 
 def find_duplicates(store: Store, image_checksums: Sequence[int]) -> list[Group]:
-    """The groups of samples that have the same image, pixel for pixel, whatever their masks; in the store's order.
+    """The groups of samples whose images are equal pixel by pixel, in the store's order. Masks do not count.
 
-    `image_checksums` are those of the store's records. Different pictures may have the same one, so that pixels decide.
+    `image_checksums` has a value for each record of the store. Different images may share one, so the pixels decide.
     """
     alike: dict[tuple[int, int, int], list[int]] = defaultdict(list)
     for index, (record, image_checksum) in enumerate(zip(store.records, image_checksums, strict=True)):
@@ -31,10 +31,10 @@ def find_duplicates(store: Store, image_checksums: Sequence[int]) -> list[Group]
 
 
 def across(groups: Sequence[Group]) -> list[Group]:
-    """Of these groups those with samples in more than one split."""
+    """The groups with samples in more than one split."""
     return [group for group in groups if len({record.split for record in group}) > 1]
 
 
 def names(group: Group) -> str:
-    """A group in a line: `train a = val b`."""
+    """A group as text: `train a = val b`."""
     return " = ".join(f"{record.split} {record.id}" for record in group)

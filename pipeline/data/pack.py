@@ -1,7 +1,7 @@
 """Check and pack samples in worker processes.
 
-A worker writes the pixels that it has decoded to their place in the store and sends back only the record: through one
-process that writes, they would take longer than decoding. The places follow from the sizes, which headers tell.
+A worker writes the pixels that it decodes to their place in the store and returns only the record: sending pixels to
+one process that writes them takes longer than decoding. The places follow from the sizes in the headers of the images.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ import ctypes
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from ctypes import Array, c_char
-from dataclasses import dataclass
-from itertools import accumulate, chain
-from multiprocessing.sharedctypes import RawArray
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -31,8 +29,8 @@ if TYPE_CHECKING:
 Loaded = TypeVar("Loaded", "Bytes", "Mask")
 Size = tuple[int, int]  # height, width
 
-CHUNK = 16  # samples that a worker is given at once; fewer when there are not many
-HEADERS = 128  # the same for headers, which are read much faster
+PART = 16  # samples in a part at most
+READERS = 8  # threads that read headers: they wait for the disk
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 KEPT = 64 << 20  # bytes
 SHARED = Path("/dev/shm")  # noqa: S108  not for files of ours
@@ -55,143 +53,147 @@ class Packed:
     image_checksum: int  # CRC-32 of the image alone
 
 
+@dataclass(frozen=True)
+class Task:
+    """A sample to pack."""
+
+    split: str
+    sample: RawSample
+    offset: int  # in the store, in pixels
+    size: Size  # by the header of the image
+
+
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What there is to do. It travels once, when a worker starts; after that only numbers of samples do."""
+    """Samples to pack: all of them, or the part that a worker gets."""
 
     format: str  # a key of FORMATS
-    samples: Sequence[tuple[str, RawSample]]  # with their splits
     store: Path
-    packed: bool  # whether images are written too
-    at_work: Array[c_char]  # per sample: b"\1" while a worker is busy with it
+    packed: bool  # whether to write images too
+    tasks: Sequence[Task]
 
 
-def plan(format: str, samples: Sequence[tuple[str, RawSample]], store: Path, packed: bool) -> Work:  # noqa: A002
-    """The work of packing `samples`, with none begun."""
-    return Work(format=format, samples=samples, store=store, packed=packed, at_work=RawArray(c_char, len(samples)))
+def sizes(kind: Format, samples: Sequence[RawSample]) -> Iterator[Size]:
+    """The size of each image in order. UNKNOWN for an image with a problem, which `pack` reports."""
+
+    def size(sample: RawSample) -> Size:
+        try:
+            return kind.size(sample)
+        except DataError:
+            return UNKNOWN
+
+    with ThreadPoolExecutor(READERS) as pool:
+        yield from pool.map(size, samples)
+
+
+def tasks(samples: Sequence[tuple[str, RawSample]], found: Sequence[Size]) -> list[Task]:
+    """A task for each of `samples`, (split, sample), whose images have the sizes `found`."""
+    offsets = accumulate((height * width for height, width in found), initial=0)
+    return [
+        Task(split, sample, offset, size)
+        for (split, sample), offset, size in zip(samples, offsets, found, strict=False)
+    ]
 
 
 @contextmanager
-def started(work: Work, workers: int) -> Iterator[Executor]:
-    """Worker processes for as long as the block lasts; DataError names the samples at which one of them died."""
+def started(workers: int) -> Iterator[Executor]:
+    """Worker processes that run until the block ends. Raises OSError when the shared memory is full."""
     try:
-        pool = ProcessPoolExecutor(workers, initializer=start_worker, initargs=(work,))
+        pool = ProcessPoolExecutor(workers, initializer=start_worker)
     except OSError as error:  # its locks are files there
         raise OSError(f"{SHARED}: {error.strerror}. Free some, or give the container more: --shm-size=64m") from None
     try:
         yield pool
-    except BrokenProcessPool:
-        busy = [
-            str(sample.image) for (_, sample), state in zip(work.samples, work.at_work, strict=True) if state != b"\0"
-        ]
-        where = f"{' or '.join(busy)}: a worker process died on it." if busy else "A worker process died at its start."
-        raise DataError(f"{where} The machine was out of memory, or a file crashes the decoder.") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-_work: Work  # in a worker process: its part in what start_worker was given
-
-
-def start_worker(work: Work) -> None:
-    """Leave Ctrl-C to the process that gives out the work, and end with it."""
-    global _work
+def start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
     keep_memory()
-    _work = work
 
 
 def keep_memory() -> None:
-    """Have the C library use the memory of one image for the next: given back to the system, it comes page by page."""
+    """Make malloc keep the memory of one image for the next. Page faults make prepare a quarter slower without it."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_TRIM_THRESHOLD, KEPT)
         libc.mallopt(M_MMAP_THRESHOLD, KEPT // 2)
 
 
-def sizes(pool: Executor, work: Work, workers: int) -> Iterator[Size]:
-    """The size of each image, in order; UNKNOWN where reading it will tell what is wrong."""
-    return chain.from_iterable(pool.map(measure, chunks(len(work.samples), workers, HEADERS)))
+def pack(pool: Executor, work: Work, workers: int) -> Iterator[Packed | list[Problem]]:
+    """Pack all samples. Yields the record or the problems of each in order; DataError when a worker process dies."""
+    given: list[tuple[Work, Future[list[Packed | list[Problem]]]]] = []
+    try:
+        for part in parts(work, part_size(len(work.tasks), workers)):
+            given.append((part, pool.submit(pack_part, part)))
+        for _, future in given:
+            yield from future.result()
+    except BrokenProcessPool:
+        # Parts are taken in order, so that the dead worker had one of the first that are not done.
+        left = [part for part, future in given if isinstance(future.exception(), BrokenProcessPool)]
+        raise DataError(cause_of_death([one for part in left[:workers] for one in parts(part, 1)])) from None
 
 
-def pack(pool: Executor, work: Work, workers: int, found: Sequence[Size]) -> Iterator[Packed | list[Problem]]:
-    """Pack all samples, whose images have the sizes `found`; give the record or the problems of each, in order."""
-    offsets = list(accumulate((height * width for height, width in found), initial=0))
-    parts = chunks(len(work.samples), workers, CHUNK)
-    where = [[(offsets[index], found[index]) for index in part] for part in parts]
-    return chain.from_iterable(pool.map(pack_part, parts, where))
+def part_size(count: int, workers: int) -> int:
+    """How many of `count` samples make a part: few enough to keep all workers busy until the end."""
+    return max(1, min(PART, count // (4 * workers)))
 
 
-def chunks(count: int, workers: int, most: int) -> list[range]:
-    """The numbers up to `count` in parts of `most`, or fewer so that all workers are busy until the end."""
-    step = max(1, min(most, count // (4 * workers)))
-    return [range(start, min(start + step, count)) for start in range(0, count, step)]
+def parts(work: Work, size: int) -> Iterator[Work]:
+    """`work` in parts of `size` samples."""
+    for start in range(0, len(work.tasks), size):
+        yield replace(work, tasks=work.tasks[start : start + size])
 
 
-def measure(part: range) -> list[Size]:
-    """The sizes of some images; in a worker."""
-    kind, found = format_of(_work), []
-    for index in part:
-        with noted(index) as (_, sample):
+def cause_of_death(suspects: Sequence[Work]) -> str:
+    """Why a worker died: the first of `suspects`, of one sample each, that also ends a worker of its own, or memory."""
+    with started(1) as pool:
+        for one in suspects:
             try:
-                found.append(kind.size(sample))
-            except DataError:
-                found.append(UNKNOWN)
-    return found
+                pool.submit(pack_part, one).result()
+            except BrokenProcessPool:
+                where = f"{one.tasks[0].sample.image}: a worker process died on it."
+                return f"{where} It crashes the decoder or needs too much memory. Replace it."
+    return "A worker process was killed, probably because memory ran out. Free some and run the same command again."
 
 
-def pack_part(part: range, where: list[tuple[int, Size]]) -> list[Packed | list[Problem]]:
-    """Pack some samples at these offsets; in a worker."""
+def pack_part(work: Work) -> list[Packed | list[Problem]]:
+    """The record or the problems of each sample of `work`. Runs in a worker."""
     from deeplab.store_writer import PixelFiles
-
-    results: list[Packed | list[Problem]] = []
-    with PixelFiles(_work.store) as files:
-        for index, (offset, size) in zip(part, where, strict=True):
-            with noted(index) as (split, sample):
-                results.append(pack_one(files, split, sample, offset, size))
-    return results
-
-
-@contextmanager
-def noted(index: int) -> Iterator[tuple[str, RawSample]]:
-    """The sample with this number, known to be worked on."""
-    _work.at_work[index] = b"\1"
-    yield _work.samples[index]
-    _work.at_work[index] = b"\0"
-
-
-def format_of(work: Work) -> Format:
     from pipeline.data.formats import FORMATS
 
-    return FORMATS[work.format]
+    with PixelFiles(work.store) as files:
+        return [pack_one(FORMATS[work.format], files, task, work.packed) for task in work.tasks]
 
 
-def pack_one(files: PixelFiles, split: str, sample: RawSample, offset: int, expected: Size) -> Packed | list[Problem]:
-    """Pack a sample at `offset`, or tell all that is wrong with it."""
-    kind = format_of(_work)
+def pack_one(kind: Format, files: PixelFiles, task: Task, packed: bool) -> Packed | list[Problem]:
+    """Write a sample to its place and return its record, or everything that is wrong with it."""
+    sample, expected = task.sample, task.size
     image, size, unreadable = attempt(kind.load_image, sample)
     of_image = 0
     if image is not None and size == expected:
-        # At once, while it is in the processor's cache. When the mask is of no use there will be no store anyway.
-        of_image = files.write_image(offset, image, _work.packed)
+        # Now, while it is in the processor's cache. If the mask is unusable there will be no store anyway.
+        of_image = files.write_image(task.offset, image, packed)
     mask, shape, unusable = attempt(kind.load_mask, sample)
     problems = [problem for problem in (unreadable, unusable) if problem]
     if size and shape and size != shape:
-        told = f"the mask is {shape[1]}x{shape[0]}, but {sample.image} is {size[1]}x{size[0]}"
-        problems.append(Problem(SizeError, f"{sample.mask}: {told}"))
+        text = f"the mask is {shape[1]}x{shape[0]}, but {sample.image} is {size[1]}x{size[0]}"
+        problems.append(Problem(SizeError, f"{sample.mask}: {text}"))
     if size and size != expected:
-        told = f"its header says {expected[1]}x{expected[0]}, but it is {size[1]}x{size[0]}. Save it again"
-        problems.append(Problem(SizeError, f"{sample.image}: {told}"))
+        text = f"its header says {expected[1]}x{expected[0]}, but it is {size[1]}x{size[0]}. Save it again"
+        problems.append(Problem(SizeError, f"{sample.image}: {text}"))
     if problems:
         return problems
     assert mask is not None
-    return Packed(files.write_mask(split, sample.id, offset, mask.ids, of_image, mask.pixels), of_image)
+    return Packed(files.write_mask(task.split, sample.id, task.offset, mask.ids, of_image, mask.pixels), of_image)
 
 
 def attempt(
     load_one: Callable[[RawSample], Loaded], sample: RawSample
 ) -> tuple[Loaded | None, Size | None, Problem | None]:
-    """The image or mask, its height and width, and what is wrong; the size may be known of one that is of no use."""
+    """The image or mask, its size, and the problem with it. An unusable mask may have a size too."""
     try:
         loaded = load_one(sample)
     except DataError as error:

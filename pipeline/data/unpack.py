@@ -1,6 +1,6 @@
-"""Unpack an archive that is not trusted: regular files below the named folders, within limits, and nothing else.
+"""Unpack an untrusted archive: only regular files, only below the named folders, and only up to limits.
 
-Python's own `extractall` is not used: in 3.11 it follows links out of the folder, and its `data` filter was bypassed.
+Python's `extractall` is not used: in 3.11 it follows links out of the folder, and its `data` filter has been bypassed.
 """
 
 import errno
@@ -22,7 +22,7 @@ MAX_MEMBERS: Final = 200_000  # the largest of the official archives has 45,000
 CHUNK: Final = 1 << 20  # bytes
 FILE, FOLDER = "a file", "a folder"
 
-# What reading a broken archive raises, over both libraries.
+# What both libraries raise for a broken archive.
 BROKEN: Final = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -38,20 +38,20 @@ BROKEN: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """An entry of an archive, alike for all kinds of archives."""
+    """An entry of a tar or zip archive."""
 
     name: str
-    kind: str  # FILE, FOLDER, or what else it is
-    size: int  # bytes, as the archive says
+    kind: str  # FILE, FOLDER or a description
+    size: int  # bytes, by the archive's own account
     open: Callable[[], IO[bytes]]
 
 
 def unpack(
     archive: Path, into: Path, folders: Sequence[str], max_bytes: int, report: Callable[[int], None] = lambda _: None
 ) -> None:
-    """Write the files of `archive` that lie below `folders` to `into`; `report` is told the bytes.
+    """Write the files of `archive` below `folders` to `into`, and call `report` with the bytes as they are written.
 
-    DataError names the first member that is refused. Whoever calls removes what was written until then.
+    Raises DataError with the first member that is refused. The caller removes what was written until then.
     """
     wanted, total = [PurePosixPath(folder) for folder in folders], 0
     found: set[PurePosixPath] = set()
@@ -72,13 +72,13 @@ def unpack(
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        raise DataError(f"{archive}: broken or cut short (a member lies outside of it)") from None
+        raise DataError(f"{archive}: broken or cut short (a member is outside of it)") from None
     if missing := [str(folder) for folder in wanted if folder not in found]:
         raise DataError(f"{archive}: holds no files in {' and '.join(missing)}. Is it the right archive?")
 
 
 def checked_path(archive: Path, member: Member) -> PurePosixPath:
-    """Where `member` goes; a DataError if it leaves the folder, or is neither a file nor a folder."""
+    """The path of `member`. Raises DataError if it leaves the folder, or is neither a file nor a folder."""
     path = PurePosixPath(member.name)
     problem = ""
     if path.is_absolute() or ".." in path.parts or "\\" in member.name:
@@ -86,7 +86,7 @@ def checked_path(archive: Path, member: Member) -> PurePosixPath:
     elif member.kind not in (FILE, FOLDER):
         problem = f"is {member.kind}, expected only files and folders"
     elif not member.name.isprintable() or (member.kind == FILE and not path.parts):
-        problem = "has a name that no file should have"
+        problem = "has an unusable name"
     if problem:
         raise DataError(f"{archive}: refused: {member.name!a} {problem}")
     return path
@@ -98,7 +98,7 @@ def write(archive: Path, member: Member, path: Path, report: Callable[[int], Non
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("xb")  # does not overwrite
     except (FileExistsError, NotADirectoryError):
-        raise DataError(f"{archive}: refused: {member.name!a} is there twice, or as a file and as a folder") from None
+        raise DataError(f"{archive}: refused: {member.name!a} occurs twice, or as a file and as a folder") from None
     written = 0
     with naming(path), file, member.open() as content:
         while written <= member.size and (chunk := content.read(CHUNK)):
@@ -106,7 +106,9 @@ def write(archive: Path, member: Member, path: Path, report: Callable[[int], Non
             written += len(chunk)
             report(len(chunk))
     if written != member.size:
-        raise DataError(f"{archive}: refused: {member.name!a} is not as long as it says ({member.size:,} bytes)")
+        raise DataError(
+            f"{archive}: refused: {member.name!a} is not as long as the archive says ({member.size:,} bytes)"
+        )
 
 
 def members_of(archive: Path) -> Iterator[Member]:
@@ -115,13 +117,13 @@ def members_of(archive: Path) -> Iterator[Member]:
 
 
 def tar_members(archive: Path) -> Iterator[Member]:
-    """Of a plain tar or one packed by gzip, whatever its name says."""
+    """The members of a tar, plain or compressed by gzip, whatever its name."""
     with archive.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     with tarfile.open(archive, "r:gz" if packed else "r:") as tar:
         for entry in tar:
             yield Member(name=entry.name, kind=tar_kind(entry), size=entry.size, open=partial(tar_file, tar, entry))
-        # To tarfile the first block that is no header is the end, wherever it stands; gzip's checksum comes after it.
+        # tarfile stops at the first block that is no header. Reading on finds damage, and checks gzip's checksum.
         assert tar.fileobj is not None
         tar.fileobj.seek(tar.offset)
         rest = tar.fileobj.read(CHUNK)
@@ -137,7 +139,7 @@ def tar_file(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
 
 
 def tar_kind(entry: tarfile.TarInfo) -> str:
-    """FILE, FOLDER, or what else `entry` is."""
+    """FILE, FOLDER or a description of `entry`."""
     if entry.isdir():
         return FOLDER
     if entry.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not entry.issparse():
@@ -148,14 +150,14 @@ def tar_kind(entry: tarfile.TarInfo) -> str:
 
 
 def zip_members(archive: Path) -> Iterator[Member]:
-    """Of a zip."""
+    """The members of a zip."""
     with zipfile.ZipFile(archive) as packed:
         for info in packed.infolist():
             yield Member(name=info.filename, kind=zip_kind(info), size=info.file_size, open=partial(packed.open, info))
 
 
 def zip_kind(info: zipfile.ZipInfo) -> str:
-    """FILE, FOLDER, or what else `info` is; the upper half of its attributes is a Unix mode, or nothing."""
+    """FILE, FOLDER or a description of `info`. The upper half of its attributes is a Unix mode or zero."""
     kind = stat.S_IFMT(info.external_attr >> 16)
     if info.flag_bits & 0x1:
         return "encrypted"

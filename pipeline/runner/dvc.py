@@ -64,6 +64,12 @@ def keep_result(name: str) -> None:
         repo.stage_cache.save(find(repo, name))
 
 
+def dvc_folder(root: Path) -> Path:
+    """The folder `.dvc` of the repository that holds the project `root`."""
+    places = [place / ".dvc" for place in (root.resolve(), *root.resolve().parents)]
+    return next((place for place in places if place.is_dir()), places[0])
+
+
 def find(repo: Any, name: str) -> Any:
     """DVC's stage `name`."""
     return next(stage for stage in repo.index.stages if stage.addressing == name)

@@ -8,13 +8,12 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from deeplab.config import Cell
 from pipeline.files import readable
-from pipeline.progress import duration
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
 from pipeline.settings.stage_names import kind_and_name
@@ -25,7 +24,8 @@ PACE = (
     "backbone", "output_stride", "aspp_channels", "projection_kernel", "auxiliary_channels", "crop", "batch_size",
     "precision", "tf32", "compile", "threads",
 )  # fmt: skip
-HEADS = ("stage", "why", "iterations", "time", "disk GB", "memory GB", "missing")
+Number = TypeVar("Number", int, float)
+HEADS = ("stage", "why", "iterations", "hours", "disk GB", "memory GB", "missing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Cost:
 
     iterations: int  # over all seeds
     images_per_second: float | None
-    hours: float | None  # of the device, or of all GPUs that share the cell, side by side
+    hours: float | None  # times the GPUs of a cell
     disk: int | None  # bytes at most: results, DVC's copy of them, and checkpoints
     memory: int | None  # bytes on the device
     missing: tuple[str, ...]  # what is downloaded, or has to be placed, first
@@ -49,31 +49,44 @@ class Line:
     cost: Cost | None  # of a training
 
 
-def plan(params: Params, reasons: Mapping[str, str], places: Places = Places()) -> list[Line]:
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All stages that would run."""
+
+    device: str  # that the hours are for
+    to_run: tuple[Line, ...]
+
+
+def plan(params: Params, reasons: Mapping[str, str], places: Places = Places()) -> Plan:
     """A line for each stage of `reasons`, which maps it to why it would run."""
-    measured = read_measurements(places, this_device())
+    device = this_device()
+    measured, weights = read_measurements(places, device), weights_at_hand(places)
     lines = []
     for stage, why in reasons.items():
         kind, name = kind_and_name(stage)
-        cost = cost_of(params, places, name, measured) if kind == "train" else None
+        cost = None
+        if kind == "train":
+            cell = params.cell(name)
+            missing = tuple(find_missing(params, places, cell, weights))
+            images = count_images(params, places, cell.dataset)
+            cost = cost_of(params, cell, images, measured.get(pace(flat_settings(cell, 0))), missing)
         lines.append(Line(stage=stage, why=why, cost=cost))
-    return lines
+    return Plan(device=device, to_run=tuple(lines))
 
 
-def cost_of(params: Params, places: Places, name: str, measured: Mapping[str, Facts]) -> Cost:
-    """The cost of the cell `name`, from `measured` trainings by their pace."""
-    cell = params.cell(name)
-    epoch = count_images(params, places, cell.dataset) // cell.recipe.batch_size
-    iterations = cell.recipe.epochs * epoch * len(params.seeds)
-    like = measured.get(pace(flat_settings(cell, 0)))
+def cost_of(params: Params, cell: Cell, images: int, like: Facts | None, missing: tuple[str, ...]) -> Cost:
+    """The cost of a cell with `images` in an epoch; `like` is a training of the same pace."""
+    seeds, batch = len(params.seeds), cell.recipe.batch_size
+    iterations = cell.recipe.epochs * (images // batch) * seeds
     speed = like.images_per_second if like else None
+    gpus = 1 if like and like.device == "cpu" else params.runtime.gpus_per_cell
     return Cost(
         iterations=iterations,
         images_per_second=speed,
-        hours=iterations * cell.recipe.batch_size / speed / 3600 if speed else None,
-        disk=4 * like.parameters * (5 + 2 * len(params.seeds)) if like and like.parameters else None,
+        hours=gpus * iterations * batch / speed / 3600 if speed else None,
+        disk=4 * like.parameters * (5 + 2 * seeds) if like and like.parameters else None,
         memory=like.peak_memory if like else None,
-        missing=tuple(find_missing(params, places, cell)),
+        missing=missing,
     )
 
 
@@ -88,19 +101,14 @@ def count_images(params: Params, places: Places, dataset: str) -> int:
 
 
 def read_measurements(places: Places, device: str) -> dict[str, Facts]:
-    """The trainings on `device` in this project, by their pace; of several the one of median speed."""
-    found: dict[str, list[Facts]] = {}
+    """The trainings on `device` in this project by their pace; of several the one of median speed."""
+    found: dict[str, list[tuple[float, Facts]]] = {}
     for path in sorted(places.runs.glob("*/run.json")):
         for facts in read_run(path).values():
             if facts.device == device and facts.images_per_second:
-                found.setdefault(pace(facts.settings), []).append(facts)
-    return {key: min(group, key=distance_to_median(group)) for key, group in found.items()}
-
-
-def distance_to_median(group: list[Facts]) -> Any:
-    """A key that sorts `group` by the distance to its median speed."""
-    middle = median(facts.images_per_second or 0 for facts in group)
-    return lambda facts: abs((facts.images_per_second or 0) - middle)
+                found.setdefault(pace(facts.settings), []).append((facts.images_per_second, facts))
+    middle = {key: sorted(group, key=lambda pair: pair[0])[(len(group) - 1) // 2] for key, group in found.items()}
+    return {key: facts for key, (_, facts) in middle.items()}
 
 
 def pace(settings: Mapping[str, Any]) -> str:
@@ -108,7 +116,7 @@ def pace(settings: Mapping[str, Any]) -> str:
     return json.dumps([settings.get(key) for key in PACE])
 
 
-def find_missing(params: Params, places: Places, cell: Cell) -> Iterator[str]:
+def find_missing(params: Params, places: Places, cell: Cell, weights: set[str]) -> Iterator[str]:
     """What has to be placed or fetched before the cell can be trained."""
     name, config = cell.dataset, params.datasets[cell.dataset]
     if not places.manifest(name).exists() and config.format != "shapes":
@@ -122,20 +130,18 @@ def find_missing(params: Params, places: Places, cell: Cell) -> Iterator[str]:
             yield f"{name} will be downloaded"
         else:
             yield f"{raw}"
-    if cell.model.pretrained and not has_weights(cell.model.backbone, places):
+    if cell.model.pretrained and cell.model.backbone not in weights:
         yield f"ImageNet weights of {cell.model.backbone}, fetched by the first training"
 
 
-def has_weights(backbone: str, places: Places) -> bool:
-    """Whether ImageNet weights of `backbone` are where the training looks for them."""
+def weights_at_hand(places: Places) -> set[str]:
+    """The backbones whose ImageNet weights were placed by hand, or are in the cache of Hugging Face."""
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
-    if any(places.pretrained.glob(f"{backbone}.*safetensors")):
-        return True
-    try:
-        return any(repo.repo_id.startswith(f"timm/{backbone}.") for repo in scan_cache_dir().repos)
-    except CacheNotFound:
-        return False
+    found = {path.name for path in places.pretrained.glob("*.safetensors")}
+    with suppress(CacheNotFound):
+        found |= {repo.repo_id.removeprefix("timm/") for repo in scan_cache_dir().repos if repo.nb_files}
+    return {name.partition(".")[0] for name in found}
 
 
 def this_device() -> str:
@@ -148,52 +154,42 @@ def this_device() -> str:
     return "cpu"
 
 
-def as_text(lines: list[Line], stages: int) -> str:
-    """The plan as aligned columns, with the sum of the trainings at the end; `stages` are those that were looked at."""
-    if not lines:
+def as_text(found: Plan, stages: int) -> str:
+    """The plan as aligned columns, with the sum of the trainings at the end; `stages` is how many there are in all."""
+    if not found.to_run:
         return f"up to date: {stages} stages"
-    rows = [HEADS, *((line.stage, line.why, *columns(line.cost)) for line in lines)]
-    costs = [line.cost for line in lines if line.cost]
-    if costs:
-        total = (
-            number(add(cost.hours for cost in costs), as_time),
-            number(add(cost.disk for cost in costs), as_gigabytes),
+    rows = [HEADS, *((line.stage, line.why, *columns(line.cost)) for line in found.to_run)]
+    if costs := [line.cost for line in found.to_run if line.cost]:
+        total = Cost(
+            iterations=sum(cost.iterations for cost in costs),
+            images_per_second=None,
+            hours=add(cost.hours for cost in costs),
+            disk=add(cost.disk for cost in costs),
+            memory=max((cost.memory or 0 for cost in costs), default=0) or None,
+            missing=(),
         )
-        iterations = f"{sum(cost.iterations for cost in costs):,}"
-        rows.append((f"{len(costs)} trainings", f"on {this_device()}", iterations, *total, "", ""))
-    used = [column for column in range(len(HEADS)) if column < 2 or any(row[column] for row in rows[1:])]
+        rows.append((f"{len(costs)} trainings", f"on {found.device}", *columns(total)))
+    used = [column for column in range(len(HEADS)) if any(row[column] for row in rows[1:])]
     widths = {column: max(len(row[column]) for row in rows) for column in used}
     table = ["  ".join(row[column].ljust(widths[column]) for column in used).rstrip() for row in rows]
-    return "\n".join([*table, f"{len(lines)} of {stages} stages to run"])
+    return "\n".join([*table, f"{len(found.to_run)} of {stages} stages to run"])
 
 
-def as_json(lines: list[Line], stages: int) -> str:
+def as_json(found: Plan, stages: int) -> str:
     """The plan for machines: null is unknown, sizes are bytes."""
-    content = {"device": this_device(), "stages": stages, "to_run": [asdict(line) for line in lines]}
-    return json.dumps(content, indent=2)
+    return json.dumps({"stages": stages, **asdict(found)}, indent=2)
 
 
 def columns(cost: Cost | None) -> tuple[str, ...]:
     """The columns of a training, empty for another stage."""
     if cost is None:
         return ("",) * (len(HEADS) - 2)
-    sizes = number(cost.disk, as_gigabytes), number(cost.memory, as_gigabytes)
-    return f"{cost.iterations:,}", number(cost.hours, as_time), *sizes, "; ".join(cost.missing)
+    numbers = ((cost.hours, 1, 2), (cost.disk, 1e9, 1), (cost.memory, 1e9, 1))
+    texts = ("unknown" if value is None else f"{value / unit:,.{digits}f}" for value, unit, digits in numbers)
+    return f"{cost.iterations:,}", *texts, "; ".join(cost.missing)
 
 
-def add(values: Iterable[float | None]) -> float | None:
+def add(values: Iterable[Number | None]) -> Number | None:
     """The sum, or None when one is unknown."""
     known = list(values)
     return None if None in known else sum(value for value in known if value is not None)
-
-
-def number(value: float | None, show: Any) -> str:
-    return "unknown" if value is None else str(show(value))
-
-
-def as_time(hours: float) -> str:
-    return duration(3600 * hours)
-
-
-def as_gigabytes(size: float) -> str:
-    return f"{size / 1e9:.1f}"

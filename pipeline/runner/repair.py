@@ -9,15 +9,15 @@ import re
 from pathlib import Path
 
 from pipeline.files import whole
-from pipeline.runner.dvc import EMPTY, drop_dead_readers, is_readable_lock
+from pipeline.runner.dvc import EMPTY, drop_dead_readers, dvc_folder, is_readable_lock
 from pipeline.settings.places import Places
 
 STAGES = "stages:\n"  # the second line of a dvc.lock with stages
 
 
-def repair(places: Places = Places(), folder: Path = Path(".dvc/tmp")) -> list[str]:
-    """Repair dvc.lock and DVC's `folder`; says what was done. What is damaged in another way is left alone."""
-    done = []
+def repair(places: Places = Places()) -> list[str]:
+    """Repair both files and return a line for each repair. A file that is damaged in another way is left alone."""
+    folder, done = dvc_folder(places.root) / "tmp", []
     if lost := cut_damaged(places.lock):
         done.append(f"{places.lock}: damaged by a kill or a full disk, {lost} bytes cut off its end")
     if why := drop_dead_readers(folder):

@@ -34,7 +34,14 @@ EDGES = frozenset(
         "pipeline.files",
         "pipeline.process",
         "pipeline.progress",
-        "pipeline.settings",
+        "pipeline.settings.code",
+        "pipeline.settings.equivalent",
+        "pipeline.settings.messages",
+        "pipeline.settings.params",
+        "pipeline.settings.places",
+        "pipeline.settings.schema",
+        "pipeline.settings.stage_names",
+        "pipeline.settings.yaml",
         "pipeline.tracking.client",
         "pipeline.tracking.live",
         "pipeline.training.facts",
@@ -42,7 +49,8 @@ EDGES = frozenset(
         "pipeline.training.provenance",
     }
 )  # a name stands for all modules below it, too
-REPORTED = {"train": frozenset({"deeplab.inference", "deeplab.metrics"})}  # validation during training decides nothing
+# Validation during training and departures from the recipe decide nothing.
+REPORTED = {"train": frozenset({"deeplab.inference", "deeplab.metrics", "pipeline.settings.published"})}
 PER_DATASET = ("download", "prepare")
 PER_CELL = ("train", "evaluate")
 FOR_ALL = ("tables", "compare", "readme", "report")
@@ -115,14 +123,16 @@ def is_edge(module: str) -> bool:
     return any(module == edge or module.startswith(f"{edge}.") for edge in EDGES)
 
 
-def state_of(module: str) -> tuple[int, int]:
-    """Changes when the file of `module` does."""
-    state = file_of(module).stat()
-    return state.st_mtime_ns, state.st_size
+def state_of(module: str) -> tuple[tuple[int, int], ...]:
+    """Changes when the file of `module`, or a file beside it that is no module, does."""
+    file = file_of(module)
+    beside = (path for path in file.parent.iterdir() if path.is_file() and path.suffix != ".py")
+    states = [path.stat() for path in (file, *sorted(beside))]
+    return tuple((state.st_mtime_ns, state.st_size) for state in states)
 
 
 @cache
-def read_module(module: str, chosen: frozenset[str], _state: tuple[int, int]) -> tuple[str, tuple[str, ...]]:
+def read_module(module: str, chosen: frozenset[str], _state: object) -> tuple[str, tuple[str, ...]]:
     """The hash of what `module` computes with the entries `chosen`, and the modules of this project that it uses."""
     file = file_of(module)
     tree = ast.parse(file.read_bytes())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deeplab.errors import DataError
 from pipeline.data.checks import check_counts, check_overlap, report_problems, summary, warnings
-from pipeline.data.pack import Packed, Problem, pack, plan, sizes, started
+from pipeline.data.pack import Packed, Problem, Work, pack, sizes, started, tasks
 from pipeline.errors import run_command
 from pipeline.process import cores
 from pipeline.progress import shown
@@ -48,23 +48,24 @@ def build(
     from pipeline.data.formats import FORMATS
     from pipeline.pictures.sheet import write_sheet
 
-    layout = pick(FORMATS, config.format, f"datasets.{name}.format").scan(raw, config, splits)
+    kind = pick(FORMATS, config.format, f"datasets.{name}.format")
+    layout = kind.scan(raw, config, splits)
     check_counts(name, config, splits, raw, layout)
     check_overlap(splits, raw, layout)
     samples = [(split, sample) for split in dict.fromkeys(splits) for sample in layout.samples[split]]
-    work = plan(config.format, samples, out, packed=config.store == "packed")
-    workers, total, title = workers or cores(), len(samples), f"prepare {name}"
+    workers, packed, total, title = workers or cores(), config.store == "packed", len(samples), f"prepare {name}"
     problems: list[list[Problem]] = []
     checksums: list[int] = []
-    with StoreWriter(out, layout.classes, layout.palette) as store, started(work, workers) as pool:
-        found = list(shown(sizes(pool, work, workers), f"{title}: sizes", total=total))
-        store.reserve(sum(height * width for height, width in found), work.packed)
-        results = shown(pack(pool, work, workers, found), title, total=total)
+    with StoreWriter(out, layout.classes, layout.palette) as store, started(workers) as pool:
+        found = list(shown(sizes(kind, [sample for _, sample in samples]), f"{title}: sizes", total=total))
+        store.reserve(sum(height * width for height, width in found), packed)
+        work = Work(format=config.format, store=out, packed=packed, tasks=tasks(samples, found))
+        results = shown(pack(pool, work, workers), title, total=total)
         for (_, sample), result in zip(samples, results, strict=True):
             if not isinstance(result, Packed):
                 problems.append(result)
             elif not problems:  # after the first problem the rest is only checked
-                store.keep(result.record, None if work.packed else sample.image)
+                store.keep(result.record, None if packed else sample.image)
                 checksums.append(result.image_checksum)
         if problems:
             raise DataError(report_problems(raw, total, problems, problems_file(out)))

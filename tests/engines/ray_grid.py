@@ -48,7 +48,7 @@ def test_a_grid_on_ray_survives_a_lost_worker_and_a_lost_node_and_gives_the_tabl
 
 def test_an_address_where_no_ray_answers_is_named(tmp_path):
     project = twelve.make_project(tmp_path / "project")
-    command = [sys.executable, "-m", "pipeline.runner.run", "--on", "ray", "--address", "127.0.0.1:1"]
+    command = [sys.executable, "-m", "pipeline", "run", "--on", "ray", "--address", "127.0.0.1:1"]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 78
     assert "no Ray answers at '127.0.0.1:1'" in done.stderr.splitlines()[-1]

@@ -57,7 +57,7 @@ def one_by_one(folder):
 
 def start_grid(folder, *words):
     """The runner, its output in `folder`/grid.out."""
-    command = [sys.executable, "-m", "pipeline.runner.run", "readme@tiny", *words]
+    command = [sys.executable, "-m", "pipeline", "run", "readme@tiny", *words]
     with (folder / "grid.out").open("w") as log:
         return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 

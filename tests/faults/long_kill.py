@@ -11,7 +11,7 @@ import pytest
 from tests.faults.small_grid import (
     DVC,
     GRID,
-    MEND,
+    REPAIR,
     below,
     end_all,
     finish,
@@ -143,12 +143,12 @@ def below_is_helper(process):
     )
 
 
-def mended(folder):
+def repaired(folder):
     """Do what docs/reliability.md says when DVC cannot read what it was writing when it was killed; whether it was so."""
     last = output(folder).read_text().rpartition("\n--- ")[2]
     if not re.search("Unable to read RWLock-file|dvc.lock.* (validation failed|structure is corrupted)", last):
         return False
-    finish(folder, MEND)
+    finish(folder, REPAIR)
     return True
 
 
@@ -158,7 +158,7 @@ def mended(folder):
     "kill -9 and SIGTERM, to dvc or the runner, to the stage and to all, from prepare to tables",
     "the same command goes on; weights, metrics, tables, README and the record end as undisturbed",
 )
-@pytest.mark.parametrize("command", [DVC, GRID], ids=["dvc repro", "pipeline.runner.run"])
+@pytest.mark.parametrize("command", [DVC, GRID], ids=["dvc repro", "grid run"])
 def test_a_grid_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     command, undisturbed, tmp_path, record_property
 ):
@@ -173,7 +173,7 @@ def test_a_grid_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
             if not seen(moment, folder, process):
                 print(f"{moment}: not seen, {time.time() - began:.1f} s", flush=True)
                 if process.returncode:
-                    assert mended(folder), f"{moment}: {output(folder).read_text()[-5000:]}"
+                    assert repaired(folder), f"{moment}: {output(folder).read_text()[-5000:]}"
                     torn += 1
                     moments.append(moment)
                 continue
@@ -184,14 +184,14 @@ def test_a_grid_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
                 struck += 1
             print(f"{moment}: {delay:.2f} s, after {time.time() - began:.1f} s, code {process.returncode}", flush=True)
         process = start(folder, command)
-        if process.wait(1500) and mended(folder):
+        if process.wait(1500) and repaired(folder):
             torn += 1
         finish(folder, command)
         assert left_after(folder, 70) == []
     finally:
         end_all(folder)
     if torn:
-        record_property("measured", f"`python -m pipeline.runner.repair` was needed {torn} times")
+        record_property("measured", f"`grid repair` was needed {torn} times")
     record_property("tries", struck)
     found = results(folder)
     assert [name for name in found.keys() | undisturbed[0].keys() if found.get(name) != undisturbed[0].get(name)] == []

@@ -212,10 +212,10 @@ def test_the_page_of_200_cells_is_made(tmp_path, record_property):
 )
 def test_200_cells_that_are_up_to_date_are_seen_to_be(tmp_path, record_property):
     project = fake.make_grid(tmp_path / "grid", CELLS, 0.0)
-    fake.write_lock(project, CELLS)
+    fake.make_up_to_date(project, CELLS)
     fake.measure(project, "dvc", "repro", "--quiet")  # it hashes what it has not seen
     taken = Cost(lambda: fake.measure(project, "dvc", "repro", "--quiet"))
-    runner = Cost(lambda: fake.measure(project, "pipeline.runner.run", "--slots", "1"))
+    runner = Cost(lambda: fake.measure(project, "pipeline", "run", "--slots", "1"))
     assert (
         not subprocess.run(
             [sys.executable, "-m", "dvc", "status", "--json"],
@@ -227,7 +227,7 @@ def test_200_cells_that_are_up_to_date_are_seen_to_be(tmp_path, record_property)
         .stdout.strip()
         .strip("{}")
     )
-    record_property("measured", f"dvc repro {taken}, python -m pipeline.runner.run {runner}")
+    record_property("measured", f"dvc repro {taken}, grid run {runner}")
     assert runner.cpu < 20
 
 

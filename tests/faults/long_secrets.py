@@ -54,13 +54,13 @@ def test_no_secret_of_the_surroundings_is_written_or_printed(clone, record_prope
     down = f"http://me:p@{SECRET}-uri@127.0.0.1:9"
     printed = ""
     for uri, module, *words in (
-        ("", "pipeline.runner.run"),
-        (down, "pipeline.runner.run"),
+        ("", "pipeline", "run"),
+        (down, "pipeline", "run"),
         (down, "dvc", "repro", "--force", "--single-item", "tables@tiny"),
-        (down, "pipeline.cluster.doctor"),
+        (down, "pipeline", "doctor"),
         (down, "pipeline", "verify"),
-        ("", "pipeline.runner.plan"),
-        ("", "pipeline.runner.status"),
+        ("", "pipeline", "plan"),
+        ("", "pipeline", "status"),
         ("", "pipeline.stages.report"),
     ):
         done = subprocess.run(

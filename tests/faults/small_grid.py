@@ -17,12 +17,12 @@ from tests.test_pipeline import checkout, run
 from tests.tiny import tiny_params
 
 DVC = (sys.executable, "-m", "dvc", "repro")
-GRID = (sys.executable, "-m", "pipeline.runner.run", "--slots", "2")
-MEND = (sys.executable, "-m", "pipeline.runner.repair")
+GRID = (sys.executable, "-m", "pipeline", "run", "--slots", "2")
+REPAIR = (sys.executable, "-m", "pipeline", "repair")
 MARK = "FAULTS_PROJECT"  # in the environment of all that works on a project, however it was started
 RESULTS = ("data/", "runs/", "reports/", "README.md")
 CHANGING = re.compile(
-    r"runs/(\.(logs|grid|locks)|.*run\.json)|reports/index\.html"
+    r"runs/(\.(logs|grid)|.*run\.json)|reports/index\.html"
 )  # hold times, or are of the runner itself
 OF_A_TRY = ("commit", "started", "host", "folder", "mlflow.user", "mlflow.source.git.commit", "mlflow.loggedArtifacts")
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -211,20 +210,18 @@ def test_tables_names_the_damaged_file_and_the_command_that_brings_it_back(folde
 @pytest.mark.parametrize(
     "content", ["{", "[]", '{"seeds": {"0": 3}}', '{"seeds": {"0": {"device": "cpu", "images_per_second": "x"}}}']
 )
-def test_plan_names_the_facts_of_a_training_that_it_cannot_read(folder, monkeypatch, content):
+def test_plan_names_the_facts_of_a_training_that_it_cannot_read(folder, content):
     Path(RUN).write_text(content)
-    monkeypatch.setattr(sys, "argv", ["plan"])
-    code, said = outcome(plan.main)
+    code, said = outcome(lambda: plan.plan(folder.params, {f"train@{CELL}": "new"}) and None)
     assert (code, len(said)) == (65, 1), said
     assert "dvc checkout --force" in said[0]
 
 
 @tried.RESULTS
 @pytest.mark.parametrize("content", ["{", '{"samples": 3}', "[]"])
-def test_plan_names_a_manifest_that_it_cannot_read(folder, monkeypatch, content):
+def test_plan_names_a_manifest_that_it_cannot_read(folder, content):
     Path("data/shapes/manifest.json").write_text(content)
-    monkeypatch.setattr(sys, "argv", ["plan"])
-    code, said = outcome(plan.main)
+    code, said = outcome(lambda: plan.plan(folder.params, {f"train@{CELL}": "new"}) and None)
     assert (code, len(said)) == (65, 1), said
     assert "dvc repro -f prepare@shapes" in said[0]
 

@@ -7,13 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from pipeline.runner.lockparts import PARTS, LockParts
 
 from pipeline.files import claimed
-from pipeline.runner import repair as mend
-from pipeline.runner.board import only_runner
+from pipeline.runner.dvc import is_readable_lock
 from pipeline.runner.graph import read_stages
-from pipeline.runner.repair import is_whole
+from pipeline.runner.lock import only_runner
+from pipeline.runner.repair import repair
 from tests.faults.disk import NO_SPACE, outcome, small_disk
 
 FIRST = 3900 * "x"  # its entry ends just before the end of a page, so that the next one needs a page more
@@ -62,26 +61,23 @@ def leftovers():
     "disk",
     "the disk is full when DVC writes dvc.lock",
     "a stage of `dvc repro` that fills a tmpfs",
-    "DVC fails and leaves it torn; with space `python -m pipeline.runner.repair` keeps all whole entries, and dvc repro completes",
+    "DVC fails and leaves it torn; with space `grid repair` keeps all whole entries, and dvc repro completes",
 )
-def test_a_dvc_lock_that_a_full_disk_has_torn_is_mended(disk):
+def test_a_dvc_lock_that_a_full_disk_has_torn_is_repaired(disk):
     before = Path("dvc.lock").read_text()
     done = call("dvc", "repro")
     assert done.returncode
     assert "ERROR: failed to reproduce 'second': [Errno 28] No space left on device" in done.stderr
     torn = Path("dvc.lock").read_bytes()
-    assert not is_whole(torn.decode())
+    assert not is_readable_lock(torn.decode())
     assert call("dvc", "repro").returncode
 
-    assert outcome(mend.mend) == (74, [f"error: dvc.lock: {NO_SPACE}"])
+    assert outcome(repair) == (74, [f"error: dvc.lock: {NO_SPACE}"])
     assert Path("dvc.lock").read_bytes() == torn
     assert leftovers() == []
 
     free(disk)
-    assert mend.mend() == [
-        f"dvc.lock: torn by a kill or a full disk, {len(torn) - len(before)} bytes cut off its end. "
-        "What they told of runs again."
-    ]
+    assert repair() == [f"dvc.lock: damaged by a kill or a full disk, {len(torn) - len(before)} bytes cut off its end"]
     assert Path("dvc.lock").read_text() == before
     assert call("dvc", "repro").returncode == 0
     assert "up to date" in call("dvc", "status").stdout
@@ -89,36 +85,23 @@ def test_a_dvc_lock_that_a_full_disk_has_torn_is_mended(disk):
 
 @pytest.mark.fault(
     "disk",
-    "the disk is full when the runner writes dvc.lock",
-    "a stage of `python -m pipeline.runner.run` that fills a tmpfs",
-    "exit code 74, one line that names it; the old one is whole; with space the same command puts in what has run",
+    "the disk is full when a stage of the runner records its result",
+    "a stage of `grid run` that fills a tmpfs",
+    "the stage fails, and the next `grid run` exits with 74 and one line that names dvc.lock; with space it repairs and completes",
 )
-def test_the_runner_leaves_the_old_dvc_lock_and_puts_in_later_what_has_run(disk):
-    before = Path("dvc.lock").read_bytes()
-    for _ in range(2):  # the second one has nothing to run, and finds the disk still full
-        done = call("pipeline.runner.run")
-        assert (done.returncode, done.stderr) == (74, f"error: dvc.lock: {NO_SPACE}\n"), done.stdout
-        assert Path("dvc.lock").read_bytes() == before
-        assert leftovers() == []
+def test_the_runner_repairs_a_dvc_lock_that_a_full_disk_has_torn(disk):
+    before = Path("dvc.lock").read_text()
+    failed = call("pipeline", "run")
+    assert failed.returncode == 1, failed.stderr
+    assert "No space left on device" in failed.stdout
+    full = call("pipeline", "run")
+    assert (full.returncode, full.stderr) == (74, f"error: dvc.lock: {NO_SPACE}\n"), full.stdout
+    assert leftovers() == []
     free(disk)
-    done = call("pipeline.runner.run")
-    assert (done.returncode, done.stdout) == (0, "up to date: 2 stages\n"), done.stderr
-    assert "second:" in Path("dvc.lock").read_text()
-    assert not list(PARTS.iterdir())
-
-
-def test_a_full_disk_does_not_stop_the_runner_before_its_end(disk):
-    parts = LockParts()
-    part = parts.begin("second")
-    part.write_text("schema: '2.0'\nstages:\n  second:\n    cmd: echo two\n")
-    disk.fill()
-    parts.end("second", well=True)
-    assert "second:" not in Path("dvc.lock").read_text()
-    assert outcome(lambda: parts.begin("first") and None) == (74, [f"error: {PARTS}/first.lock: {NO_SPACE}"])
-    assert list(PARTS.iterdir()) == [part]
-    assert outcome(parts.flush) == (74, [f"error: dvc.lock: {NO_SPACE}"])
-    disk.free()
-    parts.flush()
+    done = call("pipeline", "run")
+    assert done.returncode == 0, done.stderr
+    assert "dvc.lock: damaged by a kill or a full disk, " in done.stdout
+    assert Path("dvc.lock").read_text().startswith(before)
     assert "second:" in Path("dvc.lock").read_text()
 
 

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from pipeline.errors import ParamsError
 from pipeline.runner.graph import read_stages
 from pipeline.settings.params import load_params
+from pipeline.settings.places import Places
 from pipeline.settings.schema import SlurmOptions
 from pipeline.stages import check
 from tests.tiny import tiny_params
@@ -30,7 +31,7 @@ HOSTILE = [
     "A",
     "",
 ]
-PASTED = {"key", "item.dataset", "item.format", "grid", "datasets", "examples.grid", "examples.datasets"}
+PASTED = {"key", "item.dataset", "item.format", "grid", "datasets"}
 
 NAMES = pytest.mark.fault(
     "security",
@@ -63,11 +64,9 @@ def protocol(params, name):
 @NAMES
 def test_a_name_that_is_more_than_a_name_is_refused(tmp_path, place, name):
     path = tiny_params(tmp_path / "params.yaml", lambda params: place(params, name))
-    said = tmp_path / "checked.txt"
-    said.write_text("from before")
     with pytest.raises(ParamsError, match=r"params\.yaml: "):
-        check.run(said, path)
-    assert not said.exists()
+        check.run(Places(path.parent))
+    assert not Places(path.parent).code.exists()
 
 
 @pytest.mark.fault(
@@ -102,7 +101,7 @@ def stages_of(text):
 
 
 def unguarded(text):
-    """What a dvc.yaml pastes that is no checked name, and its stages that could run before the names were checked."""
+    """What a dvc.yaml pastes that is no checked name, and its stages that could run before the names are checked."""
     stages = stages_of(text)
     pasted = set(re.findall(r"\$\{([^}]*)\}", text)) - PASTED
     behind = {"check"}
@@ -115,7 +114,8 @@ def unguarded(text):
         ]
         files = {re.sub(r"\$\{[^}]*\}", "*", out) for out in outs}
         for name, stage in stages.items():
-            if any(re.sub(r"\$\{[^}]*\}", "*", dep) in files for dep in stage.get("deps", [])):
+            params = [next(iter(param)) for param in stage.get("params", []) if isinstance(param, dict)]
+            if any(re.sub(r"\$\{[^}]*\}", "*", read) in files for read in [*stage.get("deps", []), *params]):
                 behind.add(name)
     free = {name for name, stage in stages.items() if "${" in json.dumps(stage)} - behind
     return pasted | free
@@ -131,11 +131,11 @@ def test_every_stage_into_which_names_are_pasted_stands_behind_their_check(file)
 @pytest.mark.parametrize(
     ("old", "new", "found"),
     [
-        ("--raw data/raw/${key}", "--raw ${raw.folder}", {"raw.folder"}),
-        ("        - reports/checked.txt\n        - pipeline/stages/compare.py", "        - pipeline/stages/compare.py", {"compare"}),
-        ("        - reports/checked.txt\n        - pipeline/stages/download.py", "        - pipeline/stages/download.py", {"download", "prepare", "train", "evaluate"}),
+        ("pipeline.stages.prepare ${key}", "pipeline.stages.prepare ${raw.folder}", {"raw.folder"}),
+        ("        - reports/code.json: [compare, train]\n", "", {"compare"}),
+        ('        - reports/code.json: ["download.${key}"]\n', "", {"download"}),
     ],
-)  # fmt: skip
+)
 def test_a_dvc_yaml_that_forgets_it_is_noticed(old, new, found):
     text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
     assert old in text
@@ -161,7 +161,8 @@ def project(folder, edit):
         (folder / name).symlink_to(ROOT / name)
     shutil.copy(ROOT / "dvc.yaml", folder)
     (folder / "reports").mkdir()
-    shutil.copy(ROOT / "reports/reference.csv", folder / "reports")
+    for name in ("reference.csv", "equivalent_code.txt"):
+        shutil.copy(ROOT / "reports" / name, folder / "reports")
     tiny_params(folder / "params.yaml", edit)
     dvc(folder, "init", "--no-scm", "--quiet")
 
@@ -181,7 +182,7 @@ def test_plain_dvc_runs_no_command_with_such_a_name_in_it(tmp_path, place, words
     project(tmp_path, lambda params: place(params, "$(touch canary)"))
     done = dvc(tmp_path, *words)
     ran = re.findall(r"^> (.*)", done.stdout, re.MULTILINE)
-    assert ran == ["python -m pipeline.stages.check --out reports/checked.txt"], done.stdout + done.stderr
+    assert ran == ["python -m pipeline.stages.check"], done.stdout + done.stderr
     assert done.returncode != 0
     assert not (tmp_path / "canary").exists()
 

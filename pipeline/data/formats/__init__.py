@@ -1,4 +1,4 @@
-"""The raw formats: one module each, with `scan` and `load` (see layout.Format)."""
+"""The raw formats: one module each, with the functions of base.Format."""
 
 from typing import Final
 

@@ -53,7 +53,7 @@ def read_names(path: Path) -> tuple[str, ...]:
     except (OSError, ValueError, IndexError) as error:
         raise DataError(f"{path}: not a readable table of classes ({error})") from None
     if list(names) != list(range(1, CLASS_COUNT + 1)):
-        raise DataError(f"{path}: expected the classes 1 to {CLASS_COUNT}, one a line, in order; got {len(names)}")
+        raise DataError(f"{path}: expected the classes 1 to {CLASS_COUNT}, one per line, in order; got {len(names)}")
     return tuple(names.values())
 
 

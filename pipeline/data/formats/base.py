@@ -1,4 +1,4 @@
-"""What a format finds in a raw folder, in one form for all formats."""
+"""What every raw format has: a list of the samples in a raw folder, and functions that read them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from pipeline.settings.schema import DatasetConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RawSample:
-    """One sample before it is decoded; not yet known to exist."""
+    """One sample before it is decoded. Its files may be missing."""
 
     id: str
     image: Path
@@ -31,7 +31,7 @@ class Layout:
 
 
 class Mask(NamedTuple):
-    """A mask that was checked, and counted on the way."""
+    """A checked mask, with the number of its pixels of each id."""
 
     ids: Bytes  # (H, W) train ids, 255 ignored
     pixels: NDArray[np.int64]  # (256,) how many have each id
@@ -42,65 +42,67 @@ class Mask(NamedTuple):
 
 
 class Format(Protocol):
-    """What the module of a format has: a new one is a file with these functions and a line in FORMATS."""
+    """The functions of a format's module. A new format is a file with these functions and a line in FORMATS."""
 
     def scan(self, raw: Path, config: DatasetConfig, splits: tuple[str, ...], /) -> Layout:
-        """What lies in `raw`, without decoding it. DataError names what is missing and how to place it."""
+        """The content of `raw`, not decoded. Raises DataError with what is missing and how to place it."""
         ...
 
     def size(self, sample: RawSample, /) -> tuple[int, int]:
-        """Height and width of the image, without decoding it where that can be. DataError as in load_image."""
+        """Height and width of the image, if possible without decoding it. Raises DataError as load_image does."""
         ...
 
     def load_image(self, sample: RawSample, /) -> Bytes:
-        """The image (H, W, 3) RGB. DataError names the file and what is wrong.
+        """The image (H, W, 3) RGB. Raises DataError with the file and its problem.
 
-        It is what `deeplab.decode.read_image` makes of its file, for a file-backed store reads it again.
+        It equals `deeplab.decode.read_image` of its file, because a file-backed store reads the file again.
         """
         ...
 
     def load_mask(self, sample: RawSample, /) -> Mask:
-        """The mask (H, W) of train ids, 255 ignored. DataError names the file and what is wrong."""
+        """The mask (H, W) of train ids, 255 ignored. Raises DataError with the file and its problem."""
         ...
 
 
 def require(path: Path, raw: Path, holds: str) -> Path:
-    """`path` below the raw folder if it is there; otherwise a DataError that says what `raw` has to hold."""
+    """`path`, if it exists. Raises DataError with what the raw folder `raw` must contain."""
     if path.exists():
         return path
     if raw.exists():
-        raise DataError(f"{path}: not found. {raw} has to hold {holds} with the folders of the official archives.")
+        raise DataError(f"{path}: not found. {raw} must contain {holds} with the folders of the official archives.")
     if raw.is_symlink():
-        raise DataError(f"{raw}: links to {raw.readlink()}, which is not there. Link the folder that holds {holds}.")
+        raise DataError(f"{raw}: links to {raw.readlink()}, which does not exist. Link the folder that holds {holds}.")
     raise DataError(f"{raw}: not found. Put or link the folder that holds {holds} there.")
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of the text file `path`."""
+def read_lines(path: Path, form: str) -> list[str]:
+    """The lines of the text file `path`. Raises DataError if it cannot be read; `form` is how a line should look."""
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{path}: not found. Write a text file with lines `{form}`.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable list ({error})") from None
 
 
 def read_ids(path: Path) -> list[str]:
-    """The ids in `path`, one a line, in the file's order."""
+    """The ids in `path`, one per line, in the order of the file."""
     ids: dict[str, int] = {}
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(read_lines(path, "id"), start=1):
         words = line.split()
         if len(words) > 1:
-            raise DataError(f"{path}:{number}: got {line.strip()!r}, expected one id a line")
+            raise DataError(f"{path}:{number}: got {line.strip()!r}, expected one id per line")
         if words and words[0] in ids:
-            raise DataError(f"{path}:{number}: {words[0]} stands in line {ids[words[0]]} already")
+            raise DataError(f"{path}:{number}: {words[0]} is already in line {ids[words[0]]}")
         if words:
             ids[words[0]] = number
     return list(ids)
 
 
 def pair_by_name(images: Path, masks: Path, pattern: str, image_end: str, mask_end: str) -> list[RawSample]:
-    """The samples whose files have the same name, less its end, in both folders; `pattern` is how deep they lie.
+    """The samples in two folders, paired by their names without the endings. `pattern` is the depth of the files.
 
-    A file without its partner makes a sample too: reading it will tell what is missing.
+    A file without a partner is a sample too: reading it reports the missing file.
     """
     names = {
         str(path.relative_to(folder)).removesuffix(end)
@@ -109,6 +111,6 @@ def pair_by_name(images: Path, masks: Path, pattern: str, image_end: str, mask_e
         if not path.name.startswith(".")
     }
     if odd := sorted(name for name in names if not name.isprintable()):
-        raise DataError(f"{images}: the file name {odd[0]!a} is not text that can be printed. Rename the file.")
+        raise DataError(f"{images}: the file name {odd[0]!a} cannot be printed. Rename the file.")
     samples = [RawSample(id=Path(n).name, image=images / (n + image_end), mask=masks / (n + mask_end)) for n in names]
     return sorted(samples, key=lambda sample: sample.id)

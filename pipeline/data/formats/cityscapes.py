@@ -1,4 +1,4 @@
-"""Cityscapes, fine annotations; the 19 train ids are made here from the archive's labelIds."""
+"""Cityscapes with fine annotations. The 19 train ids are computed from the labelIds in the archive."""
 
 from pathlib import Path
 from typing import Final
@@ -32,7 +32,7 @@ CLASSES: Final[tuple[tuple[str, int, Color], ...]] = (
     ("motorcycle", 32, (0, 0, 230)),
     ("bicycle", 33, (119, 11, 32)),
 )
-LABEL_COUNT: Final = 34  # a label beyond is no label id: train ids in a file of this name would pass as other classes
+LABEL_COUNT: Final = 34  # larger labels are refused: train ids in a file of this name would pass as other classes
 
 TABLE: Final = label_table(
     dict.fromkeys(range(LABEL_COUNT), IGNORE) | {label: train_id for train_id, (_, label, _) in enumerate(CLASSES)}

@@ -1,4 +1,4 @@
-"""Images and masks of your own, as the `folder` options in params.yaml say: docs/bring-your-own-images.md."""
+"""Your own images and masks, found by the `folder` options in params.yaml: docs/bring-your-own-images.md."""
 
 import colorsys
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from pipeline.errors import ParamsError
 from pipeline.settings.schema import DatasetConfig, FolderOptions
 
 PICTURES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-SHOWN: Final = 20  # problems that are listed; the others are counted
+SHOWN: Final = 20  # problems that a message lists; it counts the others
 
 Pairs = dict[str, tuple[Path, Path]]  # id -> image, mask; below the raw folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderSample(RawSample):
-    """A sample with the meaning of its mask, which the settings decide."""
+    """A sample and how to read its mask, which the settings define."""
 
     table: LabelTable
-    colors: dict[Color, int] | None  # the label of each colour; None where a mask holds labels
+    colors: dict[Color, int] | None  # the label of each colour; None if masks contain labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,11 @@ class Classes:
 
     path: Path
     names: dict[int, str]  # by label
-    colors: dict[int, Color]  # by label; all or none has one
+    colors: dict[int, Color]  # by label; of all classes or of none
 
 
 def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:
-    """The pairs of each split; a DataError lists all files without a partner."""
+    """The pairs of each split. Raises DataError with all files that have no partner."""
     options = config.folder
     assert options
     if not raw.is_dir():
@@ -83,10 +83,10 @@ def load_mask(sample: RawSample) -> Mask:
 
 
 def read_classes(path: Path) -> Classes:
-    """The classes in `path`. Names may have blanks; empty lines and those that begin with # do not count."""
+    """The classes in `path`. Names may contain spaces. Empty lines and lines that begin with # are skipped."""
     names: dict[int, str] = {}
     colors: dict[int, Color] = {}
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(read_lines(path, "label name"), start=1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
@@ -98,24 +98,22 @@ def read_classes(path: Path) -> Classes:
                 "from 0 to 255"
             )
         if int(label) in names or name in names.values():
-            raise DataError(f"{path}:{number}: got {line!r}, but this label or this name stands further up already")
+            raise DataError(f"{path}:{number}: got {line!r}, but this label or name is already in use above")
         names[int(label)] = name
         if last:
             colors[int(label)] = (int(last[0]), int(last[1]), int(last[2]))
     if colors and (without := [name for label, name in names.items() if label not in colors]):
-        raise DataError(
-            f"{path}: no colour behind {without[0]!r}, but behind other classes. Give all a colour, or none."
-        )
+        raise DataError(f"{path}: {without[0]!r} has no colour, but other classes do. Add it, or remove all colours.")
     return Classes(path=path, names=names, colors=colors)
 
 
 def make_table(options: FolderOptions, kept: list[int], classes: Classes) -> LabelTable:
-    """Label -> train id: the `kept` labels are numbered in their order."""
+    """A table of label -> train id. The `kept` labels are numbered in their order."""
     train_ids = {label: train_id for train_id, label in enumerate(kept)} | dict.fromkeys(options.ignore, IGNORE)
     for source, target in options.map.items():
         if target not in train_ids:
             raise ParamsError(
-                f"folder.map: label {source} counts as {target}, which is neither in {classes.path} nor in ignore"
+                f"folder.map: label {source} is mapped to {target}, which is neither in {classes.path} nor in ignore"
             )
     return label_table(train_ids | {source: train_ids[target] for source, target in options.map.items()})
 
@@ -124,7 +122,7 @@ def color_table(classes: Classes) -> dict[Color, int]:
     """Colour -> label."""
     if not classes.colors:
         raise DataError(
-            f"{classes.path}: no colours, but folder.masks_are is colors. Write red green blue behind each name."
+            f"{classes.path}: no colours, but folder.masks_are is colors. Write red green blue after each name."
         )
     table = {color: label for label, color in classes.colors.items()}
     for label, color in classes.colors.items():
@@ -136,26 +134,26 @@ def color_table(classes: Classes) -> dict[Color, int]:
 
 
 def listed_pairs(raw: Path, options: FolderOptions, split: str) -> tuple[Pairs, list[str]]:
-    """The pairs in the list of `split`, and what is wrong with its lines. The files may still be missing."""
+    """The pairs in the list of `split`, and the problems of its lines. The files may be missing."""
     path = raw / (options.pairs or "").replace("{split}", split)
     pairs: Pairs = {}
     problems: list[str] = []
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(read_lines(path, "image mask"), start=1):
         words = [word.strip() for word in line.split("\t")] if "\t" in line else line.split()
         if not words:
             continue
         name = Path(words[0]).with_suffix("").as_posix() if words[0] else ""
         if len(words) != 2 or not all(word and word.isprintable() for word in words):
-            problems.append(f"{path}:{number}: got {line!r}, expected `image mask`, with a tab where a path has blanks")
+            problems.append(f"{path}:{number}: got {line!r}, expected `image mask`, with a tab if a path has spaces")
         elif name in pairs:
-            problems.append(f"{path}:{number}: the image {name} stands further up already")
+            problems.append(f"{path}:{number}: the image {name} is already listed above")
         else:
             pairs[name] = (Path(words[0]), Path(words[1]))
     return pairs, problems
 
 
 def paired_files(raw: Path, options: FolderOptions, split: str) -> tuple[Pairs, list[str]]:
-    """The images and masks of `split` with the same name, and what is wrong with the others."""
+    """The images and masks of `split` with equal names, and the problems of all others."""
     problems: list[str] = []
     masks = find_files(raw, options.masks or "", split, problems)
     images = find_files(raw, options.images or "", split, problems, other=set(masks.values()))
@@ -168,7 +166,7 @@ def paired_files(raw: Path, options: FolderOptions, split: str) -> tuple[Pairs, 
 def find_files(
     raw: Path, pattern: str, split: str, problems: list[str], other: frozenset[Path] | set[Path] = frozenset()
 ) -> dict[str, Path]:
-    """Name -> file below `raw`, of the pictures that `pattern` means and that are not among `other`."""
+    """Name -> path below `raw` of the images that match `pattern` and are not in `other`. Adds to `problems`."""
     pattern = pattern.replace("{split}", split)
     folder, file = pattern.rsplit("/", 1) if "{name}" in pattern else (pattern, "{name}")
     start, end = file.split("{name}")
@@ -186,13 +184,13 @@ def find_files(
         if not name.isprintable():
             problems.append(f"{raw / folder}: the file name {path.name!a} cannot be printed. Rename the file.")
         elif name in found:
-            problems.append(f"{path}: {found[name].name} has this name too, which of them is meant?")
+            problems.append(f"{path}: {found[name].name} has the same name. Remove or rename one of them.")
         else:
             found[name] = relative
     return found
 
 
 def default_palette(count: int) -> tuple[Color, ...]:
-    """As many colours as there are classes: neighbours differ in hue, and later rounds in brightness too."""
+    """`count` colours. Neighbours differ in hue, and later rounds also in brightness."""
     colors = [colorsys.hsv_to_rgb(k * 0.618 % 1, (0.85, 0.5)[k % 2], (1.0, 0.7, 0.85)[k % 3]) for k in range(count)]
     return tuple((round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in colors)

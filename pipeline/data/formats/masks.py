@@ -1,4 +1,4 @@
-"""Mask files -> arrays of train ids. Whatever is wrong with a file is a DataError that names it."""
+"""Read mask files as arrays of train ids. Every problem of a file is a DataError that names it."""
 
 import io
 from functools import lru_cache
@@ -17,19 +17,23 @@ from pipeline.data.formats.base import Mask
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("PNG", "BMP", "TIFF", "GIF", "JPEG", "WEBP")  # of all that Pillow knows: for one, EPS, it starts Ghostscript
-TILE = 256  # side of what is looked up at once: colours of a whole picture as numbers would take 30 bytes a pixel
-LabelTable = NDArray[np.int16]  # (256,): a file's label -> train id, -1 where the data set has no such label
+KINDS = ("PNG", "BMP", "TIFF", "GIF", "JPEG", "WEBP")  # Pillow reads more: for EPS it would start Ghostscript
+TILE = 256  # side of a tile whose colours are looked up at once: a whole image would take 30 bytes per pixel
+LabelTable = NDArray[np.int16]  # (256,): a file's label -> train id, -1 for a label that the data set does not have
+
+COLORED = (
+    "It was probably saved again as colours: use the original file. "
+    "For masks that contain colours the format folder has masks_are: colors."
+)
 
 
 def read_labels(path: Path) -> Bytes:
-    """The labels in the mask `path` as (H, W): the indices of a palette, never its colours."""
+    """The labels (H, W) in the mask `path`: of a palette the indices, never the colours."""
     picture = read_picture(path)
     if picture.mode not in ("P", "L"):
         raise MaskModeError(
             f"{path}: a picture of mode {picture.mode}, expected a mask with one 8-bit label per pixel (mode P or L). "
-            "It was probably saved again as colours: take the original file. "
-            "(For masks that are meant to hold colours the format folder has masks_are: colors.)",
+            + (COLORED if picture.mode.startswith("RGB") else "Save its labels with 8 bits per pixel."),
             shape=(picture.height, picture.width),
         )
     labels: Bytes = np.asarray(picture)
@@ -37,7 +41,7 @@ def read_labels(path: Path) -> Bytes:
 
 
 def read_colors(path: Path, labels: dict[Color, int]) -> Bytes:
-    """The label (H, W) of each pixel's colour in the mask `path`; a colour without a label is a DataError naming it."""
+    """The label (H, W) of each pixel's colour in the mask `path`. Raises LabelError for a colour without a label."""
     picture = read_picture(path)
     width, height = picture.size
     table = color_lookup(tuple(labels.items()))
@@ -61,9 +65,9 @@ def read_colors(path: Path, labels: dict[Color, int]) -> Bytes:
     return (found - 1).astype(np.uint8)
 
 
-@lru_cache(maxsize=1)  # of 32 MB, and the same for all masks
+@lru_cache(maxsize=1)  # 32 MB, the same for all masks
 def color_lookup(labels: tuple[tuple[Color, int], ...]) -> NDArray[np.int16]:
-    """(2**24,): a colour as one number -> its label + 1, 0 where no label has it."""
+    """(2**24,): a colour as one number -> its label + 1, or 0 for a colour without a label."""
     table = np.zeros(1 << 24, dtype=np.int16)
     for (red, green, blue), label in labels:
         table[red << 16 | green << 8 | blue] = label + 1
@@ -71,36 +75,36 @@ def color_lookup(labels: tuple[tuple[Color, int], ...]) -> NDArray[np.int16]:
 
 
 def read_picture(path: Path) -> "Image.Image":
-    """The mask `path` as Pillow sees it, decoded; JPEG and WebP are refused undecoded, for they blur labels."""
+    """The decoded mask `path`. Raises MaskModeError for JPEG and WebP, which blur labels, before decoding them."""
     from PIL import Image
 
     content = read_content(path)
     try:
-        picture = Image.open(io.BytesIO(content), formats=FORMATS)
+        picture = Image.open(io.BytesIO(content), formats=KINDS)
         blurred = picture.format in ("JPEG", "WEBP")
         if not blurred:
-            picture.verify()  # the checksums of a PNG, which decoding does not look at
-            picture = Image.open(io.BytesIO(content), formats=FORMATS)
+            picture.verify()  # the checksums of a PNG, which decoding does not check
+            picture = Image.open(io.BytesIO(content), formats=KINDS)
             picture.load()
-    except Exception as error:  # noqa: BLE001  a broken file makes Pillow raise nearly anything
+    except Exception as error:  # noqa: BLE001  Pillow raises nearly anything for a broken file
         raise DataError(f"{path}: not a readable mask, or cut short ({type(error).__name__})") from None
     if blurred:
         raise MaskModeError(
-            f"{path}: a mask saved as {picture.format}, which blurs labels. Take the original, a PNG say.",
+            f"{path}: a mask saved as {picture.format}, which blurs labels. Use the original, for example a PNG.",
             shape=(picture.height, picture.width),
         )
     return picture
 
 
 def label_table(train_ids: dict[int, int]) -> LabelTable:
-    """The table for `train_ids`, which maps each label that may occur in a file to its train id or 255."""
+    """The table of `train_ids`, which maps each label that a file may contain to its train id or 255."""
     table = np.full(256, -1, dtype=np.int16)
     table[list(train_ids)] = list(train_ids.values())
     return table
 
 
 def to_train_ids(labels: Bytes, table: LabelTable, path: Path) -> Mask:
-    """`labels` (H, W) as train ids; a label that the data set does not have is a LabelError naming `path`."""
+    """`labels` (H, W) as train ids. Raises LabelError with `path` for a label that the data set does not have."""
     height, width = labels.shape
     counts = histogram(labels)
     if unknown := int(counts[table < 0].sum()):
@@ -111,7 +115,7 @@ def to_train_ids(labels: Bytes, table: LabelTable, path: Path) -> Mask:
             shape=(height, width),
         )
     ids = table.astype(np.uint8)
-    # Several times faster than table[labels].
+    # several times faster than table[labels]
     train_ids = np.frombuffer(labels.tobytes().translate(ids.tobytes()), np.uint8).reshape(height, width)
     return Mask(train_ids, np.bincount(ids, weights=counts, minlength=256).astype(np.int64))
 

@@ -1,7 +1,7 @@
-"""Synthetic shapes for the demo: made by code, the same bits on every machine, and no download.
+"""Synthetic shapes for the demo: drawn by code, with the same bits on every machine.
 
-Size, place and angle of a shape are random. Each class has a colour of its own, which one shape in eight does not keep,
-so that a small network learns something within a minute and the last of it only from the outlines.
+Size, place and angle of a shape are random. One shape in eight has the colour of another class. So a small network
+learns most of it within a minute from colours, and the rest only from outlines.
 """
 
 import math
@@ -31,11 +31,11 @@ PALETTE: Final[dict[str, Color]] = {
     "cross": (170, 60, 190),
 }
 SIDES: Final = (56, 80)  # least and greatest height and width
-UNIT: Final = 256  # whole numbers in 1/256 stand for fractions: they are the same everywhere
+UNIT: Final = 256  # fractions are whole numbers of 1/256, which are the same on every machine
 
 
-def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:  # noqa: ARG001  nothing lies in raw
-    """As many samples of each split as the settings say."""
+def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:  # noqa: ARG001  raw is empty
+    """The samples of each split, as many as the settings say."""
     if config.store != "packed":
         raise ParamsError(f"store: got {config.store!r}, expected 'packed': the format shapes has no image files")
     samples: dict[str, list[RawSample]] = {}
@@ -67,7 +67,7 @@ def random_size(random: Random) -> tuple[int, int]:
     return random.randint(*SIDES), random.randint(*SIDES)
 
 
-@lru_cache(maxsize=1)  # the image is asked for, and then the mask
+@lru_cache(maxsize=1)  # the image is read first, then the mask
 def draw(seed: str) -> tuple[Bytes, Bytes]:
     """Image and mask of one sample."""
     random = Random(seed)  # noqa: S311  not a secret

@@ -19,7 +19,7 @@ CLASSES: Final = (
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
-# How many images a full split has, and the SHA-256 of its sorted list, one id a line.
+# The number of images of a complete split, and the SHA-256 of its sorted list with one id per line.
 PUBLISHED: Final = {
     "train": (1464, "aa623bd2c8ce4443a8aaae51c524c0eb165e8e44caf6aa9e3ad33d7b75a3ef20"),
     "trainaug": (10582, "d1326bd532648d73bc4b1bd275434eba81930982dc7401a65a8cecb26c028e24"),
@@ -30,7 +30,7 @@ TABLE: Final = label_table({label: label for label in (*range(len(CLASSES)), IGN
 
 
 def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:
-    """The lists of VOC and SBD as splits; a full list that is not the published one is a DataError."""
+    """The splits in the lists of VOC and SBD. Raises DataError for a complete list that is not the published one."""
     samples: dict[str, list[RawSample]] = {}
     for split in splits:
         pick(PUBLISHED, split, "splits of the format voc")
@@ -67,7 +67,7 @@ def voc_split(raw: Path, split: str) -> list[RawSample]:
 
 
 def trainaug(raw: Path) -> list[RawSample]:
-    """(VOC train + SBD train + SBD val) minus VOC val; what is in VOC train keeps VOC's mask and its ignored border."""
+    """(VOC train + SBD train + SBD val) minus VOC val. Images of VOC train keep VOC's masks with ignored borders."""
     sbd = raw / "benchmark_RELEASE/dataset"
     lists = [require(sbd / f"{split}.txt", raw, "VOCdevkit and benchmark_RELEASE") for split in ("train", "val")]
     held_out = {sample.id for sample in voc_split(raw, "val")}
@@ -81,13 +81,13 @@ def trainaug(raw: Path) -> list[RawSample]:
 
 
 def check_list(raw: Path, split: str, ids: list[str]) -> None:
-    """Hold the sorted ids of a split that has as many as published against the published list."""
+    """Compare the sorted ids of a complete split with the published list. Raises DataError if they differ."""
     count, expected = PUBLISHED[split]
     found = hashlib.sha256("".join(f"{name}\n" for name in ids).encode()).hexdigest()
     if len(ids) == count and found != expected:
         raise DataError(
-            f"{raw}: as many {split} images as published, but not the same ones: the list has sha256 {found}, "
-            f"expected {expected}. Take the lists of the official archives."
+            f"{raw}: as many {split} images as published, but other ones: their list has sha256 {found}, "
+            f"expected {expected}. Use the lists of the official archives."
         )
 
 
