@@ -56,7 +56,7 @@ RUNS_AGAIN = {
         "deeplab.augmentations.photometric_on_cpu deeplab.backbone deeplab.checkpoint deeplab.data deeplab.decode "
         "deeplab.losses deeplab.losses.chunks deeplab.losses.cross_entropy deeplab.model deeplab.monitor "
         "deeplab.precision deeplab.ranks deeplab.ring deeplab.step deeplab.store deeplab.training deeplab.transforms "
-        "stages.train training.device training.publish"
+        "stages.train training.device training.publish training.seed"
     ),
     "evaluate": (
         "deeplab.backbone deeplab.counts deeplab.decode deeplab.inference deeplab.intervals deeplab.metrics deeplab.model "
