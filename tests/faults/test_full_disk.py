@@ -97,9 +97,9 @@ def make_page(folder, _):
 
 def evaluate(folder, _):
     place = Place(folder)
-    place.params.write_text(place.params.read_text().replace("seeds: [0, 1]", "seeds: [1]"))
+    place.places.params.write_text(place.places.params.read_text().replace("seeds: [0, 1]", "seeds: [1]"))
     place.run()
-    place.params.write_text(place.params.read_text().replace("seeds: [1]", "seeds: [0]"))
+    place.places.params.write_text(place.places.params.read_text().replace("seeds: [1]", "seeds: [0]"))
     return place.run
 
 
