@@ -13,22 +13,24 @@ which of the two a network was trained on cannot move a number. The manifest is 
 """
 
 import hashlib
-import json
 import os
 import zlib
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
+from deeplab.config import STRICT
 from deeplab.decode import read_image
 from deeplab.errors import DataError
 
 Bytes = NDArray[np.uint8]
-Color = tuple[int, int, int]
+Natural = Annotated[int, Field(ge=0)]
+Color = tuple[Natural, Natural, Natural]
 
 IGNORE = 255
 MANIFEST, IMAGES, MASKS, IMAGE_FILES = "manifest.json", "images.bin", "masks.bin", "image_files.txt"
@@ -36,17 +38,30 @@ PACKED, FILES = "packed", "files"  # where the pixels of the images are
 VERSION = 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Record:
     """One sample of the manifest."""
 
     id: str
     split: str
-    height: int
-    width: int
-    offset: int  # in pixels, from the start of masks.bin; three times as many bytes in a packed images.bin
-    checksum: int  # CRC-32 over the image's bytes, then the mask's
-    pixels: dict[int, int]  # train id -> number of pixels, ignored ones under 255
+    height: Natural
+    width: Natural
+    offset: Natural  # in pixels, from the start of masks.bin; three times as many bytes in a packed images.bin
+    checksum: Natural  # CRC-32 over the image's bytes, then the mask's
+    pixels: dict[int, Natural]  # train id -> number of pixels, ignored ones under 255
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Manifest:
+    """The content of manifest.json."""
+
+    version: Literal[1]
+    classes: tuple[str, ...]
+    palette: tuple[Color, ...]  # RGB of each class
+    samples: list[Record]
+
+
+MANIFEST_FORM = TypeAdapter(Manifest)
 
 
 def checksum(image: Bytes, mask: Bytes) -> int:
@@ -65,20 +80,16 @@ class Store:
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}. Prepare the data set.") from None
         try:
-            manifest = json.loads(content)
-        except (ValueError, RecursionError):
-            manifest = None
-        if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
-            raise DataError(f"{path}: not a manifest of version {VERSION}. Prepare the data set again.")
+            manifest = MANIFEST_FORM.validate_json(content)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise DataError(
+                f"{path}: not a manifest of version {VERSION}, or damaged ({where!a}: {first['msg']!a}). "
+                "Prepare the data set again."
+            ) from None
         self.fingerprint = hashlib.sha256(content).hexdigest()
-        try:
-            self.classes: tuple[str, ...] = tuple(manifest["classes"])
-            self.palette: tuple[Color, ...] = tuple((r, g, b) for r, g, b in manifest["palette"])
-            if not texts(*self.classes) or not numbers(*(channel for color in self.palette for channel in color)):
-                raise TypeError("classes or palette")
-            self.records = [read_record(sample) for sample in manifest["samples"]]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{path}: damaged ({error!r}). Prepare the data set again.") from None
+        self.classes, self.palette, self.records = manifest.classes, manifest.palette, manifest.samples
         self.files = read_files(folder, len(self.records))
         total = sum(record.height * record.width for record in self.records)
         if outside := [each.id for each in self.records if each.offset + each.height * each.width > total]:
@@ -111,26 +122,6 @@ class Store:
                 f"{self.folder}: {len(changed)} samples differ from their checksums, the first is {changed[0]}. "
                 "Prepare the data set again."
             )
-
-
-def read_record(sample: Any) -> Record:
-    """A sample of the manifest; TypeError, ValueError or the like when it is not as it was written."""
-    record = Record(**{**sample, "pixels": {int(label): count for label, count in sample["pixels"].items()}})
-    if not texts(record.id, record.split):
-        raise TypeError("id or split")
-    if not numbers(record.height, record.width, record.offset, record.checksum, *record.pixels.values()):
-        raise TypeError(f"a number of {record.id!a}")
-    return record
-
-
-def texts(*values: object) -> bool:
-    """Whether all are text."""
-    return all(isinstance(value, str) for value in values)
-
-
-def numbers(*values: object) -> bool:
-    """Whether all are whole numbers from 0 on."""
-    return all(type(value) is int and value >= 0 for value in values)
 
 
 def read_files(folder: Path, samples: int) -> list[Path]:

@@ -524,6 +524,70 @@ def is_at_work(process):
     return False
 
 
+BUSY = """
+stages:
+  slow:
+    cmd: touch started && sleep 60
+    outs: [slow.txt]
+  other:
+    cmd: touch other.txt
+    outs: [other.txt]
+"""
+
+
+def repository(folder, stages):
+    (folder / "dvc.yaml").write_text(stages)
+    (folder / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=folder, env=surroundings(), check=True)
+    return folder
+
+
+def test_a_dvc_that_works_on_a_stage_is_noticed(tmp_path):
+    folder = repository(tmp_path, BUSY)
+    command = [sys.executable, "-m", "dvc", "repro", "--single-item", "slow"]
+    with subprocess.Popen(command, cwd=folder, env=surroundings(), process_group=0) as dvc:
+        try:
+            while not (folder / "started").exists():
+                assert dvc.poll() is None
+                time.sleep(0.1)
+            other, slow = call(folder, "other"), call(folder, "slow")
+        finally:
+            os.killpg(dvc.pid, signal.SIGKILL)
+    assert other.returncode == 0, other.stderr
+    assert slow.returncode == 73, slow.stdout
+    assert slow.stderr.startswith("error: DVC is at work in this folder: ")
+
+
+CHECKED = """
+stages:
+  check:
+    cmd: test ! -e broken && python -c 'print(open("code").readline())' > code.json
+    deps: [code]
+    outs: [code.json: {cache: false}]
+  train:
+    cmd: echo 1 > weights
+    params: [code.json: [train]]
+    outs: [weights]
+"""
+
+
+def test_an_edit_that_leaves_the_hashes_as_they_are_makes_nothing_out_of_date(tmp_path):
+    (tmp_path / "dvc.yaml").write_text(CHECKED)
+    (tmp_path / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
+    subprocess.run(
+        [sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, env=surroundings(), check=True
+    )
+    (tmp_path / "code").write_text('{"train": 1}\n')
+    assert call(tmp_path).returncode == 0
+    (tmp_path / "code").write_text('{"train": 1}\n# a comment\n')
+    assert call(tmp_path).stdout == "up to date: 2 stages\n"
+    (tmp_path / "code").write_text('{"train": 2}\n')
+    assert "1 of 2 stages to run" in call(tmp_path).stdout
+    (tmp_path / "code").write_text('{"train": 3}\n')
+    (tmp_path / "broken").touch()
+    assert call(tmp_path).returncode == 78
+
+
 # --- bad input
 
 

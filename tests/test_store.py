@@ -214,7 +214,9 @@ def test_a_manifest_that_is_cut_or_of_another_version_is_refused(tmp_path):
     content = path.read_text()
     for broken in (content[:-20], "[]", json.dumps({**json.loads(content), "version": 0})):
         path.write_text(broken)
-        with pytest.raises(DataError, match=r"manifest.json: not a manifest of version 1. Prepare the data set again"):
+        with pytest.raises(
+            DataError, match=r"manifest.json: not a manifest of version 1, or damaged .*\. Prepare the data set again"
+        ):
             Store(tmp_path)
 
 

@@ -21,7 +21,7 @@ from pipeline.settings.code import code_of
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
 from pipeline.stages import train
-from pipeline.training import publish
+from pipeline.training import publish, seed
 from pipeline.training.provenance import file_sha256, git, git_state
 from tests.tiny import tiny_params, write_store
 
@@ -136,7 +136,7 @@ def test_a_run_killed_between_its_weights_and_its_facts_is_completed(place, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "file_sha256", killed)
+        patch.setattr(seed, "file_sha256", killed)
         with pytest.raises(KeyboardInterrupt):
             run(place)
     (weights,) = place.glob("runs/.resume/*/*/weights.safetensors")

@@ -1,4 +1,4 @@
-"""Where torch computes, and how exactly."""
+"""The device and the arithmetic of torch."""
 
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def select_device(name: str, processes: int = 1, local_rank: int = 0) -> "torch.device":
-    """The device `name` of params.yaml's runtime for one of the `processes` of a cell; auto is CUDA if there is any.
+    """The device that runtime.device names, for one of the `processes` of a cell. auto is CUDA where available.
 
-    Raises ParamsError if it is not there, or cannot be shared.
+    Raises ParamsError for a device that is missing or cannot be shared.
     """
     import torch
 
@@ -22,14 +22,14 @@ def select_device(name: str, processes: int = 1, local_rank: int = 0) -> "torch.
         return shared_device(name, processes, local_rank, count)
     if name == "auto":
         name = "cuda" if count else "cpu"
-    known = ["cpu"] + ["cuda"] * (count > 0) + [f"cuda:{index}" for index in range(count)]
+    known = ["cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
     if name not in known:
         raise ParamsError(f"{PARAMS}: runtime.device: got {name!r}, expected one of auto, {', '.join(known)}")
     return torch.device(name)
 
 
 def shared_device(name: str, processes: int, local_rank: int, count: int) -> "torch.device":
-    """The device of one of several processes. The CPU has to be asked for: it normalises each part by itself."""
+    """The device of one of several processes. auto is never the CPU, where each process normalises its own samples."""
     import torch
 
     if name == "cpu":
@@ -45,7 +45,7 @@ def shared_device(name: str, processes: int, local_rank: int, count: int) -> "to
 
 
 def set_arithmetic(train: TrainConfig) -> None:
-    """Set what moves the last bits of torch's results in this process: threads on the CPU, TF32 on CUDA."""
+    """Set what changes the last bits of a result: threads on the CPU, TF32 on CUDA."""
     import torch
 
     torch.set_num_threads(train.threads)
@@ -54,7 +54,7 @@ def set_arithmetic(train: TrainConfig) -> None:
 
 
 def choose_kernels_by_time() -> None:
-    """Let cuDNN time its kernels once for each shape; pays where the shape stays the same, as in training."""
+    """Let cuDNN time its kernels once for each shape, which pays in training, where the shape stays the same."""
     import torch
 
     torch.backends.cudnn.benchmark = True

@@ -1,4 +1,4 @@
-"""One training in several processes, one per GPU: the command again under torch's elastic agent, which is torchrun."""
+"""One training in several processes, one per GPU: the same command, run by the elastic agent of torch (torchrun)."""
 
 import logging
 import os
@@ -16,32 +16,32 @@ from pipeline.process import SAVE_AND_STOP, die_with_parent
 if TYPE_CHECKING:
     from deeplab.ranks import Ranks
 
-SILENCE = timedelta(minutes=30)  # how long a process waits for another that says nothing
-PATIENCE = 5.0  # seconds that a process waits for the one to speak, or to be found dead, that knows what is wrong
+SILENCE = timedelta(minutes=30)  # after which a process gives up waiting for another one
+PATIENCE = 5.0  # seconds to wait for the process that failed first to report it
 
 
 def under_torchrun() -> bool:
-    """Whether this process was started by torchrun: by `launch`, or by hand to use several hosts."""
+    """Whether torchrun started this process, through `launch` or by hand on several hosts."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def local_rank() -> int:
-    """Which of the processes on this host this is."""
+    """The number of this process among those on this host, from 0."""
     return int(os.environ.get("LOCAL_RANK", "0")) if under_torchrun() else 0
 
 
 def launch(module: str, arguments: Sequence[str], processes: int) -> None:
-    """Run `python -m module arguments` in so many processes that form a group, and end as they do.
+    """Run `python -m module arguments` in a group of `processes`.
 
-    Exits with the code of the process that failed. Raises StoppedError after a signal, which they were sent too and
-    answered by saving, and when one of them was killed.
+    Exits with the code of the process that failed. Raises StoppedError when a process was killed, and after a signal:
+    all processes get it too and save their state.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     die_with_parent()
-    logging.disable(logging.ERROR)  # a mistake is one line, which the process that made it has printed
+    logging.disable(logging.ERROR)  # the failed process printed its error already; the agent would add three lines
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -50,30 +50,31 @@ def launch(module: str, arguments: Sequence[str], processes: int) -> None:
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",
-        max_restarts=0,  # whoever started this decides; a new start goes on from the last checkpoint
+        max_restarts=0,  # the caller decides whether to start again, from the last checkpoint
         monitor_interval=0.2,
         signals_to_handle=",".join(number.name for number in SAVE_AND_STOP),
     )
     try:
         elastic_launch(config, sys.executable)("-u", "-m", module, *arguments)
     except SignalException:
-        raise StoppedError(f"{arguments[0]}: stopped by a signal. Run the same command again to go on.") from None
+        raise StoppedError(f"{arguments[0]}: stopped by a signal. Run the same command again to continue.") from None
     except ChildFailedError as error:
         codes = [failure.exitcode for _, failure in sorted(error.failures.items())]
-        killed = [-code for code in codes if code < 0 and -code != signal.SIGTERM]  # the agent's own
+        killed = [-code for code in codes if code < 0 and -code != signal.SIGTERM]  # which the agent sends
         if not killed:
             sys.exit(next(code for code in codes if code > 0))
         raise StoppedError(
-            f"{arguments[0]}: a process was killed by signal {killed[0]}. Run the same command again to go on from the "
-            f"last checkpoint."
+            f"{arguments[0]}: a process was killed by signal {killed[0]}. Run the same command again to continue from "
+            f"the last checkpoint."
         ) from None
 
 
 @contextmanager
 def grouped(device: str, stop: Callable[[], bool]) -> Iterator["Ranks"]:
-    """This process as one of the group that torchrun has started, or alone; `device` as in runtime.
+    """Join the group of processes that torchrun started. Yields the rank in it, or ALONE outside of torchrun.
 
-    `stop` tells of a signal, as the agent sends one to all when a process has failed.
+    `device` is that of runtime in params.yaml. `stop` says whether a signal came: the agent sends one to all processes
+    when one of them has failed.
     """
     import torch.distributed as dist
 
@@ -87,7 +88,8 @@ def grouped(device: str, stop: Callable[[], bool]) -> Iterator["Ranks"]:
     try:
         yield ranks
     except BaseException as error:
-        if not ranks.first or not isinstance(error, tuple(EXIT_CODES)):  # such as a connection that another has lost
+        # This may only be the result of a failure elsewhere, such as a lost connection. Let that process report first.
+        if not ranks.first or not isinstance(error, tuple(EXIT_CODES)):
             deadline = time.monotonic() + PATIENCE
             while time.monotonic() < deadline:
                 if stop():

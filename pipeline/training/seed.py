@@ -1,0 +1,184 @@
+"""The training of one seed of a cell, in a folder of its own."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deeplab.config import Cell
+from pipeline.errors import StoppedError
+from pipeline.progress import median_speed, planner, reporter
+from pipeline.settings.places import Places
+from pipeline.settings.published import departs
+from pipeline.settings.schema import RuntimeConfig
+from pipeline.training.device import choose_kernels_by_time, select_device, set_arithmetic
+from pipeline.training.facts import (
+    Facts,
+    Inputs,
+    WeightsFile,
+    explain_restart,
+    flat_settings,
+    forward_flops,
+    read_facts,
+)
+from pipeline.training.launch import local_rank, under_torchrun
+from pipeline.training.provenance import file_sha256, git_state, machine
+from pipeline.training.publish import require_space, save_weights, write_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from deeplab.ranks import Ranks
+    from deeplab.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellRun:
+    """What the trainings of a cell share."""
+
+    name: str
+    places: Places
+    runtime: RuntimeConfig
+    inputs: Inputs
+    store: "Store"
+    stop: Callable[[], bool]
+    ranks: "Ranks"
+
+    def folder(self, seed: int) -> Path:
+        """Where the unfinished work of `seed` is kept."""
+        return self.places.resume(self.name) / f"seed{seed}-{self.inputs.fingerprint(seed)[:12]}"
+
+    def is_finished(self, seed: int) -> bool:
+        """Whether the training of `seed` has ended. The facts name the weights last."""
+        facts = read_facts(self.folder(seed) / "facts.json")
+        return bool(facts and facts.weights)
+
+
+class SeedRun:
+    """The training of one seed of a cell: `prepare`, `train`, and in the first process `finish`."""
+
+    def __init__(self, run: CellRun, seed: int) -> None:
+        from deeplab.training import total_steps
+
+        self.run, self.seed, self.folder, self.cell = run, seed, run.folder(seed), run.inputs.cell
+        processes = run.ranks.world if under_torchrun() else run.runtime.gpus_per_cell
+        self.device = select_device(run.runtime.device, processes, local_rank())
+        set_arithmetic(self.cell.train)
+        choose_kernels_by_time()
+        self.split = run.store.split(self.cell.recipe.train_split)
+        self.steps = total_steps(len(self.split), self.cell.recipe)
+
+    def prepare(self) -> None:
+        """Build the network. The first process writes the facts that are known at the start."""
+        import torch
+
+        from deeplab.model import DeepLabV3
+
+        name, ranks, pretrained = self.run.name, self.run.ranks, self.run.places.pretrained
+        torch.manual_seed(self.seed)
+        if self.cell.model.pretrained and ranks.first:
+            print(f"{name}: starting from ImageNet weights (in {pretrained}, or fetched by timm)", flush=True)
+        self.network = DeepLabV3(self.cell.model, len(self.run.store.classes), pretrained)
+        self.facts = self.first_facts()
+        if not ranks.first:
+            return
+        parameters = self.facts.parameters or 0
+        explain_restart(self.folder, self.seed, self.run.inputs)
+        # Two checkpoints, one that is being written, and the weights.
+        require_space(self.folder.parent, needed=5 * 4 * parameters)
+        self.folder.mkdir(exist_ok=True)
+        write_json(self.folder / "facts.json", self.facts.plain())
+        write_json(self.folder / "inputs.json", self.run.inputs.plain())
+        together = f" in {ranks.world} processes" if ranks.world > 1 else ""
+        print(
+            f"{name} seed {self.seed}: {len(self.split)} images, {self.steps} iterations, {parameters:,} parameters on "
+            f"{self.facts.device}{together}",
+            flush=True,
+        )
+
+    def first_facts(self) -> Facts:
+        """What is known when the training starts."""
+        inputs = self.run.inputs
+        before = read_facts(self.folder / "facts.json")
+        provenance: dict[str, Any] = {**machine(self.device), **git_state()}
+        return Facts(
+            cell=self.run.name,
+            dataset=self.cell.dataset,
+            seed=self.seed,
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            iterations=self.steps,
+            parameters=sum(parameter.numel() for parameter in self.network.parameters()),
+            fingerprint={"cell": self.cell.fingerprint, "data": inputs.data, "code": inputs.code},
+            settings=flat_settings(self.cell, self.seed),
+            departs=departs(self.cell),
+            flops=forward_flops(self.network, self.cell.recipe.crop),
+            gpus_per_cell=tuple(sorted({*(before.gpus_per_cell if before else ()), self.run.ranks.world})),
+            **provenance,
+        )
+
+    def train(self) -> None:
+        """Train from the newest checkpoint to the last step. Raises StoppedError after a signal."""
+        from deeplab.training import Job, Pace, Watch, fit
+
+        name, runtime, ranks = self.run.name, self.run.runtime, self.run.ranks
+        job = Job(
+            network=self.network,
+            split=self.split,
+            cell=self.cell,
+            seed=self.seed,
+            device=self.device,
+            folder=self.folder,
+            pace=Pace(
+                workers=runtime.workers,
+                log_every=runtime.log_every,
+                checkpoint_every=runtime.checkpoint_every,
+                validate_every=runtime.validate_every,
+            ),
+            ranks=ranks,
+        )
+        self.began = time.monotonic()
+        speeds = self.folder / "speed.csv"
+        with reporter(name, self.cell.recipe.batch_size, speeds, quiet=not ranks.first) as report:
+            watch = Watch(
+                report=report,
+                plan=planner(name, self.folder / "plan.json", quiet=not ranks.first),
+                stop=self.run.stop,
+                validate=lambda model: validation_miou(model, self.run.store, self.cell, self.device, ranks),
+            )
+            finished = fit(job, watch)
+        if not finished:
+            raise StoppedError(f"{name}: stopped by a signal, state saved. Run the same command again to continue.")
+
+    def finish(self) -> None:
+        """Write the weights, then the completed facts, which show that this seed is finished."""
+        from deeplab.monitor import peak_memory
+
+        seconds, weights = round(time.monotonic() - self.began, 1), self.folder / "weights.safetensors"
+        save_weights(self.network, weights, self.run.store, self.cell, self.facts.fingerprint)
+        end = {
+            "seconds": seconds,
+            "images_per_second": round(median_speed(self.folder / "speed.csv"), 2),
+            "peak_memory": peak_memory(self.device),
+            "weights": WeightsFile(file=f"seed{self.seed}.safetensors", sha256=file_sha256(weights)),
+        }
+        write_json(self.folder / "facts.json", self.facts.model_copy(update=end).plain())
+
+
+def validation_miou(network: "nn.Module", store: "Store", cell: Cell, device: "torch.device", ranks: "Ranks") -> float:
+    """mIoU of the current network on whole images at one scale. Each process evaluates its share of the images."""
+    import torch
+
+    from deeplab.config import Protocol
+    from deeplab.inference import evaluate
+    from deeplab.metrics import score
+
+    protocol = Protocol(scales=(1.0,), flip=False, window=None, stride=None)
+    split = store.split(cell.recipe.val_split)
+    own = slice(ranks.rank, None, ranks.world)
+    matrix = evaluate(
+        network, split, len(store.classes), cell.inference, protocol, device, lambda indices: indices[own]
+    )
+    return score(ranks.sum(torch.from_numpy(matrix)).numpy()).mean_iou
