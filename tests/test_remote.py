@@ -55,6 +55,7 @@ stages:
     do:
       cmd: python stage.py train ${item}
       deps: [stage.py, data/store]
+      params: [{reports/code.json: ["train.${item}"]}]
       outs: ["runs/${item}"]
   evaluate:
     foreach: [a, b, slow, bad]
@@ -107,7 +108,14 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     monkeypatch.setattr("pipeline.cluster.cells.LATE", 0.5)
-    files = {"stage.py": STAGE, "dvc.yaml": STAGES, "params.yaml": "{}", "data/store": "data ", "metrics/.keep": ""}
+    files = {
+        "stage.py": STAGE,
+        "dvc.yaml": STAGES,
+        "params.yaml": "{}",
+        "data/store": "data ",
+        "metrics/.keep": "",
+        "reports/code.json": "{}",
+    }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -115,6 +123,8 @@ def project(tmp_path, monkeypatch):
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
     (tmp_path / ".dvcignore").write_bytes((REPOSITORY / ".dvcignore").read_bytes())
     commit("start")
+    # Written by a stage, after the commit.
+    (tmp_path / "reports/code.json").write_text(json.dumps({"train": dict.fromkeys(("a", "b", "slow", "bad"), "code")}))
     return tmp_path
 
 
@@ -148,9 +158,10 @@ def ran():
     return sorted(Path("runs/.resume/ran").read_text().splitlines())
 
 
-def test_cells_run_in_snapshots_and_their_results_are_collected_without_running_twice(project):
+def test_cells_run_in_snapshots_and_their_results_are_collected_without_running_twice(project, capfd):
     cells = Processes()
     states = run(Remote(order_for("evaluate@[ab]"), cells), "evaluate@[ab]")
+    assert "cached" not in capfd.readouterr().out  # that DVC looked is not shown in the live view
     assert set(states.values()) == {"done"}
     assert sorted(cells.submitted) == ["a", "b"]  # a cell's two stages travel together
     assert ran() == ["evaluate a", "evaluate b", "train a", "train b"]
@@ -158,7 +169,7 @@ def test_cells_run_in_snapshots_and_their_results_are_collected_without_running_
     assert "Stage 'evaluate@a' is cached - skipping run" in Path("runs/.logs/evaluate@a.log").read_text()
     assert outdated(read_stages(["evaluate@[ab]"])) == {}
     left = {path.name for path in Path("runs/.cells").glob("*/*")}
-    assert left == {"a.json", "b.json", "call.json"}  # no snapshot
+    assert left == {"a.json", "b.json", "call.json", "code.json"}  # no snapshot
 
 
 def test_a_failed_cell_is_reported_with_its_own_error_and_not_tried_again(project):
@@ -282,7 +293,7 @@ def test_a_snapshot_shares_data_checkpoints_and_cache_and_is_gone_afterwards(pro
 
 def test_a_project_in_a_folder_of_the_repository_runs_elsewhere_too(project, monkeypatch):
     below = project / "examples/one"
-    for name in ("stage.py", "dvc.yaml", "params.yaml", ".gitignore", "metrics/.keep"):
+    for name in ("stage.py", "dvc.yaml", "params.yaml", ".gitignore", "metrics/.keep", "reports/code.json"):
         (below / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).rename(below / name)
     # As the commands of an example, this one has to find the code of the snapshot and not that of the repository.

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Protocol
 
 from deeplab.errors import WorkerError
-from pipeline.cluster.snapshot import LOCK, committed
+from pipeline.cluster.snapshot import committed, keep_state
 from pipeline.cluster.worker import STOP, note
 from pipeline.errors import EXIT_CODES, BusyError, ParamsError, StoppedError
 from pipeline.files import write_whole
@@ -102,9 +102,7 @@ class Remote:
     def __enter__(self) -> "Remote":
         for call in sorted(CALLS.glob("*")):
             self.take_over(call)
-        self.call.mkdir(parents=True)
-        if Path(LOCK).exists():
-            shutil.copyfile(LOCK, self.call / LOCK)  # while nothing writes it
+        keep_state(Path(), self.call)
         self.local.__enter__()
         return self
 

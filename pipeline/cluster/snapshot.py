@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.errors import ParamsError
 from pipeline.runner.dvc import dvc_folder, read_lock, write_lock
+from pipeline.settings.places import Places
 from pipeline.training.provenance import git
 
 CODE = (":(top)deeplab", ":(top)pipeline", "params.yaml", "dvc.yaml", ":(top).dvc/config", ":(top).dvcignore")
@@ -42,7 +43,7 @@ def committed(root: Path) -> str:
 def snapshot(root: Path, commit: str, folder: Path, cell: str) -> Iterator[Path]:
     """The project `root` at `commit`, in a clone in `folder` that exists during the block, to work on `cell`.
 
-    Its dvc.lock comes from the copy beside `folder`, because the one in `root` is being written.
+    Its dvc.lock and reports/code.json come from the copies that `keep_state` made beside `folder`.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -55,12 +56,26 @@ def snapshot(root: Path, commit: str, folder: Path, cell: str) -> Iterator[Path]
         share(root, project)
         configure(root, folder)
         names = (f"train@{cell}", f"evaluate@{cell}")
+        code = Places(project).code
+        if (kept := folder.parent / code.name).exists():
+            code.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(kept, code)
         known = read_lock(folder.parent / LOCK)
         # A short dvc.lock, because DVC reads and writes all of it for each stage.
         write_lock(project / LOCK, {name: known[name] for name in names if name in known})
         yield project
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def keep_state(root: Path, call: Path) -> None:
+    """Copy to `call` what stages of `root` have written and snapshots need: the commit can have older versions, and
+    DVC writes to dvc.lock while cells run.
+    """
+    call.mkdir(parents=True)
+    for path in (root / LOCK, Places(root).code):
+        if path.exists():
+            shutil.copyfile(path, call / path.name)
 
 
 def share(root: Path, project: Path) -> None:

@@ -4,6 +4,7 @@ The only file that imports below `dvc.repo` and `dvc.exceptions`.
 """
 
 import json
+import logging
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -47,11 +48,14 @@ def has_result(name: str) -> bool:
 
     with open_repo() as repo:
         stage = find(repo, name)
-        stage.save_deps()  # notes the present inputs on the stage, in memory
+        logging.disable(logging.INFO)  # DVC says that it checks out the outputs, which a dry run does not
         try:
+            stage.save_deps()  # notes the present inputs on the stage, in memory
             repo.stage_cache.restore(stage, dry=True)
         except DvcException:
             return False
+        finally:
+            logging.disable(logging.NOTSET)
     return True
 
 

@@ -20,7 +20,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser=root
 AuthType=auth/munge
-# cred_expire: a job that is queued again waits for old credentials to end, two minutes by default
+# cred_expire: a job that is queued again waits until old credentials expire, two minutes by default
 AuthInfo=socket={folder}/munge/socket,cred_expire=6
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
@@ -51,7 +51,7 @@ NodeName=n2 Name=gpu File=/dev/tty1
 
 
 class Cluster:
-    """The daemons, and what happens to them."""
+    """The daemons, and the faults that they suffer."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -86,11 +86,11 @@ class Cluster:
             self.daemons[name] = subprocess.Popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
     def lose(self, node):
-        """Kill a node's daemon and all that runs there, as a power cut does."""
+        """Kill the daemon of a node and all its jobs, as a power cut does."""
         self.daemons[node].kill()
         kill_jobs("SLURMD_NODENAME", node)
 
-    def bring_back(self, node):
+    def restart(self, node):
         """Start a lost node again."""
         self.daemons[node].wait()
         self.spawn(node, ["slurmd", "-D", "-N", node])
@@ -115,7 +115,7 @@ def idle():
 
 
 def kill_jobs(key, value):
-    """Kill the processes with this in their environment, but for our own, and what manages them for Slurm."""
+    """Kill the processes with this in their environment, except our own, and those that manage them for Slurm."""
     victims = [process for process in psutil.process_iter() if environment(process).get(key) == value]
     victims = [process for process in victims if process.pid != os.getpid()]
     parents = {process.parent() for process in victims}
@@ -126,7 +126,7 @@ def kill_jobs(key, value):
 
 
 def environment(process):
-    """The environment of a process, if it still lives."""
+    """The environment of a process; empty when it has ended."""
     try:
         return process.environ()
     except (psutil.Error, OSError):
@@ -134,7 +134,7 @@ def environment(process):
 
 
 def said(*words):
-    """What a command prints."""
+    """The output of a command."""
     return subprocess.run(words, capture_output=True, text=True, check=False, timeout=30).stdout
 
 
@@ -142,12 +142,12 @@ def wait_for(condition, seconds):
     """Wait until `condition` holds."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.2)
 
 
 def free_ports():
-    """The first of three ports in a row that nobody uses."""
+    """The first of three free ports in a row."""
     for first in range(21000, 30000, 3):
         try:
             for port in range(first, first + 3):

@@ -22,14 +22,14 @@ def test_a_grid_on_slurm_survives_what_clusters_do_and_gives_the_tables_of_dvc_r
     try:
         first, second = twelve.LONG
         worker, other = twelve.worker_of(first, project), twelve.worker_of(second, project)
-        # A more urgent job takes the node of the first cell, which is queued again.
+        # A job of higher priority preempts the first cell, which is queued again.
         urgent = ["-p", "high", "-w", node_of(worker), "--gres=gpu:1", "-o", "/dev/null", "--wrap", "sleep 5"]
         subprocess.run(["sbatch", *urgent], check=True)
         other.parent().kill()  # submitit's process on the node
         lost = node_of(twelve.worker_of(second, project, after=other))
         cluster.lose(lost)
         time.sleep(20)  # until Slurm has noticed
-        cluster.bring_back(lost)
+        cluster.restart(lost)
     except BaseException:
         runner.terminate()
         raise

@@ -1,4 +1,4 @@
-"""A grid of twelve tiny cells in a repository of its own, to be run by an engine and by `dvc repro`, and compared."""
+"""A grid of twelve tiny cells in its own repository, run by an engine and by `dvc repro` and compared."""
 
 import csv
 import json
@@ -15,19 +15,13 @@ from tests.test_pipeline import checkout, dvc, run
 from tests.tiny import tiny_params
 
 CELLS = [f"tiny_{number:02}" for number in range(12)]
-LONG = CELLS[:2]  # these train long enough to be hit in the middle
-TRACES = (
-    "run",
-    "key",
-    "commit",
-    "seconds",
-    "images_per_second",
-    "gpu_hours",
-)  # columns that tell when and where, not what
+LONG = CELLS[:2]  # these train long enough to be interrupted
+# Columns about when and where, which differ between two runs.
+TRACES = ("run", "key", "commit", "seconds", "images_per_second", "gpu_hours")
 
 
 def make_project(folder, **runtime):
-    """A clean commit of this code with twelve cells."""
+    """A commit of this code with twelve cells."""
     folder.mkdir()
     checkout(folder)
 
@@ -63,7 +57,7 @@ def start_grid(folder, *words):
 
 
 def worker_of(cell, folder, after=None, timeout=300):
-    """The process of a cell's worker that is not `after`, as soon as its training has come past a checkpoint."""
+    """The process of a cell's worker that is not `after`, once its training has passed a checkpoint."""
     deadline = time.monotonic() + timeout
     enough = reports(folder, cell) + 5 if after else 20
     while time.monotonic() < deadline:
@@ -72,7 +66,7 @@ def worker_of(cell, folder, after=None, timeout=300):
                 command = process.info["cmdline"] or []
                 if command[1:4] != ["-m", "pipeline.cluster.worker", cell] or process == after:
                     continue
-                if Path(process.cwd()) == folder:  # another grid may run beside this one
+                if Path(process.cwd()) == folder:  # another grid can run at the same time
                     return process
         time.sleep(0.2)
     raise AssertionError(f"{cell} does not train: {(folder / 'grid.out').read_text()}")
@@ -85,13 +79,13 @@ def reports(folder, cell):
 
 
 def check_went_on(log):
-    """Of all attempts in a training's log only the first one tells of step 1, so that the others had a checkpoint."""
-    told = re.findall(r": (\d+)/\d+ iterations, loss", log)
-    assert told.count("1") == 1, told
+    """Of all attempts in the log of a training only the first reports step 1: the others had a checkpoint."""
+    first = re.findall(r": (\d+)/\d+ iterations, loss", log)
+    assert first.count("1") == 1, first
 
 
 def finish(runner, folder, timeout=1500):
-    """What the runner has printed when it ends."""
+    """What the runner has printed at its end."""
     try:
         code = runner.wait(timeout)
     finally:
@@ -102,12 +96,12 @@ def finish(runner, folder, timeout=1500):
 
 
 def check_nothing_failed(printed):
-    """The runner has reported no failure, whatever the engine said of its own."""
+    """The runner has reported no failure, whatever the engine itself printed."""
     assert not re.search(r"^\d\d:\d\d:\d\d (failed|skipped)", printed, re.MULTILINE), printed
 
 
 def results(folder):
-    """The table, and what of each row is a result."""
+    """The table, the results in its rows, and the records."""
     with (folder / "reports/tables/tiny.csv").open(newline="") as file:
         rows = [{key: value for key, value in row.items() if key not in TRACES} for row in csv.DictReader(file)]
     records = [json.loads((folder / f"reports/records/tiny/{cell}.json").read_text()) for cell in CELLS]
@@ -124,7 +118,7 @@ def check_same(folder, reference):
 
 
 def check_collected(folder):
-    """Each cell came from the cache, and DVC has nothing left to do."""
+    """Each cell came from the cache, and DVC finds nothing to do."""
     for cell in CELLS:
         for kind in ("train", "evaluate"):
             log = (folder / f"runs/.logs/{kind}@{cell}.log").read_text()
