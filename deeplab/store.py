@@ -5,11 +5,11 @@ A training sample reads only the rows of its crop, nothing is decoded twice, and
     manifest.json     classes, palette, and per sample: id, split, height, width, offset, checksum, pixels per class
     masks.bin         uint8 train ids (H, W), one mask after another; 255 is ignored
     images.bin        uint8 RGB (H, W, 3), one image after another; empty in a file-backed store
-    image_files.txt   the line `packed`; in a file-backed store `files`, and each sample's image as seen from here
+    image_files.txt   the line `packed`; in a file-backed store `files`, and the relative path of each image
 
-A file-backed store takes less space and decodes an image each time it is read. Its manifest is the same, byte for byte:
-which of the two a network was trained on cannot move a number. The manifest is written last, so that an interrupted
-`prepare` leaves nothing that could be taken for a store.
+A file-backed store takes less space and decodes an image each time it is read. Its manifest is equal byte for byte, so
+the choice between the two cannot change a number. The manifest is written last, so an interrupted `prepare` leaves
+nothing that looks like a store.
 """
 
 import hashlib
@@ -70,7 +70,7 @@ def checksum(image: Bytes, mask: Bytes) -> int:
 
 
 class Store:
-    """A complete store, opened for reading; raises DataError when it is not complete."""
+    """A store, opened for reading. Raises DataError when it is incomplete or damaged."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -105,12 +105,12 @@ class Store:
         chosen = [index for index, record in enumerate(self.records) if record.split == name]
         if not chosen:
             known = ", ".join(sorted({record.split for record in self.records}))
-            raise DataError(f"{self.folder}: no samples in split {name!r}; there are: {known}")
+            raise DataError(f"{self.folder}: no samples in split {name!r}; available: {known}")
         files = [self.files[index] for index in chosen] if self.files else []
         return Split(self.folder, [self.records[index] for index in chosen], files)
 
     def verify(self) -> None:
-        """Read everything and compare it with its checksums; DataError names samples that have changed."""
+        """Read everything and compare it with the checksums. Raises DataError when samples have changed."""
         samples = Split(self.folder, self.records, self.files)
         changed = [
             record.id
@@ -125,22 +125,22 @@ class Store:
 
 
 def read_files(folder: Path, samples: int) -> list[Path]:
-    """The images of the `samples` samples of the store in `folder`; of a packed one none."""
+    """The image files of a file-backed store of `samples` samples; empty for a packed one."""
     path = folder / IMAGE_FILES
     try:
         kind, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}. Prepare the data set again.") from None
     except UnicodeDecodeError:
-        raise DataError(f"{path}: no list of files. Prepare the data set again.") from None
+        raise DataError(f"{path}: not a list of files. Prepare the data set again.") from None
     if (kind, len(lines)) not in ((PACKED, 0), (FILES, samples)):
         raise DataError(f"{path}: expected {PACKED!r}, or {FILES!r} and {samples} lines. Prepare the data set again.")
-    # Taken by their words: were the store's folder a link, its `..` would lead elsewhere.
+    # Not resolved: if the folder of the store is a link, its `..` is elsewhere.
     return [Path(os.path.normpath(folder / line)) for line in lines]
 
 
 class Split:
-    """The samples of one split. Picklable: each process maps the files for itself."""
+    """The samples of one split. Picklable: each process maps the files itself."""
 
     def __init__(self, folder: Path, records: list[Record], files: list[Path]) -> None:
         self.folder, self.records, self.files = folder, records, files
@@ -160,7 +160,7 @@ class Split:
         return np.asarray(np.memmap(self.folder / MASKS, dtype=np.uint8, mode="r"))
 
     def image(self, index: int) -> Bytes:
-        """Read-only view (H, W, 3), RGB; of a file-backed store an array of its own."""
+        """Read-only RGB (H, W, 3): a view, or in a file-backed store a new array."""
         if self.files:
             return self._decoded(index)
         record = self.records[index]
@@ -168,7 +168,7 @@ class Split:
         return self._images[3 * record.offset : 3 * (record.offset + size)].reshape(record.height, record.width, 3)
 
     def mask(self, index: int) -> Bytes:
-        """Read-only view (H, W) of train ids; 255 is ignored."""
+        """Read-only view (H, W) of train ids, uint8; 255 is ignored."""
         record = self.records[index]
         size = record.height * record.width
         return self._masks[record.offset : record.offset + size].reshape(record.height, record.width)
@@ -176,12 +176,12 @@ class Split:
     def _decoded(self, index: int) -> Bytes:
         record, path = self.records[index], self.files[index]
         image = read_image(path)
-        # Nobody watches the raw folder, and another version of the decoder may round differently.
+        # The raw folder may have changed, and another version of the decoder may round differently.
         same = image.shape[:2] == (record.height, record.width) and checksum(image, self.mask(index)) == record.checksum
         if not same:
             raise DataError(
-                f"{path}: not the pixels that were prepared (the checksum over image and mask differs). "
-                "Put the file back, or prepare the data set again."
+                f"{path}: not the image that was prepared (the checksum over image and mask differs). "
+                "Restore the file, or prepare the data set again."
             )
         image.flags.writeable = False
         return image

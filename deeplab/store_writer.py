@@ -1,4 +1,4 @@
-"""Writes a prepared store (deeplab/store.py): any number of processes bring the pixels, one of them the manifest."""
+"""Writes a prepared store (deeplab/store.py): any number of processes write the pixels, one of them the manifest."""
 
 import ctypes
 import errno
@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from isal.isal_zlib import crc32  # the value of zlib's, in a tenth of the time
+from isal.isal_zlib import crc32  # equal to zlib's, ten times as fast
 from numpy.typing import NDArray
 
 from deeplab.errors import naming
@@ -21,12 +21,10 @@ from deeplab.store import FILES, IGNORE, IMAGE_FILES, IMAGES, MANIFEST, MASKS, P
 
 PARTIAL = f"{MANIFEST}.part"
 LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
-DIRTY = 2 << 20  # pixels that may wait until the disk is told to begin
 
 
 class PixelFiles:
-    """The two files of pixels of a store that is being written. Each process that writes to them opens them itself."""
+    """The two pixel files of a store in the making. Each process that writes to them opens them itself."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -38,7 +36,7 @@ class PixelFiles:
 
     def __exit__(self, *_: object) -> None:
         for file in (self.images, self.masks):
-            with suppress(OSError):  # on a full disk closing fails too, and would hide what was raised first
+            with suppress(OSError):  # on a full disk closing fails too, and would hide the first error
                 file.close()
 
     def write(self, split: str, name: str, offset: int, image: Bytes, mask: Bytes, packed: bool = True) -> Record:
@@ -50,7 +48,7 @@ class PixelFiles:
         """Write (H, W, 3) RGB at `offset` pixels, unless not `packed`; return its CRC-32."""
         assert image.dtype == np.uint8
         image = np.ascontiguousarray(image)
-        checksum = crc32(image.data)  # before it is written, which drives it out of the processor's cache
+        checksum = crc32(image.data)  # first, while the image is in the processor's cache
         if packed:
             with naming(self.folder):
                 write_at(self.images.fileno(), image.data.cast("B"), 3 * offset)
@@ -67,7 +65,7 @@ class PixelFiles:
     ) -> Record:
         """Write (H, W) of train ids and 255 at `offset` pixels; return the record of the sample.
 
-        `pixels` (256,) is how many have each id, if that has been counted already.
+        `pixels` (256,) is the histogram of the mask, if it is known.
         """
         assert mask.dtype == np.uint8
         mask = np.ascontiguousarray(mask)
@@ -85,15 +83,8 @@ class PixelFiles:
             pixels={int(label): int(counts[label]) for label in np.flatnonzero(counts)},
         )
 
-    def flush(self) -> None:
-        """Have the kernel bring all to the disk from now on, and do not wait: `sync` then has less to do (Linux)."""
-        if LIBC:
-            for file in (self.images, self.masks):
-                LIBC.sync_file_range(file.fileno(), ctypes.c_int64(0), ctypes.c_int64(0), START_WRITING)
-
     def sync(self) -> None:
-        """Wait until all is on the disk, whichever process wrote it."""
-        self.flush()  # both at once
+        """Wait until everything is on the disk, whichever process wrote it."""
         with naming(self.folder):
             for file in (self.images, self.masks):
                 os.fsync(file.fileno())
@@ -107,7 +98,7 @@ def write_at(file: int, content: memoryview, offset: int) -> None:
 
 
 def take_room(file: int, size: int) -> None:
-    """Give the file `size` bytes on the disk, if its file system can (else Python's function writes zeros)."""
+    """Reserve `size` bytes on the disk if the file system can. os.posix_fallocate would write zeros where it cannot."""
     if LIBC and LIBC.fallocate(file, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
         error = ctypes.get_errno()
         if error in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -115,7 +106,7 @@ def take_room(file: int, size: int) -> None:
 
 
 class StoreWriter:
-    """Writes a store in place of what `folder` held; it is there once the `with` block has ended without an error."""
+    """Replaces the store in `folder`; the new one is complete when the `with` block ends without an error."""
 
     def __init__(self, folder: Path, classes: tuple[str, ...], palette: tuple[Color, ...]) -> None:
         assert len(classes) == len(palette) <= IGNORE
@@ -123,21 +114,20 @@ class StoreWriter:
         self.records: list[Record] = []
         self.files: list[str] = []
         self.offset = 0  # in pixels: where the next sample belongs
-        self.flushed = 0  # in pixels: up to there the disk has begun
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._remove()  # not overwritten: a process that has mapped the old files goes on reading them
+        self._remove()  # not overwritten: another process may still read the old files
         for name in (IMAGES, MASKS):
             (self.folder / name).touch()
         self.pixels = PixelFiles(self.folder)
         return self
 
     def reserve(self, pixels: int, packed: bool = True) -> None:
-        """OSError when the disk has no room for the masks, and if `packed` the images, of `pixels` pixels in all.
+        """Reserve the disk space for `pixels` pixels of masks, and of images if `packed`.
 
-        Better known now than in an hour. Samples are then written into room that is taken already, where the file
-        system can do that: processes that write to one file wait less for each other.
+        Raises OSError when there is too little, before hours of work instead of after them. Processes that write into
+        reserved space also wait less for each other.
         """
         needed = {self.pixels.masks: pixels, self.pixels.images: 3 * pixels if packed else 0}
         size, free = sum(needed.values()), shutil.disk_usage(self.folder).free
@@ -152,22 +142,19 @@ class StoreWriter:
     def add(self, split: str, name: str, image: Bytes, mask: Bytes, file: Path | None = None) -> None:
         """Append one sample: `image` (H, W, 3) RGB, `mask` (H, W) of train ids and 255.
 
-        With `file`, which `read_image` decodes to `image`, only its path is kept. All samples of a store have one, or
-        none has.
+        With `file`, which `read_image` decodes to `image`, only its path is kept. Either all samples of a store have
+        one or none has.
         """
         self.keep(self.pixels.write(split, name, self.offset, image, mask, packed=file is None), file)
 
     def keep(self, record: Record, file: Path | None = None) -> None:
-        """Append one sample whose pixels stand in their place already."""
+        """Append one sample whose pixels are already in the files."""
         assert record.offset == self.offset
         assert all(label < len(self.classes) or label == IGNORE for label in record.pixels)
-        if file is not None:  # as seen from here: the folders may move together
+        if file is not None:  # relative: the folders may move together
             self.files.append(os.path.relpath(file, self.folder))
         self.records.append(record)
         self.offset += record.height * record.width
-        if self.offset - self.flushed >= DIRTY:
-            self.pixels.flush()
-            self.flushed = self.offset
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
