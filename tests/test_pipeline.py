@@ -36,7 +36,8 @@ def dvc(*arguments, cwd, check=True):
 
 
 def stale(cwd):
-    """The stages that DVC itself would run again, not those that follow from them."""
+    """The stages that DVC itself would run again, not those that follow from them, with the hashes of the code as it is."""
+    dvc("repro", "--quiet", "--single-item", "check", cwd=cwd)
     status = json.loads(dvc("status", "--json", "dvc.yaml", cwd=cwd).stdout)
     return {stage for stage, reasons in status.items() if any("changed" in str(reason) for reason in reasons)}
 
@@ -140,8 +141,10 @@ def test_a_metric_that_changes_evaluates_again_and_trains_nothing(done):
     clone, _ = done
     metrics = clone / "deeplab/metrics.py"
     text = metrics.read_text()
-    metrics.write_text(text + "# another thought\n")
-    # prepare too: the data card says what baselines score. It writes the same store, so nothing is trained.
+    metrics.write_text(text + "# a comment\n")
+    assert stale(clone) == set()
+    metrics.write_text(text + "LIMIT = 1\n")
+    # prepare too: the data card has the scores of baselines. It writes the same store, so nothing is trained.
     assert stale(clone) == {"evaluate@tiny_os8", "evaluate@tiny_os16", "compare@tiny", "prepare@tiny"}
     metrics.write_text(text)
 
