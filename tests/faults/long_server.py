@@ -14,6 +14,7 @@ from statistics import median
 import psutil
 import pytest
 
+from pipeline.settings.places import Places
 from pipeline.stages import evaluate, tables
 from tests.faults.proxy import tracking_server
 from tests.faults.recording import FAULTS, KilledError, interrupt
@@ -44,7 +45,7 @@ class Training:
     """A cell of the data set `name` in a folder of its own, `uri` the server that it reports to."""
 
     def __init__(self, folder, name, store, uri=None):
-        self.folder, self.name, self.store, self.uri = folder, name, store, uri
+        self.folder, self.name, self.uri = folder, name, uri
 
         def long_enough(params):
             params["grid"]["tiny_os8"]["backbone"] = "mobilenetv3_small_050"
@@ -53,24 +54,15 @@ class Training:
 
         params = tiny_params(folder / "params.yaml", long_enough)
         params.write_text(params.read_text().replace('"tiny"', json.dumps(name)))
+        (folder / "data").mkdir()
+        (folder / "data" / name).symlink_to(store)
 
     @contextmanager
     def begun(self):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **({"MLFLOW_TRACKING_URI": self.uri} if self.uri else {})}
-        words = [
-            "tiny_os8",
-            "--data",
-            str(self.store),
-            "--pretrained",
-            "none",
-            "--resume",
-            "resume",
-            "--out",
-            "runs/tiny_os8",
-        ]
         with (self.folder / "train.txt").open("w") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.stages.train", *words],
+                [sys.executable, "-m", "pipeline.stages.train", "tiny_os8"],
                 cwd=self.folder,
                 env=environment,
                 stdout=out,
@@ -84,7 +76,7 @@ class Training:
 
     def end(self, process, reached):
         """Its speed with the mirror at work over that with the mirror held, in turn, from when `reached` says that it is."""
-        while not (speeds := [*self.folder.glob("resume/*/speed.csv")]):
+        while not (speeds := [*self.folder.glob("runs/.resume/*/*/speed.csv")]):
             assert process.poll() is None, (self.folder / "train.txt").read_text()
             time.sleep(0.1)
         (mirror,) = [
@@ -107,12 +99,7 @@ class Training:
         return median(found[False]) / median(found[True]) if all(found.values()) else None
 
     def evaluate(self):
-        reports = self.folder / "reports"
-        evaluate.run(
-            "tiny_os8", self.store, self.folder / "runs/tiny_os8/weights", reports / "metrics/tiny_os8.json",
-            reports / f"records/{self.name}/tiny_os8.json", reports / "images/tiny_os8.npz", reports / "plots/tiny_os8",
-            reports / "figures/tiny_os8", self.folder / "params.yaml",
-        )  # fmt: skip
+        evaluate.run("tiny_os8", Places(self.folder))
 
     def tables(self):
         tables.run(self.name)
