@@ -25,6 +25,7 @@ PACE = (
     "precision", "tf32", "compile", "threads",
 )  # fmt: skip
 Number = TypeVar("Number", int, float)
+WHY = 70  # letters of a reason that the text shows
 HEADS = ("stage", "why", "iterations", "hours", "disk GB", "memory GB", "missing")
 
 
@@ -158,7 +159,10 @@ def as_text(found: Plan, stages: int) -> str:
     """The plan as aligned columns, with the sum of the trainings at the end; `stages` is how many there are in all."""
     if not found.to_run:
         return f"up to date: {stages} stages"
-    rows = [HEADS, *((line.stage, line.why, *columns(line.cost)) for line in found.to_run)]
+    rows = [
+        HEADS,
+        *((line.stage, shorten(line.why, WHY, placeholder=" ..."), *columns(line.cost)) for line in found.to_run),
+    ]
     if costs := [line.cost for line in found.to_run if line.cost]:
         total = Cost(
             iterations=sum(cost.iterations for cost in costs),
