@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from textwrap import shorten
 from typing import Any, TypeVar
 
 from deeplab.config import Cell
