@@ -17,9 +17,9 @@ def build_backbone(config: ModelConfig, weights: Path | None = None) -> tuple[nn
     """The network named by `config` and the channels of its last two levels.
 
     (N, 3, H, W) -> [(N, C3, h, w), (N, C4, h, w)]; at output stride 8 both are H / 8, at 16 both are H / 16.
-    `weights` is a folder in which ImageNet weights are looked for before timm is asked for them.
+    `weights` is a folder that is searched for ImageNet weights before timm downloads them.
 
-    Raises SettingsError for a name that timm does not know or cannot dilate, DataError for weights that cannot be had.
+    Raises SettingsError for a name that timm does not know or cannot dilate, DataError for unavailable weights.
     """
     name = BACKBONES.get(config.backbone, config.backbone)
     if not timm.is_model(name):
@@ -41,7 +41,7 @@ def build_backbone(config: ModelConfig, weights: Path | None = None) -> tuple[nn
 
 
 def load_imagenet(name: str, options: dict[str, Any], folder: Path | None) -> nn.Module:
-    """The timm network `name` with its ImageNet weights, from `folder` if they lie there, else by timm's own loader."""
+    """The timm network `name` with its ImageNet weights, from `folder` if they are there, else by timm's loader."""
     source = timm.models.get_pretrained_cfg(name)
     if source is None or not (source.hf_hub_id or source.url or source.file):
         raise SettingsError(
@@ -53,7 +53,7 @@ def load_imagenet(name: str, options: dict[str, Any], folder: Path | None) -> nn
         model: nn.Module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     except Exception as error:  # noqa: BLE001  the loader's errors range from OSError to those of three HTTP libraries
         if overlay:
-            raise DataError(f"{file}: these are not the weights of {name!r} ({first_line(error)})") from None
+            raise DataError(f"{file}: not the weights of {name!r} ({first_line(error)})") from None
         raise DataError(
             f"ImageNet weights {source.hf_hub_id or source.url!r} are neither at {file} nor in the Hugging Face cache, "
             f"and could not be downloaded ({first_line(error)}). Place that repository's model.safetensors at {file}, "
@@ -66,7 +66,7 @@ def apply_multi_grid(backbone: nn.Module, factors: tuple[int, ...]) -> None:
     """Multiply the dilation of layer4's blocks by `factors` (DeepLabv3, section 4.2.1: rates 2 * (1, 2, 4) at stride
     16).
 
-    With all factors 1 the layer stays as timm builds it, its first block at half the layer's dilation.
+    With all factors 1 the layer stays as timm builds it: the first block has half the dilation of the layer.
     """
     if set(factors) == {1}:
         return
@@ -81,11 +81,11 @@ def apply_multi_grid(backbone: nn.Module, factors: tuple[int, ...]) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """The kind and the first line of `error`, short enough to stand in a message."""
+    """The type and the first line of `error`, for a message of one line."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:120]}"
 
 
-# Our name -> timm's name with the weights' tag; any other timm name is taken as it is.
+# Name in params.yaml -> timm name with the tag of its weights. Any other timm name is valid as it is.
 BACKBONES = {
     "resnet50c": "resnet50c.gluon_in1k",  # ResNet-V1c: three 3x3 convolutions instead of one 7x7
     "resnet101c": "resnet101c.gluon_in1k",

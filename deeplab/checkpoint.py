@@ -1,6 +1,6 @@
-"""The folder of an unfinished run: its checkpoints and its history, written so that a kill at any moment loses nothing.
+"""The folder of an unfinished run: checkpoints and history, written so that a kill at any moment loses nothing.
 
-A checkpoint is written beside its final name, synced, renamed, and the folder synced: it is there whole or not at all.
+A checkpoint is written beside its final name, synced, renamed, and the folder synced: the write is atomic.
 Its name carries the hash of its content, so that a damaged one is found before it is used. The history is append-only,
 and a checkpoint knows how long it was: going on from one cuts off the rows that will be written again.
 """
@@ -19,12 +19,12 @@ from deeplab.errors import DataError, naming
 
 State = dict[str, Any]
 
-KEPT = 2  # the newest may be on its way to the disk while the power fails
+KEPT = 2  # the newest may not have reached the disk when the power fails
 NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.pt")
 
 
 def save_checkpoint(folder: Path, step: int, state: State) -> None:
-    """Write `state` (tensors, plain values) as the folder's newest checkpoint; OSError when the disk is full."""
+    """Write `state` (tensors, plain values) as the newest checkpoint. Raises OSError when the disk is full."""
     buffer = io.BytesIO()  # torch.save into a file hides a full disk behind an unrelated error
     torch.save(state, buffer)
     content = buffer.getbuffer()
@@ -35,9 +35,9 @@ def save_checkpoint(folder: Path, step: int, state: State) -> None:
 
 
 def load_checkpoint(folder: Path) -> State | None:
-    """The newest checkpoint that is whole, or None when the folder has none; what a kill left half-written is removed.
+    """The newest intact checkpoint, or None when the folder has none. Removes what a kill left half-written.
 
-    Raises DataError when there are checkpoints and all of them are damaged, also when they were set aside before.
+    Damaged checkpoints are renamed. Raises DataError when all of them are damaged, now or in an earlier call.
     """
     for partial in folder.glob("step-*.pt.part"):
         partial.unlink(missing_ok=True)
@@ -47,7 +47,7 @@ def load_checkpoint(folder: Path) -> State | None:
         if match and hashlib.sha256(content).hexdigest().startswith(match[2]):
             try:
                 state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            except (pickle.UnpicklingError, RuntimeError, EOFError):  # not of ours, whatever its name says
+            except (pickle.UnpicklingError, RuntimeError, EOFError):  # not a checkpoint of this project
                 pass
             else:
                 return state
@@ -63,7 +63,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def write_durably(path: Path, content: bytes | memoryview) -> None:
-    """Put `content` at `path` so that after a crash there is the old file or the new one, never a part."""
+    """Write `content` to `path` atomically: after a crash the file is the old one or the new one."""
     partial = path.with_name(path.name + ".part")
     try:
         with naming(path):
@@ -79,7 +79,7 @@ def write_durably(path: Path, content: bytes | memoryview) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable."""
+    """Sync `folder`, so that renamed files survive a crash."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -88,12 +88,12 @@ def sync_folder(folder: Path) -> None:
 
 
 class History:
-    """A CSV file that only grows, but for the rows after a checkpoint, which are written again."""
+    """An append-only CSV file. Going on from a checkpoint first removes the rows after it."""
 
     def __init__(self, path: Path, columns: tuple[str, ...], length: int) -> None:
-        """Open `path` and keep its first `length` bytes; 0 starts it with its head line.
+        """Open `path` and keep its first `length` bytes; with 0 write the head line.
 
-        Raises DataError when it has fewer.
+        Raises DataError when the file is shorter.
         """
         self.path, self.columns = path, columns
         path.touch()
@@ -110,7 +110,7 @@ class History:
             file.write(",".join("" if value is None else str(value) for value in values) + "\n")
 
     def sync(self) -> int:
-        """Make the rows durable, so that no checkpoint knows of rows that a power cut takes; the length in bytes."""
+        """Sync the rows, before a checkpoint refers to them. Returns the length of the file in bytes."""
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
             return os.fstat(file.fileno()).st_size

@@ -138,9 +138,9 @@ class Cell:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over all settings of the cell, but for those at their default.
+        """SHA-256 over all settings of the cell, except those at their default.
 
-        An optional setting that is new so leaves the fingerprint of every cell that does not use it.
+        A new optional setting therefore changes no fingerprint of a cell that does not use it.
         """
         return digest(without_defaults(self))
 

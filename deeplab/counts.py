@@ -1,7 +1,7 @@
-"""What each image adds to the confusion matrix, and a file of it: the ground for intervals and for the page.
+"""The confusion matrix of each image, and a file for them: the input of intervals and of the page.
 
-Only the pairs of classes that meet in an image are kept, so that 2000 images with 150 classes take a few megabytes. A
-file holds every seed and protocol of a cell, as plain arrays of an `.npz` archive, without pickle:
+Only nonzero entries are kept, so 2000 images with 150 classes take a few megabytes. A file holds every seed and
+protocol of a cell, as plain arrays of an `.npz` archive, without pickle:
 
     images                       (N,) the ids of the images, in the order of the split
     classes                      (K,) their names
@@ -28,9 +28,9 @@ from deeplab.errors import DataError, naming
 from deeplab.metrics import Matrix
 
 COLUMNS = ("image", "truth", "predicted", "pixels")
-MAX_BYTES = 1 << 31  # of a file when unpacked; a hundred times what 2000 images with 150 classes take
+MAX_BYTES = 1 << 31  # of an unpacked file: a hundred times the size for 2000 images with 150 classes
 
-# What reading a file that is no counts, or damaged, raises.
+# What reading a damaged file raises.
 BROKEN = (
     OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError, MemoryError,
     OverflowError, SyntaxError, tokenize.TokenError, struct.error, zlib.error, zipfile.BadZipFile,
@@ -41,7 +41,7 @@ Run = tuple[int, str]  # seed, name of the protocol
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Counts:
-    """The pixels of each image by class in the mask and class predicted, where there are any; see above."""
+    """The nonzero entries of the confusion matrix of each image; see the head of this file."""
 
     images: NDArray[np.str_]  # (N,)
     classes: NDArray[np.str_]  # (K,)
@@ -69,7 +69,7 @@ class Counts:
 
 
 def gather(matrices: Iterable[Matrix], images: Iterable[str], classes: Iterable[str]) -> Counts:
-    """The counts of `images`, whose confusion matrices (K, K) come one by one and are dropped."""
+    """The counts of `images` from their confusion matrices (K, K), which are read one by one."""
     columns: dict[str, list[NDArray[np.int64]]] = {name: [] for name in COLUMNS}
     for index, matrix in enumerate(matrices):
         truth, predicted = np.nonzero(matrix)
@@ -88,7 +88,7 @@ def gather(matrices: Iterable[Matrix], images: Iterable[str], classes: Iterable[
 
 
 def write_counts(path: Path, runs: Mapping[Run, Counts]) -> None:
-    """Write the counts of a cell, all on the same images, whole or not at all."""
+    """Write the counts of a cell atomically. All must be on the same images."""
     first = next(iter(runs.values()))
     arrays: dict[str, NDArray[np.generic]] = {"images": first.images, "classes": first.classes}
     for (seed, protocol), counts in runs.items():
@@ -97,7 +97,10 @@ def write_counts(path: Path, runs: Mapping[Run, Counts]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     try:
-        with naming(path), partial.open("wb") as file:  # numpy gives each member of the archive the same date
+        with (
+            naming(path),
+            partial.open("wb") as file,
+        ):  # numpy gives each member of the archive the same date
             np.savez_compressed(file, allow_pickle=False, **arrays)
         partial.replace(path)
     except BaseException:
@@ -108,7 +111,7 @@ def write_counts(path: Path, runs: Mapping[Run, Counts]) -> None:
 def read_counts(path: Path) -> dict[Run, Counts]:
     """The counts in `path` by seed and protocol, in the order in which they were written.
 
-    Raises DataError for a file that is missing, damaged, or of another form.
+    Raises DataError when the file is missing, damaged or not a file of counts.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -134,7 +137,7 @@ def read_counts(path: Path) -> dict[Run, Counts]:
 
 
 def checked(counts: Counts) -> Counts:
-    """The same; ValueError when a column is of another type or length, or points at an image or class that is not."""
+    """`counts` unchanged. Raises ValueError for a wrong type or length, or an index out of range."""
     if any(names.dtype.kind != "U" or names.ndim != 1 for names in (counts.images, counts.classes)):
         raise ValueError("names")
     limits = (("image", np.int32, len(counts.images)), ("truth", np.uint8, len(counts.classes)))

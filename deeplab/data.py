@@ -1,8 +1,7 @@
-"""Training batches. What a sample looks like depends on (seed, epoch, index) alone, which samples a step sees on (seed,
-step).
+"""Training batches. A sample is a function of (seed, epoch, index), and the samples of a step one of (seed, step).
 
-So the number of workers, of devices, and the step at which a run was resumed change nothing, and there is no state to
-save.
+The number of workers or devices, and the step at which a run was resumed, therefore change nothing, and there is no
+state to save.
 """
 
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from deeplab.ring import Layout, Slot, fill_in_turn
 from deeplab.store import IGNORE, Bytes, Split
 from deeplab.transforms import clear_padding, cut, draw_region, normalise
 
-ORDER, AUGMENT = 0, 1  # what a random stream is for: streams of different purposes never meet
+ORDER, AUGMENT = 0, 1  # purposes of random streams, which keep them independent
 
 Key = tuple[int, int]  # epoch, index
 
@@ -61,7 +60,7 @@ class TrainingSamples(Dataset[Sample]):
         return Sample(image, mask, size, draws, key[1])
 
     def write(self, key: Key, image: Bytes, mask: Bytes) -> tuple[tuple[int, int], NDArray[np.float32]]:
-        """Write a sample into `image` (H, W, 3) and `mask` (H, W), whatever they hold; returns size and draws."""
+        """Write a sample into `image` (H, W, 3) and `mask` (H, W), whatever they hold. Returns size and draws."""
         epoch, index = key
         rng = random_stream(self.seed, AUGMENT, epoch, index)
         region = draw_region(rng, self.split.mask(index), self.recipe, self.augment, out=mask)
@@ -77,7 +76,7 @@ class TrainingSamples(Dataset[Sample]):
         return (height, width), np.array(draws, np.float32)
 
     def write_batch(self, slot: Slot, keys: list[Key]) -> None:
-        """Write the samples of `keys` into a slot of the layout `batch_layout`."""
+        """Write the samples of `keys` into a slot of `batch_layout`."""
         images, masks, sizes, draws, indices = slot
         for place, key in enumerate(keys):
             sizes[place], draws[place] = self.write(key, images[place], masks[place])
@@ -85,7 +84,7 @@ class TrainingSamples(Dataset[Sample]):
 
 
 class StepKeys(Sampler[list[Key]]):
-    """The (epoch, index) keys of steps `start` to `stop`; of each step only the `part` of a process that shares it."""
+    """The (epoch, index) keys of steps `start` to `stop`; of each step only the `part` of this process."""
 
     def __init__(
         self, count: int, batch_size: int, seed: int, start: int, stop: int, part: slice = slice(None)
@@ -108,7 +107,7 @@ class StepKeys(Sampler[list[Key]]):
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Whole batches in an epoch; a last, smaller one is dropped."""
+    """Batches in an epoch; a last, smaller one is dropped."""
     return count // batch_size
 
 
@@ -127,10 +126,9 @@ def training_loader(
 ) -> Iterator[Batch]:
     """Batches of steps `start` to `stop`, in order, from `workers` processes; 0 makes them in this one.
 
-    Of each batch only the `part` of a process that shares it.
-    A batch is valid until the next one is asked for: then its memory is written again. With `pin`, which needs CUDA,
-    it is page-locked, and copies to the device that were begun on the current stream still get the right pixels.
-    Errors are those of `fill_in_turn`.
+    Makes only the `part` of each batch that belongs to this process. A batch is valid until the next one is asked for,
+    because its memory is used again. With `pin`, which needs CUDA, it is page-locked, and copies that were started on
+    the current stream stay correct. Raises the errors of `fill_in_turn`.
     """
     keys = StepKeys(len(samples.split), samples.recipe.batch_size, samples.seed, start, stop, part)
     layout = batch_layout(len(range(samples.recipe.batch_size)[part]), samples.recipe.crop, samples.augment)
@@ -140,7 +138,7 @@ def training_loader(
             torch.from_numpy(masks),
             torch.from_numpy(sizes),
             torch.from_numpy(draws),
-            torch.tensor(indices),  # its own memory: a report may name the samples of steps long past
+            torch.tensor(indices),  # copied: a report may name the samples of earlier steps
         )
 
 

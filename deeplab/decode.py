@@ -1,6 +1,6 @@
-"""Image files -> arrays: the one decoder, so that packed pixels and those decoded in training are the same bits.
+"""Image files -> arrays. One decoder, so that packed pixels and those decoded in training are the same bits.
 
-Whatever is wrong with a file is a DataError that names it.
+Anything wrong with a file raises a DataError that names it.
 """
 
 import io
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from deeplab.errors import DataError
 
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
-JPEG_FRAMES = {0xC0 + kind for kind in range(16)} - {0xC4, 0xC8, 0xCC}  # the segments that tell the size
-JPEG_MARK = re.compile(rb"\xff+([^\x00\xff\x01\xd0-\xd7])")  # those without a length stand between them, and in scans
+JPEG_FRAMES = {0xC0 + kind for kind in range(16)} - {0xC4, 0xC8, 0xCC}  # the segments that contain the size
+JPEG_MARK = re.compile(rb"\xff+([^\x00\xff\x01\xd0-\xd7])")  # not those without a length
 PNG_START = b"\x89PNG\r\n\x1a\n"
-MAX_PIXELS: Final = 178_956_970  # of one picture, as Pillow has it for masks; a file of a few kB can claim billions
-MAX_SCANS: Final = 100  # of one JPEG: encoders make about ten, and a scan of a few bytes takes a pass over all pixels
+MAX_PIXELS: Final = 178_956_970  # of one picture, Pillow's own limit; a file of a few kB can claim billions
+MAX_SCANS: Final = 100  # of one JPEG: encoders make about ten, and each takes a pass over all pixels
 
 
 def read_image(path: Path, upright: bool = False) -> NDArray[np.uint8]:
@@ -44,12 +44,12 @@ def read_image(path: Path, upright: bool = False) -> NDArray[np.uint8]:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Height and width of the picture in `path`: of a JPEG or a PNG from its header, of any other by decoding it."""
+    """Height and width of the picture in `path`: from the header of a JPEG or PNG, else by decoding it."""
     try:
         with path.open("rb") as file:
             size = header_size(file)
     except OSError:
-        size = None  # decoding tells what is wrong
+        size = None  # decoding will report the problem
     if size is None:
         height, width, _ = read_image(path).shape
         return height, width
@@ -58,7 +58,7 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def check_pixels(path: Path, height: int, width: int) -> None:
-    """Refuse a picture that would fill the memory, before anything is decoded."""
+    """Raise DataError for a picture that would fill the memory, before it is decoded."""
     if height * width > MAX_PIXELS:
         raise DataError(
             f"{path}: {width}x{height} pixels, expected at most {MAX_PIXELS:,} in one picture. Cut it into pieces."
@@ -66,27 +66,27 @@ def check_pixels(path: Path, height: int, width: int) -> None:
 
 
 def check_scans(path: Path, content: bytes) -> None:
-    """Refuse a JPEG of thousands of scans, which 100 kB can hold and which would be decoded for minutes."""
+    """Raise DataError for a JPEG of thousands of scans: 100 kB of them take minutes to decode."""
     if not content.startswith(JPEG_START) or content.count(JPEG_SCAN) <= MAX_SCANS:
-        return  # so that the scans of other files need not be told from what looks like one
+        return  # too few even if every match is a scan
     if (scans := sum(kind == JPEG_SCAN[1:] for kind in jpeg_segments(content))) > MAX_SCANS:
-        raise DataError(f"{path}: a JPEG of {scans:,} scans, expected at most {MAX_SCANS}. Save it anew.")
+        raise DataError(f"{path}: a JPEG of {scans:,} scans, expected at most {MAX_SCANS}. Save it again.")
 
 
 def is_whole(content: bytes) -> bool:
-    """Whether a JPEG or a PNG has its end; another kind of file may.
+    """Whether a JPEG or a PNG has its end; True for any other file.
 
-    A JPEG whose end was lost but filled with zeros still decodes, to a picture that is grey from there on.
+    A cut JPEG that was filled up with zeros still decodes, to a picture that is grey from there on.
     """
     if content.startswith(PNG_START):
         return png_ends(content)
-    if content.startswith(JPEG_START):  # the first answers at once; the second is for a photo that a film follows
+    if content.startswith(JPEG_START):  # the second is for a photo followed by a film
         return content.rfind(JPEG_END) > content.rfind(JPEG_SCAN) or JPEG_END[1:] in jpeg_segments(content)
     return True
 
 
 def header_size(file: BinaryIO) -> tuple[int, int] | None:
-    """Height and width as the header of a JPEG or a PNG tells them; None for any other, or where it does not."""
+    """Height and width from the header of a JPEG or PNG; None for other files and broken headers."""
     try:
         start = file.read(24)
         if start.startswith(PNG_START):
@@ -106,12 +106,12 @@ def pillow_size(path: Path, content: bytes) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(content)) as picture:
             return picture.height, picture.width
-    except Exception as error:  # noqa: BLE001  a broken file makes Pillow raise nearly anything
+    except Exception as error:  # noqa: BLE001  for a broken file Pillow raises nearly anything
         raise DataError(f"{path}: not a readable image, or cut short ({type(error).__name__})") from None
 
 
 def jpeg_size(file: BinaryIO) -> tuple[int, int]:
-    """Height and width from the segment of a JPEG that tells them; ValueError or struct.error if it is not found."""
+    """Height and width from the frame segment of a JPEG. Raises ValueError or struct.error if it is not found."""
     file.seek(len(JPEG_START))
     while True:
         mark, kind, length = struct.unpack(">BBH", file.read(4))
@@ -126,7 +126,7 @@ def jpeg_size(file: BinaryIO) -> tuple[int, int]:
 
 
 def jpeg_segments(content: bytes) -> Iterator[bytes]:
-    """The kinds of a JPEG's segments, to its end: without those of its thumbnail and of a film that follows it."""
+    """The types of the segments of a JPEG up to its end, without those of a thumbnail or of a film after it."""
     place = len(JPEG_START)
     while mark := JPEG_MARK.search(content, place):
         yield mark[1]
@@ -136,7 +136,7 @@ def jpeg_segments(content: bytes) -> Iterator[bytes]:
 
 
 def png_ends(content: bytes) -> bool:
-    """Whether a PNG has all that its chunks claim, to the last: OpenCV fills as much memory as one says, up to 4 GB."""
+    """Whether all chunks of a PNG are complete: OpenCV allocates what a chunk claims, up to 4 GB."""
     place, kind = len(PNG_START), b""
     while kind != b"IEND" and place < len(content):
         length, kind = int.from_bytes(content[place : place + 4], "big"), content[place + 4 : place + 8]
@@ -145,7 +145,7 @@ def png_ends(content: bytes) -> bool:
 
 
 def read_content(path: Path) -> bytes:
-    """All bytes of `path`, of which there is at least one."""
+    """The content of `path`. Raises DataError when it is missing, empty or unreadable."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:

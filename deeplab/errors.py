@@ -1,4 +1,4 @@
-"""The ways in which a run can fail without a bug."""
+"""The errors that a user can fix."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,11 +6,11 @@ from pathlib import Path
 
 
 class SettingsError(ValueError):
-    """A setting does not fit the others, or the machine."""
+    """A setting does not fit the other settings or the machine."""
 
 
 class DataError(ValueError):
-    """The data is missing, broken, or not what the settings say."""
+    """Data is missing, damaged, or does not match the settings."""
 
 
 class SizeError(DataError):
@@ -18,7 +18,7 @@ class SizeError(DataError):
 
 
 class MaskError(DataError):
-    """A mask that can be decoded cannot be used. `shape` is its height and width: they may be wrong as well."""
+    """A mask was decoded but is invalid. `shape` is its height and width, which may be wrong too."""
 
     def __init__(self, message: str, shape: tuple[int, int]) -> None:
         super().__init__(message)
@@ -30,7 +30,7 @@ class MaskModeError(MaskError):
 
 
 class LabelError(MaskError):
-    """A mask holds a label that its data set does not have."""
+    """A mask has a label that is not in its data set."""
 
 
 class NonFiniteError(ArithmeticError):
@@ -43,7 +43,7 @@ class WorkerError(RuntimeError):
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name `path` in an OSError: writing to an open file raises one that does not say which disk is full."""
+    """Add `path` to an OSError of the block: an error of writing to an open file does not name it."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
 """From a trained network to train ids at an image's own size, and to a data set's confusion matrix.
 
-The logits are upsampled and compared a few classes at a time. All 150 classes of ADE20k at 1536x2048 would be 1.9 GB at
-once, and slower; the pixels are the same but for ties.
+The logits are upsampled and compared a few classes at a time. All 150 classes of ADE20k at 1536x2048 would take 1.9 GB
+and be slower. The result is the same except for ties.
 """
 
 import math
@@ -39,8 +39,8 @@ def evaluate(
 ) -> Matrix:
     """The confusion matrix (K, K) of `model` over all images of `split`; `progress` goes around their indices, as tqdm.
 
-    Predictions are counted and dropped one by one. The network is left in the mode it came in.
-    Raises DataError for a label that is no class, NonFiniteError for logits that are NaN or infinite.
+    Predictions are counted one by one and not kept. The mode of the network is restored.
+    Raises DataError for a label that is not a class, NonFiniteError for logits that are NaN or infinite.
     """
     matrix = np.zeros((classes, classes), np.int64)
     for each in evaluate_each(model, split, classes, settings, protocol, device, progress):
@@ -57,7 +57,7 @@ def evaluate_each(
     device: torch.device,
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> Iterator[Matrix]:
-    """The same image by image: their confusion matrices, in the order of the split."""
+    """The same per image: one confusion matrix (K, K) each, in the order of the split."""
     training = model.training
     model.eval()
     try:
@@ -105,8 +105,8 @@ def predict_tiles(
 ) -> Bytes:
     """Segment one image in windows, at its own scale: (H, W, 3) RGB -> train ids (H, W).
 
-    Where two windows overlap, each counts up to the middle of what they share: a pixel is told by the window that sees
-    more around it. Nothing but the labels is held for the whole image, so that it may be of any size.
+    Where two windows overlap, each decides up to the middle of the overlap: a pixel is labelled by the window that sees
+    more of its surroundings. Only the labels are held for the whole image, which may have any size.
     """
     assert not model.training
     whole = Protocol(scales=(1.0,), flip=False, window=None, stride=None)
@@ -125,7 +125,7 @@ def predict_tiles(
 
 
 def shared(places: list[int], start: int, window: int) -> int:
-    """How much of the window at `start` lies in the one before it."""
+    """How many pixels the window at `start` shares with the one before it."""
     index = places.index(start)
     return places[index - 1] + window - start if index else 0
 
@@ -144,7 +144,7 @@ def logits_of(model: nn.Module, x: Tensor, settings: Inference, protocol: Protoc
         else:
             logits = model(x).float()
     if not logits.isfinite().all():
-        raise NonFiniteError("the network's logits are NaN or infinite: its weights are broken, or overflow in fp16")
+        raise NonFiniteError("the network's logits are NaN or infinite: its weights are damaged, or overflow in fp16")
     return logits.contiguous()
 
 
@@ -169,7 +169,7 @@ def slide(model: nn.Module, x: Tensor, window: Size, stride: Size) -> Tensor:
 
 
 def starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows start; the last one ends at `length`, one that is longer than the image starts at 0."""
+    """Where windows start. The last one ends at `length`; a window longer than the image starts at 0."""
     last = max(length - window, 0)
     return [min(step * stride, last) for step in range(math.ceil(last / stride) + 1)]
 

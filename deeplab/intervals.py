@@ -1,12 +1,12 @@
-"""How far a mIoU, or the difference of two, moves with other images: a bootstrap over the validation images.
+"""How far a mIoU, or the difference of two, varies with the images: a bootstrap over the validation images.
 
-Images are drawn again with replacement, all of an image's pixels together, and the mIoU is computed anew from the sums.
-The percentiles of the resamples are moved so that their mean is the estimate, because a class in few images has a lower
-IoU in a resample on average: with 150 classes the plain percentiles, and BCa's, held the mIoU to be expected of as many
-images in 26 to 72 of 100 simulated cases, these in 93 (docs/what-a-difference-means.md). What another training seed
-would change is no part of the interval; `with_seeds` adds that.
+Whole images are drawn with replacement, and the mIoU is computed from their summed counts. The percentiles are shifted
+so that the mean of the resamples is the estimate, because a class in few images has a lower IoU in a resample on
+average. With 150 classes, plain and BCa percentiles contained the expected mIoU in 26 to 72 of 100 simulated cases, and
+shifted ones in 93 (docs/what-a-difference-means.md). The interval does not include the effect of the training seed;
+`with_seeds` adds it.
 
-The sums are whole numbers below 2^53, so the same counts give the same interval to the last bit on every machine.
+The sums are integers below 2^53, so equal counts give the same interval, bit for bit, on every machine.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """An estimate, and the ends between which its expectation over sets of as many images lies; all are shares."""
+    """An estimate and the interval of its expectation over sets of as many images; all are shares, 0..1 for a mIoU."""
 
     estimate: float
     low: float
@@ -48,18 +48,18 @@ def interval(runs: Sequence[Counts]) -> Interval:
 
 
 def difference(ours: Sequence[Counts], theirs: Sequence[Counts]) -> Interval:
-    """The mIoU of one cell less that of another, on the same images: what makes an image hard is hard for both.
+    """The mIoU of one cell minus that of another on the same images, paired image by image.
 
-    Raises DataError when the images are others, or fewer than two.
+    Raises DataError when the images differ, or are fewer than two.
     """
     return _interval([*ours, *theirs], [1 / len(ours)] * len(ours) + [-1 / len(theirs)] * len(theirs))
 
 
 def with_seeds(images: Interval, *seeds: Sequence[float]) -> Interval | None:
-    """`images` widened by what the training seeds move; `seeds` are the mIoUs of each cell's, one cell or two.
+    """`images` widened by the variance over training seeds; `seeds` are the mIoUs per seed of one cell or two.
 
     The variances over images and over seeds add up, and Student's t accounts for how few seeds there are (Welch and
-    Satterthwaite). None where a cell has one seed: nothing is known about others then.
+    Satterthwaite). Returns None when a cell has only one seed.
     """
     from scipy.special import stdtrit
 
@@ -76,9 +76,9 @@ def with_seeds(images: Interval, *seeds: Sequence[float]) -> Interval | None:
 def _interval(runs: Sequence[Counts], factors: Sequence[float]) -> Interval:
     """The interval of the sum of the runs' mIoUs, each times its factor."""
     if not all(np.array_equal(run.images, runs[0].images) for run in runs):
-        raise DataError("the runs were evaluated on other images, so they cannot be compared image by image")
+        raise DataError("the runs were evaluated on different images, so they cannot be compared image by image")
     totals = [run.totals() for run in runs]
-    labelled = totals[0][1].any(axis=1)  # the same in each run, for they share the masks
+    labelled = totals[0][1].any(axis=1)  # the same in each run, because the masks are
     totals = [(hits[labelled], union[labelled]) for hits, union in totals]
     count = int(labelled.sum())
     if count < 2:

@@ -1,8 +1,8 @@
 """How good a segmentation is, from one confusion matrix over the whole data set.
 
-This is PASCAL VOC's definition: the pixels of all images are counted together, then IoU = TP / (TP + FP + FN) per
-class. (The mean of each image's IoU is another number.) A class with an empty union, in neither truth nor prediction of
-any image, has no IoU and is left out of the mean; a class that is only predicted has IoU 0 and counts.
+This is the definition of PASCAL VOC: count the pixels of all images together, then IoU = TP / (TP + FP + FN) per class.
+(The mean IoU over images is a different number.) A class in neither truth nor prediction of any image has no IoU and is
+left out of the mean; a class that is only predicted has IoU 0 and counts.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Matrix = NDArray[np.int64]  # (K, K) pixels; rows are the truth, columns the pre
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What a confusion matrix says; all shares are 0..1."""
+    """The scores of a confusion matrix; all shares are 0..1."""
 
     iou: NDArray[np.float64]  # (K,); nan for a class with an empty union
     accuracy: NDArray[np.float64]  # (K,) share of the class's pixels found; nan for a class absent in the truth
@@ -48,7 +48,7 @@ def confusion_matrix(truth: Bytes, predicted: Bytes, classes: int) -> Matrix:
 
 
 def score(matrix: Matrix) -> Scores:
-    """The scores of a (K, K) confusion matrix; DataError when no pixel was counted."""
+    """The scores of a confusion matrix (K, K). Raises DataError when no pixel was counted."""
     if not matrix.any():
         raise DataError("no labelled pixel to evaluate: every mask is empty or ignored")
     hits, truth, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
@@ -65,7 +65,7 @@ def score(matrix: Matrix) -> Scores:
 
 
 def share(part: Matrix, whole: Matrix) -> NDArray[np.float64]:
-    """`part` / `whole` per class, nan where there is nothing to share."""
+    """`part` / `whole` per class, nan where `whole` is 0."""
     shares = np.full(whole.shape, np.nan)
     np.divide(part, whole, out=shares, where=whole > 0)
     return shares

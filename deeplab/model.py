@@ -33,7 +33,7 @@ class ASPP(nn.Module):
 
 
 class AuxiliaryHead(nn.Sequential):
-    """A small fully convolutional head on layer3 that helps training and is dropped at inference.
+    """A small fully convolutional head on layer3, used only in training.
 
     (N, C, h, w) -> (N, K, h, w).
     """

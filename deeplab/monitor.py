@@ -1,4 +1,4 @@
-"""What is watched while a network trains: its losses, its speed, its memory."""
+"""Losses, speed and memory of a training."""
 
 import math
 import re
@@ -18,7 +18,7 @@ from deeplab.errors import NonFiniteError
 Item = TypeVar("Item")
 
 SPIKE = 3.0  # times the median of the last losses
-WINDOW, ENOUGH = 100, 20  # how many losses the median is over at most and at least
+WINDOW, ENOUGH = 100, 20  # the median is over at most and at least so many losses
 
 
 class Losses:
@@ -34,17 +34,17 @@ class Losses:
         self.waiting: list[tuple[Tensor, int, float]] = []
 
     def state(self) -> dict[str, Any]:
-        """All that the rows to come depend on."""
+        """Everything that later rows of the history depend on."""
         return {"values": self.values, "recent": list(self.recent), "spikes": self.spikes}
 
     def add(self, loss: Tensor, step: int, lr: float, wait: bool) -> None:
-        """Take a step's loss; without `wait` it is read and checked at once."""
+        """Add the loss of a step. It is read and checked at once, or with `wait` at the next `check`."""
         self.waiting.append((loss, step, lr))
         if not wait:
             self.check()
 
     def check(self) -> None:
-        """Read the waiting losses; raises NonFiniteError at the first that is not finite."""
+        """Read the waiting losses. Raises NonFiniteError at the first that is not finite."""
         values = torch.stack([loss for loss, *_ in self.waiting]).tolist() if self.waiting else []
         for value, (_, step, lr) in zip(values, self.waiting, strict=True):
             if not math.isfinite(value):
@@ -55,7 +55,7 @@ class Losses:
         self.waiting.clear()
 
     def take(self) -> tuple[float, int]:
-        """The mean since the last call, and how many of these losses were spikes; starts the next interval."""
+        """Mean and number of spikes of the losses since the last call."""
         self.check()
         values, spikes = self.values, self.spikes
         self.values, self.spikes = [], 0
@@ -63,7 +63,7 @@ class Losses:
 
 
 def not_finite(what: str, step: int, lr: float, samples: str) -> str:
-    """The message when a number is none any more."""
+    """The message of a NonFiniteError at a step; `what` says which number."""
     return (
         f"{what} at step {step} (lr {lr:.6f}, samples {samples}). The last good checkpoint is kept. Lower lr or look "
         f"at these samples; with fp16 try bf16."
@@ -79,12 +79,12 @@ class Clock:
         self.start(step)
 
     def start(self, step: int) -> None:
-        """Count from now: what came before `step` was to get ready."""
+        """Start to measure, before `step`: the time until now was for preparation."""
         self.step, self.waited = step, 0.0
         self.began = self.reported = time.monotonic()
 
     def waiting_for(self, items: Iterable[Item]) -> Iterator[Item]:
-        """`items`, noting how long each of them kept the loop waiting."""
+        """Yield `items` and measure how long the loop waits for each."""
         waiting = iter(items)
         while True:
             asked = time.monotonic()
@@ -95,11 +95,11 @@ class Clock:
             yield item
 
     def waited_share(self) -> float:
-        """The share of the time since `start` that went by in `waiting_for`."""
+        """The share of the time since `start` that was spent in `waiting_for`, 0..1."""
         return self.waited / max(time.monotonic() - self.began, 1e-9)
 
     def images_per_second(self, step: int) -> float:
-        """Since the last call."""
+        """Images per second since the last call."""
         now = time.monotonic()
         speed = (step - self.step) * self.batch_size / max(now - self.reported, 1e-9)
         self.step, self.reported = step, now
@@ -110,19 +110,19 @@ class Clock:
         return (step - self.first) * self.batch_size / max(time.monotonic() - self.began, 1e-9)
 
     def saved(self) -> None:
-        """A checkpoint was written just now."""
+        """Note that a checkpoint was written now."""
         self.save_time = time.monotonic()
 
     def since_save(self) -> float:
-        """Seconds."""
+        """Seconds since the last checkpoint, or since this process began."""
         return time.monotonic() - self.save_time
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has held: of tensors on a GPU, of everything on the CPU."""
+    """The peak memory of this process in bytes: of tensors on a GPU, of everything on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.exists():  # Linux, where getrusage also counts what the process was forked from
+    if status.exists():  # Linux, where getrusage also counts the parent before the fork
         return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1])  # type: ignore[index]
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""The arithmetic that the network computes in; losses and scores are always in fp32."""
+"""The precision of the network; losses and scores are always in fp32."""
 
 import torch
 
@@ -6,5 +6,5 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context of a precision, a key of DTYPES, on `device`; fp32 switches it off."""
+    """The autocast context for `precision`, a key of DTYPES, on `device`; it does nothing for fp32."""
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")

@@ -1,7 +1,7 @@
-"""The processes that share each batch of a cell, one per GPU: every one trains on its slice of the step's samples.
+"""The processes that share each batch of a cell, one per GPU. Each trains on its slice of the samples.
 
-What they compute together is the step of one process on the whole batch, to rounding, as long as batch normalisation
-goes over the whole batch too: SyncBatchNorm, which needs CUDA.
+Together they compute, to rounding, the step of one process on the whole batch, if batch normalisation covers the whole
+batch too. That takes SyncBatchNorm, which needs CUDA.
 """
 
 from dataclasses import dataclass
@@ -19,21 +19,20 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process as one of `world`. With more than one, torch's default process group is set up."""
+    """This process as one of `world`. With more than one, torch's default process group must exist."""
 
     rank: int = 0
     world: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this process writes what the others do not: checkpoints, history, result."""
+        """Whether this process writes checkpoints, history and result."""
         return self.rank == 0
 
     def part(self, batch_size: int, device: torch.device) -> slice:
-        """This process's samples of a step.
+        """The slice of a batch that this process trains on.
 
-        Raises SettingsError when the batch does not divide, or leaves a single sample where batch normalisation sees
-        nothing else.
+        Raises SettingsError when the batch does not divide, or leaves one sample per process without SyncBatchNorm.
         """
         size, rest = divmod(batch_size, self.world)
         if rest:
@@ -49,7 +48,7 @@ class Ranks:
         return slice(self.rank * size, (self.rank + 1) * size)
 
     def join(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """`network` so that its gradients become the mean over all processes; on CUDA its batch statistics too."""
+        """Wrap `network` so that gradients, and on CUDA batch statistics, are averaged over all processes."""
         if self.world == 1:
             return network
         on_gpu = device.type == "cuda"
@@ -61,7 +60,7 @@ class Ranks:
         return joined
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, on its device; the host does not wait."""
+        """The sum of a tensor over all processes, on its device, without waiting for it."""
         if self.world == 1:
             return value
         total = value.clone()
@@ -69,15 +68,15 @@ class Ranks:
         return total
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag whether a process has raised it, so that all go the same way."""
+        """For each flag whether any process has set it. All processes get the same answer."""
         if self.world == 1:
             return flags
-        raised = torch.tensor(flags, dtype=torch.uint8)  # in host memory: no device is waited for
+        raised = torch.tensor(flags, dtype=torch.uint8)  # in host memory, so that no process waits for its device
         dist.all_reduce(raised, dist.ReduceOp.MAX)
         return tuple(bool(flag) for flag in raised)
 
     def agree(self, value: Value) -> Value:
-        """The value that the first process has (plain data); nobody goes on before it came here."""
+        """The value of the first process (plain data). All processes wait for it."""
         if self.world == 1:
             return value
         values = [value]

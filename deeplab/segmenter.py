@@ -48,8 +48,8 @@ class Segmenter:
 def load_model(path: Path, device: str = "cpu") -> Segmenter:
     """Load a weights file of this project, or a folder with model.safetensors and config.json.
 
-    Raises DataError for a file that is missing, damaged, or does not say what it is; SettingsError for a device that
-    torch does not have.
+    Raises DataError for a file that is missing, damaged or without settings, SettingsError for a device that torch does
+    not have.
     """
     file = path / WEIGHTS if path.is_dir() else path
     about = read_about(file)
@@ -60,7 +60,7 @@ def load_model(path: Path, device: str = "cpu") -> Segmenter:
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
         raise DataError(
-            f"{file}: does not say how to use it ({what}). Train the cell again with today's code."
+            f"{file}: does not contain the settings to use it ({what}). Train the cell again with the current code."
         ) from None
     if len(palette) != len(classes):
         raise DataError(f"{file}: {len(palette)} colours for {len(classes)} classes")
@@ -96,7 +96,7 @@ def read_settings(settings: dict[str, Any]) -> Inference:
 
 
 def fits(file: Path, model: ModelConfig, classes: int) -> bool:
-    """Whether the heads in `file` are as large as it says: a line of text could ask for more memory than there is."""
+    """Whether the heads in `file` have the sizes that its settings claim, which might exceed the memory."""
     with safe_open(file, framework="numpy") as content:
         names = set(content.keys())
         found = tuple(content.get_slice("classifier.weight").get_shape()) if "classifier.weight" in names else None
@@ -110,7 +110,7 @@ def fits(file: Path, model: ModelConfig, classes: int) -> bool:
 
 
 def read_about(file: Path) -> dict[str, Any]:
-    """What a weights file says of itself, or config.json beside it; DataError when neither does."""
+    """The metadata of a weights file, or the content of config.json beside it. Raises DataError without either."""
     try:
         with safe_open(file, framework="numpy") as content:
             said = (content.metadata() or {}).get("about")
@@ -121,5 +121,5 @@ def read_about(file: Path) -> dict[str, Any]:
     except (SafetensorError, OSError, ValueError) as error:
         raise DataError(f"{file}: not a weights file, or damaged ({error})") from None
     if not isinstance(about, dict):
-        raise DataError(f"{file}: not weights of this project: neither they nor {CONFIG} beside them say what they are")
+        raise DataError(f"{file}: not weights of this project: no description in the file and no {CONFIG} beside it")
     return about

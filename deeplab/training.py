@@ -63,7 +63,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What lies ahead, measured over the first PLAN_AFTER steps of this process."""
+    """What the rest of the run takes, measured over the first PLAN_AFTER steps of this process."""
 
     step: int  # done so far
     steps: int  # in all
@@ -75,7 +75,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """Who is told about a run, and who may end it."""
+    """The functions through which a run reports, validates and is stopped."""
 
     report: Callable[[Progress], None]
     plan: Callable[[Plan], None] = lambda _: None
@@ -262,7 +262,7 @@ def poly_lr(step: int, steps: int, recipe: RecipeConfig, train: TrainConfig) -> 
 
 
 def load_together(folder: Path, ranks: Ranks) -> State | None:
-    """The newest checkpoint, the same one in all processes; the first looks alone, for it sets damaged ones aside.
+    """The newest checkpoint, the same in all processes. The first one reads alone, because it renames damaged ones.
 
     Raises SettingsError when this process does not see the folder of the first one.
     """
@@ -272,11 +272,11 @@ def load_together(folder: Path, ranks: Ranks) -> State | None:
         state = load_checkpoint(folder)
         if (state["step"] if state else 0) != step:
             raise SettingsError(
-                f"{folder}: the first process goes on from step {step} there. Share it among the hosts."
+                f"{folder}: the first process resumes from step {step} there. Share the folder among the hosts."
             )
     return state
 
 
 def all_finite(network: nn.Module) -> bool:
-    """Whether no weight or running statistic is NaN or infinite: their sums would be, and are quick to make."""
+    """Whether no weight or running statistic is NaN or infinite. Checks their sums, which is fast."""
     return bool(torch.stack([value.sum().float() for value in network.state_dict().values()]).isfinite().all())

@@ -1,8 +1,8 @@
 """From a stored image to network input: random geometry on the CPU, normalisation batched on the device.
 
 The geometry is fused: size, crop and flip are drawn first, and only the region of the source that ends up in the crop
-is read and resized. Against resizing the whole image and cropping it, rounding that region to whole pixels shifts the
-picture by less than half a source pixel; image and mask always take the same region. Evaluation resizes whole images.
+is read and resized. Compared with resizing the whole image and cropping it, rounding that region to whole pixels shifts
+the picture by less than half a source pixel. Image and mask use the same region. Evaluation resizes whole images.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from torch import Tensor
 from deeplab.config import AugmentConfig, RecipeConfig
 from deeplab.store import IGNORE, Bytes
 
-SPARSE = 16  # pixels from one looked at to the next when a frequent class is guessed
+SPARSE = 16  # every SPARSE-th pixel is looked at to guess a frequent class
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ def fitted_size(height: int, width: int, resize: tuple[int, int], scale: float =
 def draw_region(
     rng: Generator, mask: Bytes, recipe: RecipeConfig, augment: AugmentConfig, out: Bytes | None = None
 ) -> Region:
-    """Draw a scale, then crops until no class covers `max_class_share` of the valid pixels; the last try stands.
+    """Draw a scale, then crops until no class covers `max_class_share` of the valid pixels, or tries run out.
 
-    Writes the mask's part into the upper left corner of `out`, (H, W) of the recipe's crop.
+    Writes the region of the mask into the upper left corner of `out`, (H, W) of the recipe's crop.
     """
     out = np.empty(recipe.crop, dtype=np.uint8) if out is None else out
     scale = rng.uniform(*augment.scale)
@@ -73,7 +73,7 @@ def draw_crop(rng: Generator, source: tuple[int, ...], size: tuple[int, int], cr
 def cut(source: Bytes, region: Region, interpolation: int, out: Bytes | None = None) -> Bytes:
     """The region of `source` (H, W) or (H, W, 3) at the region's size; nearest for masks, linear for images.
 
-    With `out`, at least as large, it is written into the upper left corner of it, and that corner is returned.
+    With `out`, which is at least as large, writes into its upper left corner and returns that corner.
     """
     part = source[region.top : region.bottom, region.left : region.right]
     corner = np.empty((region.height, region.width, *source.shape[2:]), np.uint8) if out is None else out
@@ -86,11 +86,12 @@ def cut(source: Bytes, region: Region, interpolation: int, out: Bytes | None = N
 
 
 def take_nearest(part: Bytes, out: Bytes) -> None:
-    """cv2.resize(part, dst=out, interpolation=INTER_NEAREST) of one channel, in half the time: whole rows are taken,
-    and columns as the rows of the transposed.
+    """cv2.resize(part, dst=out, interpolation=INTER_NEAREST) of one channel, in half the time.
+
+    Copies whole rows; columns are copied as rows of the transposed image.
     """
     rows, columns = nearest(part.shape[0], out.shape[0]), nearest(part.shape[1], out.shape[1])
-    shrinks = len(rows) < len(part)  # then first, to have less to do
+    shrinks = len(rows) < len(part)  # then select rows first, which leaves less to do
     wide = cv2.transpose(cv2.transpose(part[rows] if shrinks else part)[columns])
     if shrinks:
         out[:] = wide
@@ -100,7 +101,7 @@ def take_nearest(part: Bytes, out: Bytes) -> None:
 
 @lru_cache(maxsize=256)
 def nearest(stored: int, resized: int) -> NDArray[np.uint16]:
-    """Which of `stored` pixels in a row each of `resized` ones shows, as OpenCV has it."""
+    """For each of `resized` pixels of a row which of `stored` pixels it shows, by OpenCV's rule."""
     row = np.arange(stored, dtype=np.uint16)[None]
     places: NDArray[np.uint16] = cv2.resize(row, (resized, 1), interpolation=cv2.INTER_NEAREST)[0]
     places.flags.writeable = False
@@ -110,8 +111,8 @@ def nearest(stored: int, resized: int) -> NDArray[np.uint16]:
 def one_class_covers(mask: Bytes, share: float) -> bool:
     """Whether a class covers `share` or more of the valid pixels: largest_share(mask) >= share, decided faster.
 
-    A few pixels suggest a class and all of them are counted for it alone: when it covers so much that the rest is less
-    than `share`, no other class can.
+    A few pixels suggest a class, and all pixels are counted for that class alone. When the rest is less than `share`,
+    no other class can cover it.
     """
     few = np.bincount(mask[::SPARSE, ::SPARSE].reshape(-1), minlength=IGNORE + 1)[:IGNORE]
     covered = count(mask, int(few.argmax()))
@@ -127,11 +128,11 @@ def one_class_covers(mask: Bytes, share: float) -> bool:
 
 def count(mask: Bytes, label: int) -> int:
     """The number of pixels with that label."""
-    return int(np.count_nonzero(mask == label))  # a Python int: with numpy's, all pixels would become 64 bits wide
+    return int(np.count_nonzero(mask == label))  # a Python int: numpy's would make all pixels 64 bits wide
 
 
 def largest_share(mask: Bytes) -> float:
-    """The share of the valid pixels that the most frequent class covers; 0 when none is valid."""
+    """The share of the valid pixels in the most frequent class, 0..1; 0 when no pixel is valid."""
     counts = np.bincount(mask.reshape(-1), minlength=IGNORE + 1)[:IGNORE]
     return float(counts.max() / max(1, counts.sum()))
 
@@ -143,12 +144,12 @@ def normalise(images: Tensor, mean: tuple[float, float, float], std: tuple[float
 
 @cache
 def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """The values as (1, 3, 1, 1), made once: the host waits for the device while it copies a list to it."""
+    """The values as (1, 3, 1, 1), cached: copying a list to the device makes the host wait."""
     return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
 def clear_padding(images: Tensor, sizes: Tensor) -> Tensor:
-    """Set to 0 what lies outside each image's own size; (N, 3, H, W) and (N, 2) heights and widths."""
+    """Set to 0 what is outside of each image; (N, 3, H, W) and (N, 2) heights and widths."""
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=images.device) < sizes[:, :1]  # (N, H)
     columns = torch.arange(width, device=images.device) < sizes[:, 1:]  # (N, W)

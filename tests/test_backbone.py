@@ -93,7 +93,7 @@ def test_imagenet_weights_are_taken_from_the_folder(tmp_path):
 
 def test_weights_of_another_network_are_refused(tmp_path):
     save_file({"layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "resnet18.a1_in1k.safetensors")
-    with pytest.raises(DataError, match=r"resnet18.a1_in1k.safetensors: these are not the weights of"):
+    with pytest.raises(DataError, match=r"resnet18.a1_in1k.safetensors: not the weights of"):
         build_backbone(model_config(backbone="resnet18.a1_in1k", pretrained=True), tmp_path)
 
 

@@ -205,7 +205,7 @@ def test_half_precision_runs_under_autocast(image):
 def test_broken_weights_are_an_error_and_not_class_0(image):
     net = Net()
     nn.init.constant_(net.convolution.bias, float("nan"))
-    with pytest.raises(NonFiniteError, match="the network's logits are NaN or infinite: its weights are broken"):
+    with pytest.raises(NonFiniteError, match="the network's logits are NaN or infinite: its weights are damaged"):
         predict(net, image, CELL.inference, WHOLE, CPU)
 
 

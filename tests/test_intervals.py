@@ -157,7 +157,7 @@ def test_an_image_without_labels_changes_nothing():
 
 
 def test_other_images_and_too_few_are_refused():
-    with pytest.raises(DataError, match="evaluated on other images"):
+    with pytest.raises(DataError, match="evaluated on different images"):
         difference([counts(0)], [counts(0, images=13)])
     with pytest.raises(DataError, match="1 images with labelled pixels: an interval over images needs two or more"):
         interval([counts(0, images=1)])

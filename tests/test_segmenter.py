@@ -45,7 +45,7 @@ def test_a_folder_as_of_a_hugging_face_repository_is_loaded_with_its_config(tmp_
     folder = tmp_path / "repository"
     folder.mkdir()
     save_file(load_file(weights), folder / "model.safetensors")  # without metadata, as other tools write it
-    with pytest.raises(DataError, match=r"neither they nor config\.json beside them say what they are"):
+    with pytest.raises(DataError, match=r"no description in the file and no config\.json beside it"):
         load_model(folder)
     (folder / "config.json").write_text(json.dumps(model.about))
     np.testing.assert_array_equal(load_model(folder).predict(IMAGE), model.predict(IMAGE))
@@ -77,9 +77,12 @@ def test_weights_from_before_a_setting_of_training_was_added_or_dropped_stay_of_
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "not a weights file, or damaged"),
         (lambda path: path.write_bytes(b"no weights"), "not a weights file, or damaged"),
         (lambda path: save_file(load_file(path), path), "not weights of this project"),
-        (lambda path: save_file(load_file(path), path, {"about": "{}"}), "does not say how to use it .no 'settings'"),
+        (
+            lambda path: save_file(load_file(path), path, {"about": "{}"}),
+            "does not contain the settings to use it .no 'settings'",
+        ),
         (lambda path: write_weights(path, palette=[[0, 0, 0]]), "1 colours for 3 classes"),
-        (lambda path: write_weights(path, settings={"model": {}}), "does not say how to use it"),
+        (lambda path: write_weights(path, settings={"model": {}}), "does not contain the settings to use it"),
         (lambda path: write_weights(path, classes=4, palette=[[0, 0, 0]] * 3, settings=asdict(tiny_cell())), "4"),
     ],
 )

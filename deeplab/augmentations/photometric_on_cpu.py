@@ -26,14 +26,15 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function) -> Function:
-    """By numba, to be called from compiled code."""
+    """Compile by numba, for calls from compiled code."""
     dispatcher: Any = njit(error_model="numpy")(function)
     return cast(Function, dispatcher)
 
 
 def compiled_now(signature: str) -> Callable[[Function], Function]:
-    """By numba, for these types. Kept in __pycache__ or else in the user's cache; where neither can be written, each
-    process compiles it again.
+    """Compile by numba for these types, with the cache in __pycache__ or in the user's cache folder.
+
+    Where neither can be written, each process compiles again.
     """
 
     def compile_now(function: Function) -> Function:
@@ -89,7 +90,7 @@ def share(value: np.float32) -> np.float32:
 
 @compiled
 def lit(level: np.uint8, brightness: np.float32, contrast: np.float32) -> np.float32:
-    """What comes before saturation and hue."""
+    """Brightness, and the contrast that comes before saturation and hue."""
     return lower(lower(higher(np.float32(level) + brightness, ZERO), TOP) * contrast, TOP)
 
 
