@@ -12,11 +12,12 @@ from pipeline.settings.stage_names import kind_and_name
 
 # The names of the published recipes. Only for another one torch is imported, which takes seconds.
 USUAL_LOSSES = {"cross_entropy"}
+USUAL_TRANSFORMS = {"photometric"}
 USUAL_BACKBONES = {"resnet18", "resnet34", "resnet50", "resnet50c", "resnet101", "resnet101c"}
 
 
 def check_names(params: Params) -> None:
-    """Raise ParamsError, with the nearest name, for an unknown format, loss or backbone."""
+    """Raise ParamsError, with the nearest name, for an unknown format, loss, transform or backbone."""
     from pipeline.data.formats import FORMATS
 
     for name, dataset in params.datasets.items():
@@ -28,6 +29,11 @@ def check_names(params: Params) -> None:
 
             if cell.train.loss not in LOSSES:
                 raise ParamsError(f"{PARAMS}: cell {name}: train.loss: {unknown(cell.train.loss, LOSSES)}")
+        for transform in set(cell.augment.transforms) - USUAL_TRANSFORMS:
+            from deeplab.augmentations import AUGMENTATIONS
+
+            if transform not in AUGMENTATIONS:
+                raise ParamsError(f"{PARAMS}: cell {name}: augment.transforms: {unknown(transform, AUGMENTATIONS)}")
         if cell.model.backbone not in USUAL_BACKBONES:
             import timm
 

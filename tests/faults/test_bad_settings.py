@@ -38,6 +38,8 @@ def command(monkeypatch, *words):
 NAMES = [
     ("loss: cross_entropy", "loss: cross_entropi", "train.loss: unknown name 'cross_entropi'; did you mean 'cross_entropy'?"),
     ("format: ade20k", "format: ade20", "params.yaml: datasets.ade20k.format: unknown name 'ade20'; did you mean 'ade20k'?"),
+    ("  crop_tries: 10", "  crop_tries: 10\n  transforms: [photometrik]",
+     "augment.transforms: unknown name 'photometrik'; did you mean 'photometric'?"),
     ("backbone: resnet50c", "backbone: resnett50c", "grid.voc_resnet50_os8.backbone: unknown name 'resnett50c'; did you mean 'resnet50c'?"),
 ]  # fmt: skip
 
