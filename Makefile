@@ -51,7 +51,7 @@ mlflow.db: | .venv/ready  # in a fresh clone: complete the runs from the committ
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv/bin/uv pip sync --require-hashes --python .venv/bin/python requirements.txt
 	.venv/bin/uv pip install --quiet --no-deps --no-build-isolation --python .venv/bin/python --editable .  # the command grid
-	.venv/bin/python -c 'import timm, mlflow, dvc.repo, matplotlib.pyplot, deeplab.photometric'  # compiles them once
+	.venv/bin/python -c 'import timm, mlflow, dvc.repo, matplotlib.pyplot, deeplab.augmentations.photometric_on_cpu'  # compiles them once
 	touch $@
 
 pins: .venv/ready  ## pin all packages again after a change of requirements.in
