@@ -169,7 +169,7 @@ class Run:
 
     def plan(self, done: int) -> Plan:
         """How long the rest takes."""
-        self.losses.check()  # a GPU may still be at work
+        self.losses.check()  # a GPU may still be computing
         speed = self.clock.mean_speed(done)
         return Plan(
             step=done,

@@ -99,7 +99,7 @@ def check_cache(folder: Path) -> str:
 
 
 def check_gpus(params: Params, on: str, address: str | None) -> str:
-    """There have to be as many as a cell asks for."""
+    """Raise an error when there are fewer GPUs than a cell needs."""
     runtime = params.runtime
     if on == "here":
         slots = find_slots(None, runtime.device, 1, runtime.gpus_per_cell)

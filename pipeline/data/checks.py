@@ -1,4 +1,4 @@
-"""What is checked about a data set as a whole, and how its problems and contents are told."""
+"""What is checked about a data set as a whole, and how its problems and contents are reported."""
 
 from __future__ import annotations
 
