@@ -15,7 +15,7 @@ demo: .venv/ready  ## train four small networks on synthetic shapes and fill the
 	@echo "This table is in README.md too. Everything on one page: open reports/index.html in a browser."
 	@echo "To compare the runs in MLflow: make ui"
 
-test: .venv/ready  ## run the whole gate, as CI does: ruff, mypy, pytest (11 minutes)
+test: .venv/ready  ## run the whole gate, as CI does: ruff, mypy, pytest (8 minutes)
 	ruff check .
 	ruff format --check .
 	mypy
