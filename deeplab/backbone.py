@@ -1,16 +1,20 @@
-"""ResNets that keep their resolution: timm's networks at an output stride of 8 or 16 (DeepLabv3, section 3.1)."""
+"""Backbones that keep their resolution: timm's networks at an output stride of 8 or 16 (DeepLabv3, section 3.1)."""
 
 import difflib
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import timm
+import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from deeplab.config import ModelConfig
 from deeplab.errors import DataError, SettingsError
 
-TAPS = (3, 4)  # layer3 feeds the auxiliary head, layer4 the ASPP
+TAPS = (-2, -1)  # a ResNet's layer3 feeds the auxiliary head, its layer4 the ASPP
+NORMALISATION = 0.01  # of 0..1: two sources of one network differ by up to 0.004
 
 
 def build_backbone(config: ModelConfig, weights: Path | None = None) -> tuple[nn.Module, tuple[int, int]]:
@@ -31,35 +35,84 @@ def build_backbone(config: ModelConfig, weights: Path | None = None) -> tuple[nn
         backbone = timm.create_model(name, pretrained=False, **options)
     except (IndexError, NotImplementedError, TypeError, ValueError, AssertionError) as error:
         raise SettingsError(
-            f"backbone: timm cannot build {name!r} at output stride {config.output_stride} ({error}). Take a ResNet."
+            f"backbone: timm cannot build {name!r} at output stride {config.output_stride} ({error}). "
+            f"Take a ResNet, or another family of the table in docs/use-a-model.md."
         ) from None
     if config.pretrained:
-        backbone = load_imagenet(name, options, weights)
+        backbone = load_imagenet(config, name, options, weights)
     apply_multi_grid(backbone, config.multi_grid)
     low, high = backbone.feature_info.channels()  # type: ignore[operator, union-attr]
     return backbone, (low, high)
 
 
-def load_imagenet(name: str, options: dict[str, Any], folder: Path | None) -> nn.Module:
-    """The timm network `name` with its ImageNet weights, from `folder` if they are there, else by timm's loader."""
+def load_imagenet(config: ModelConfig, name: str, options: dict[str, Any], folder: Path | None) -> nn.Module:
+    """The timm network `name` with its ImageNet weights, from `folder` if they are there, else from the Hub.
+
+    Raises SettingsError when timm names no weights, or other mean and std than `config`. Raises DataError for a file
+    that lacks a tensor of the network up to its pooling: timm itself would leave that tensor random.
+    """
     source = timm.models.get_pretrained_cfg(name)
-    if source is None or not (source.hf_hub_id or source.url or source.file):
+    if source is None or not source.hf_hub_id:
         raise SettingsError(
             f"pretrained: timm has no ImageNet weights for {name!r}. Set pretrained: false for this cell."
         )
-    file = folder / f"{source.architecture}.{source.tag}.safetensors" if folder else None
-    overlay = {"file": str(file)} if file and file.exists() else None
+    require_normalisation(config, source)
+    file = imagenet_file(f"{source.architecture}.{source.tag}", source.hf_hub_id, folder)
+    require_whole(file, name)
     try:
+        overlay = {"file": str(file)}
         model: nn.Module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
-    except Exception as error:  # noqa: BLE001  the loader's errors range from OSError to those of three HTTP libraries
-        if overlay:
-            raise DataError(f"{file}: not the weights of {name!r} ({first_line(error)})") from None
+    except Exception as error:  # noqa: BLE001  timm's renaming of other projects' files may raise anything
+        raise DataError(f"{file}: not the weights of {name!r} ({first_line(error)})") from None
+    if odd := [key for key, value in model.state_dict().items() if not value.isfinite().all()]:
+        raise DataError(f"{file}: {odd[0]} holds NaN or infinity. Get the file again.")
+    return model
+
+
+def imagenet_file(name: str, repository: str, folder: Path | None) -> Path:
+    """The weights file `name` in `folder`, or from the Hugging Face cache, or downloaded into that cache."""
+    place = (folder or Path()) / f"{name}.safetensors"
+    if folder and place.exists():
+        return place
+    cached = huggingface_hub.try_to_load_from_cache(repository, "model.safetensors")
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        huggingface_hub.HfApi().model_info(repository, timeout=5)  # one try: the download itself tries for a minute
+        return Path(huggingface_hub.hf_hub_download(repository, "model.safetensors"))
+    except Exception as error:  # noqa: BLE001  the loader's errors range from OSError to those of two HTTP libraries
         raise DataError(
-            f"ImageNet weights {source.hf_hub_id or source.url!r} are neither at {file} nor in the Hugging Face cache, "
-            f"and could not be downloaded ({first_line(error)}). Place that repository's model.safetensors at {file}, "
+            f"ImageNet weights {repository!r} are neither at {place} nor in the Hugging Face cache, "
+            f"and could not be downloaded ({first_line(error)}). Place that repository's model.safetensors at {place}, "
             f"or set pretrained: false for the cell (shown as PRE=none)."
         ) from None
-    return model
+
+
+def require_whole(file: Path, name: str) -> None:
+    """Raise DataError unless `file` holds each tensor of the network `name` without its classifier."""
+    with torch.device("meta"):
+        needed = timm.create_model(name, num_classes=0).state_dict().keys()
+    try:
+        with safe_open(file, framework="numpy") as content:
+            missing = needed - content.keys()
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{file}: not a safetensors file, or cut short ({first_line(error)}). Get it again.") from None
+    missing = {key for key in missing if not key.endswith("num_batches_tracked")}  # no weight; older files lack it
+    if missing:
+        raise DataError(
+            f"{file}: not the weights of {name!r}: {len(missing)} of its {len(needed)} tensors are missing, "
+            f"for example {min(missing)}. Place the file of timm's repository, with timm's names."
+        )
+
+
+def require_normalisation(config: ModelConfig, source: timm.models.PretrainedCfg) -> None:
+    """Raise SettingsError when `mean` or `std` are not those that the ImageNet weights were trained with."""
+    for key, own, theirs in (("mean", config.mean, source.mean), ("std", config.std, source.std)):
+        if any(abs(a / 255 - b) > NORMALISATION for a, b in zip(own, theirs, strict=True)):
+            right = [round(255 * value, 3) for value in theirs]
+            raise SettingsError(
+                f"model.{key}: got {list(own)}, but the ImageNet weights of {config.backbone!r} expect {right}"
+            )
 
 
 def apply_multi_grid(backbone: nn.Module, factors: tuple[int, ...]) -> None:
@@ -70,7 +123,9 @@ def apply_multi_grid(backbone: nn.Module, factors: tuple[int, ...]) -> None:
     """
     if set(factors) == {1}:
         return
-    blocks = list(backbone["layer4"]) if "layer4" in dict(backbone.named_children()) else []  # type: ignore[index]
+    if "layer4" not in dict(backbone.named_children()):
+        raise SettingsError("multi_grid: this backbone has no layer4 as a ResNet has. Leave multi_grid at [1, 1, 1].")
+    blocks = list(backbone["layer4"])  # type: ignore[index]
     if len(blocks) != len(factors):
         raise SettingsError(f"multi_grid: got {list(factors)}, expected {len(blocks)} factors, one per block of layer4")
     dilated = [[c for c in block.modules() if isinstance(c, nn.Conv2d) and c.kernel_size == (3, 3)] for block in blocks]
