@@ -122,6 +122,34 @@ def verify(cells: tuple[str, ...], fast: bool) -> None:
 
 
 @grid.command()
+@click.argument("cells", nargs=-1, metavar="[CELL]...")
+@click.option("--hub", metavar="OWNER/NAME", help="Upload one cell to this repository of the Hugging Face Hub instead.")
+def publish(cells: tuple[str, ...], hub: str | None) -> None:
+    """Put the weights behind the tables where others can get them.
+
+    Pushes to the DVC remote of params.yaml (publish.remote) and reads everything back. By default all cells that were
+    trained here.
+    """
+    from pipeline.settings.places import Places
+    from pipeline.verify.publish import publish, publish_to_hub
+
+    names = list(cells)
+    for line in publish_to_hub(names, hub, Places()) if hub else publish(names, Places()):
+        print(line, flush=True)
+
+
+@grid.command()
+@click.argument("cells", nargs=-1, required=True, metavar="CELL...")
+def pull(cells: tuple[str, ...]) -> None:
+    """Get the published weights of cells, and their logs."""
+    from pipeline.settings.places import Places
+    from pipeline.verify.publish import pull
+
+    for line in pull(list(cells), Places()):
+        print(line, flush=True)
+
+
+@grid.command()
 @click.option("--reason", required=True, help="Why the change moves no number.")
 def equivalent(reason: str) -> None:
     """Declare that a change of the code moves no number.

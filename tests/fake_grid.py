@@ -51,8 +51,7 @@ class FakeGrid:
             for name in self.names(dataset):
                 results = () if name in skip else self.measure(name, names, (scores or {}).get(name))
                 cell, config = self.params.cells[name], self.params.datasets[dataset]
-                folder = Path("runs", name)
-                rows.append(Row(name=name, cell=cell, dataset=config, results=results, folder=folder, card=None))
+                rows.append(Row(name=name, cell=cell, dataset=config, results=results, card=None, published=()))
             self.table(dataset, rows)
             self.card(dataset, names)
         return self

@@ -64,8 +64,8 @@ RUNS_AGAIN = {
         "results.records results.scores stages.evaluate training.device training.weights"
     ),
     "tables": (
-        "deeplab.intervals markdown pictures.charts results.model_card results.records results.scores results.table "
-        "settings.published stages.tables tracking.curves tracking.models tracking.runs tracking.sync"
+        "deeplab.intervals markdown pictures.charts results.model_card settings.links results.records results.scores "
+        "results.table settings.published stages.tables tracking.curves tracking.models tracking.runs tracking.sync"
     ),
     "compare": (
         "deeplab.counts deeplab.decode deeplab.intervals deeplab.metrics deeplab.store results.records results.statistics "

@@ -52,6 +52,16 @@ def test_pt2_is_loaded_without_this_project(weights, tmp_path):
     assert agrees(model, loaded.module()(PIXELS))
 
 
+def test_a_network_that_pads_by_the_size_of_the_image_is_exported_as_onnx(tmp_path, capsys):
+    settings = {"backbone": "tf_efficientnet_lite0", "output_stride": 16}
+    weights = write_weights(tmp_path / "seed0.safetensors", model=settings)
+    export.write(load_model(weights), weights, "onnx", tmp_path)
+    assert "largest difference of a logit" in capsys.readouterr().out
+    with pytest.raises(DataError, match="format pt2: torch cannot save this network for images of any size.*Use onnx"):
+        export.write(load_model(weights), weights, "pt2", tmp_path)
+    assert not (tmp_path / "model.pt2").exists()
+
+
 def test_a_repository_folder_is_read_by_load_model(weights, tmp_path):
     model = load_model(weights)
     (tmp_path / "card.md").write_text("the card")

@@ -206,9 +206,7 @@ def places(tmp_path, monkeypatch):
 
 
 def test_a_cell_means_its_weights(places):
-    with pytest.raises(
-        DataError, match=rf"seed0\.safetensors: no such weights\. Run: dvc pull .* dvc repro train@{CELL}"
-    ):
+    with pytest.raises(DataError, match=rf"seed0\.safetensors: no such weights\. Nobody .*: dvc repro train@{CELL}"):
         find_weights(CELL, 0, places)
     file = write_weights(places.weights(CELL) / "seed0.safetensors")
     assert find_weights(CELL, 0, places) == file == find_weights(str(file), 0, places)

@@ -10,6 +10,7 @@ import pytest
 from deeplab.errors import DataError
 from pipeline.results.records import Inputs, Record, Scores, Weights, current_fingerprint
 from pipeline.settings import published as departures
+from pipeline.settings.links import LOG, Published, write_published
 from pipeline.settings.places import Places
 from pipeline.stages import tables
 from pipeline.tracking import sync
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
 HEAD = "| Backbone | Crop Size | Schedule | Train/Eval Set | mIoU | Download |\n| :-: | :-: | :-: | :-: | :-: | :-: |\n"
 DEMO = "ResNet18 (OS=8, PRE=none) | 64x64 | LR/POLICY/BS/EPOCH: 0.02/poly/16/4"
-FILES = f"[model](runs/{CELL}/weights/seed0.safetensors) · [log](runs/{CELL}/history.csv) · [card](reports/cards/shapes/{CELL}.md)"
+FILES = f"local · [card](reports/cards/shapes/{CELL}.md)"
 
 
 @pytest.fixture
@@ -121,7 +122,13 @@ def test_several_seeds_show_mean_and_standard_deviation(folder):
     folder.measure(CELL, 0.70, 0.71, 0.72)
     row = folder.tables().splitlines()[2]
     assert "| 71.00% ± 1.00 |" in row
-    assert f"[model 2](runs/{CELL}/weights/seed2.safetensors) · [log]" in row
+    weights = [folder.weights(CELL, seed) for seed in (0, 1, 2)]
+    files = [Published(CELL, entry["file"], entry["sha256"], f"https://x/{entry['file']}") for entry in weights]
+    write_published(Places().published("shapes"), [*files, Published(CELL, LOG, "0", "https://x/log")])
+    assert (
+        "[model 1](https://x/seed1.safetensors) · [model 2](https://x/seed2.safetensors) · [log](https://x/log) · [card"
+        in folder.tables()
+    )
     runs = recorded()
     assert {run.info.run_name for run in runs} == {CELL, f"{CELL}_seed1", f"{CELL}_seed2"}
     assert len({run.data.tags["mlflow.runColor"] for run in runs}) == 3

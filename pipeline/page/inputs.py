@@ -124,7 +124,7 @@ def read_cell(row: dict[str, str], params: Params, reference: pd.DataFrame) -> C
 
 def read_run(cell: CellPage, params: Params, places: Places, gaps: list[str]) -> None:
     """Add to `cell` the files that belong to the weights of its row, and to `gaps` what is missing or does not."""
-    again = f"To get it: dvc pull, or dvc repro {params.stage('evaluate', cell.name)}"
+    again = f"To get it: dvc repro {params.stage('evaluate', cell.name)}"
 
     def found(read: Callable[[Path, CellPage], Value], path: Path, what: str) -> Value | None:
         return attempt(lambda file: read(file, cell), path, gaps, f"No {what} of {cell.name}. {again}")

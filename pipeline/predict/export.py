@@ -27,7 +27,6 @@ from pipeline.settings.places import Places
 TOLERANCE = 1e-3  # on logits
 SIZES = ((1, 3, 65, 97), (2, 3, 96, 64))  # checked: each differs from TRACED in number, height and width
 TRACED = (2, 3, 64, 80)
-SMALLEST = 32  # pixels of a side: at output stride 16 fewer could leave a single feature, which is another case
 
 Network = Callable[[Tensor], Tensor]
 
@@ -106,9 +105,12 @@ def about(model: Segmenter) -> dict[str, str]:
 
 
 def dynamic_axes() -> dict[int, Any]:
-    """The axes of the input whose length is left open."""
-    dim = torch.export.Dim
-    return {0: dim("batch"), 2: dim("height", min=SMALLEST), 3: dim("width", min=SMALLEST)}
+    """The axes of the input whose length is left open.
+
+    AUTO, because a network with "same" padding, as EfficientNet-Lite, asks whether a side is even: a named axis refuses
+    that. What was fixed by mistake is found on SIZES.
+    """
+    return dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
 
 
 def make_onnx(network: nn.Module, metadata: dict[str, str]) -> tuple[bytes, Network]:
@@ -137,9 +139,15 @@ def make_onnx(network: nn.Module, metadata: dict[str, str]) -> tuple[bytes, Netw
 
 def make_pt2(network: nn.Module, metadata: dict[str, str]) -> tuple[bytes, Network]:
     """The content of the file, and the network that torch loads from it."""
-    exported = torch.export.export(network, (torch.zeros(TRACED),), dynamic_shapes=(dynamic_axes(),))
     buffer = io.BytesIO()  # saving to a file hides a full disk behind an unrelated error
-    torch.export.save(exported, buffer, extra_files=metadata)
+    try:
+        exported = torch.export.export(network, (torch.zeros(TRACED),), dynamic_shapes=(dynamic_axes(),))
+        torch.export.save(exported, buffer, extra_files=metadata)
+    except Exception as error:  # noqa: BLE001  torch raises private types, an AssertionError among them
+        raise DataError(
+            "format pt2: torch cannot save this network for images of any size "
+            f"({str(error).partition(chr(10))[0][:80]}). So it is with the padding of EfficientNet-Lite. Use onnx."
+        ) from None
     loaded: Network = torch.export.load(io.BytesIO(buffer.getvalue())).module()
     return buffer.getvalue(), loaded
 

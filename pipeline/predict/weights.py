@@ -5,6 +5,7 @@ from pathlib import Path
 
 from deeplab.errors import DataError
 from pipeline.files import readable
+from pipeline.settings.links import remedy
 from pipeline.settings.params import NAME, load_params
 from pipeline.settings.places import Places
 from pipeline.training.provenance import file_sha256
@@ -28,8 +29,7 @@ def find_weights(name: str, seed: int, places: Places) -> Path:
     dataset = params.cell(name).dataset
     file = places.weights(name) / f"seed{seed}.safetensors"
     if not file.exists():
-        train = params.stage("train", name)
-        raise DataError(f"{file}: no such weights. Run: dvc pull {file.parent}, or train them: dvc repro {train}")
+        raise DataError(f"{file}: no such weights. {remedy(name, dataset, places)}")
     require_evaluated(file, places.record(dataset, name), params.stage("evaluate", name))
     return file
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -17,6 +17,9 @@ from pipeline.settings.equivalent import oldest, read_equivalences
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
 from pipeline.settings.schema import DatasetConfig
+
+if TYPE_CHECKING:
+    from pipeline.settings.links import Published
 
 SCORES = ("mIoU", "pixel_accuracy", "mean_accuracy", "classes_evaluated")
 INTERVAL = ("mIoU_low", "mIoU_high")  # with two images or more: 95 %, over images, not over seeds
@@ -126,8 +129,8 @@ class Row:
     cell: Cell
     dataset: DatasetConfig
     results: tuple[Result, ...]  # one per seed; empty when the cell is not measured
-    folder: Path | None  # its weights and history; None when somebody else trained it
-    card: Path | None  # its model card; None without weights here
+    card: Path | None  # its model card; None without a result of this folder
+    published: tuple["Published", ...]  # the files that others can get
 
     def mean(self, score: str) -> float:
         return fmean(result.scores[score] for result in self.results)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.markdown import plain
 from pipeline.results.records import INTERVAL, SCORES, Place, Result, Row
+from pipeline.settings.links import LOG, read_published
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
 from pipeline.settings.published import departs
@@ -32,16 +33,18 @@ def make_rows(
     `reasons` names the cells without a record of their own, whose results come from somebody else.
     """
     rows = []
+    published = read_published(places.published(dataset))
     for name, cell in params.cells.items():
         if cell.dataset != dataset:
             continue
         found = tuple(results[name, seed] for seed in params.seeds if (name, seed) in results)
         if len(found) < len(params.seeds):
             found = ()
-        folder = None if name in reasons else places.run(name).relative_to(places.root)
-        card = (places.cards(dataset) / f"{name}.md").relative_to(places.root) if found and folder else None
+        own = found and name not in reasons
+        card = (places.cards(dataset) / f"{name}.md").relative_to(places.root) if own else None
+        links = tuple(entry for entry in published if entry.cell == name)
         config = params.dataset(dataset)
-        rows.append(Row(name=name, cell=cell, dataset=config, results=found, folder=folder, card=card))
+        rows.append(Row(name=name, cell=cell, dataset=config, results=found, card=card, published=links))
     return rows
 
 
@@ -124,14 +127,21 @@ def mean_iou(row: Row) -> str:
 
 
 def download(row: Row) -> str:
-    """Links to the weights of each seed, to the history of all, and to the model card."""
-    if not row.results or not row.folder:
+    """Links to the weights of each seed, to the log of all, and to the model card. Nothing links to an ignored file."""
+    if not row.results or not row.card:
         return "-"
+    card = f"[card]({row.card.as_posix()})"
     one = len(row.results) == 1
-    links = {"model" if one else f"model {result.seed}": f"weights/{result.weights['file']}" for result in row.results}
-    paths = {name: row.folder / path for name, path in (links | {"log": "history.csv"}).items()}
-    paths |= {"card": row.card} if row.card else {}
-    return " · ".join(f"[{name}]({path.as_posix()})" for name, path in paths.items())
+    names = {result.weights["file"]: "model" if one else f"model {result.seed}" for result in row.results} | {
+        LOG: "log"
+    }
+    own = {result.weights["sha256"] for result in row.results}
+    if not own <= {entry.sha256 for entry in row.published}:
+        return f"local · {card}"
+    if not all(entry.url for entry in row.published):
+        return f"`grid pull {row.name}` · {card}"
+    links = {entry.file: f"[{names[entry.file]}]({entry.url})" for entry in row.published if entry.file in names}
+    return " · ".join([*(links[file] for file in names if file in links), card])
 
 
 # Title of a column -> its text for a row.

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from deeplab.config import STRICT, Cell, Protocol
 from pipeline.errors import ParamsError
 from pipeline.settings.messages import Location, unknown, validate
-from pipeline.settings.schema import DatasetConfig, RuntimeConfig, Sections
+from pipeline.settings.schema import DatasetConfig, PublishConfig, RuntimeConfig, Sections
 from pipeline.settings.yaml import read_yaml
 
 PARAMS = Path("params.yaml")
@@ -31,6 +32,7 @@ class Params:
     splits: dict[str, tuple[str, str]]  # data set -> the training and the validation split of its recipe
     protocols: dict[str, Protocol]
     runtime: RuntimeConfig
+    publish: PublishConfig = field(default_factory=PublishConfig)
 
     def cell(self, name: str) -> Cell:
         """The cell `name`. Raises ParamsError with the nearest name if it is unknown."""
@@ -63,6 +65,7 @@ def load_params(path: Path = PARAMS) -> Params:
         splits={name: read_splits(path, name, recipe) for name, recipe in sections.recipes.items()},
         protocols=sections.protocols,
         runtime=sections.runtime,
+        publish=sections.publish,
     )
 
 

@@ -129,6 +129,10 @@ class Places:
     def record(self, dataset: str, cell: str) -> Path:
         return self.records(dataset) / f"{cell}.json"
 
+    def published(self, dataset: str) -> Path:
+        """Where others get the weights of its cells."""
+        return self.records(dataset) / "published.csv"
+
     def counts(self, dataset: str, cell: str) -> Path:
         """The confusion counts of each image."""
         return self.reports / "images" / dataset / f"{cell}.npz"

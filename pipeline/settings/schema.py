@@ -130,6 +130,20 @@ class RuntimeConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class PublishConfig:
+    """Where `grid publish` puts the results of a cell."""
+
+    remote: str | None = None  # a DVC remote
+    address: str | None = None  # where anybody reads that remote
+
+    def __post_init__(self) -> None:
+        if self.address is not None and not self.address.startswith(("http://", "https://")):
+            raise ValueError(f"address: got {self.address!r}, expected one that begins with http:// or https://")
+        if self.address and "@" in urlsplit(self.address).netloc:
+            raise ValueError("address: got an address with a password, expected none: everybody will read it")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class GridRow:
     """A row of `grid`: what a cell does not share with the others."""
 
@@ -156,6 +170,7 @@ class Sections:
     augment: dict[str, Any]
     protocols: Annotated[dict[str, Protocol], Field(min_length=1)]
     runtime: RuntimeConfig
+    publish: PublishConfig = Field(default_factory=PublishConfig)
 
     def __post_init__(self) -> None:
         if len(set(self.seeds)) < len(self.seeds):

@@ -7,6 +7,7 @@ from deeplab.errors import DataError
 from pipeline.errors import MismatchError
 from pipeline.progress import shown
 from pipeline.results.records import Result
+from pipeline.settings.links import remedy
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
 from pipeline.tracking.client import SQLITE, TrackingError, open_experiment, tracking_uri
@@ -79,7 +80,7 @@ def recompute(name: str, results: list[Result], params: Params, places: Places) 
     cell = params.cell(name)
     files = {result.seed: places.weights(name) / result.weights["file"] for result in results}
     if missing := [file for file in files.values() if not file.exists()]:
-        raise MismatchError(f"{name}: {missing[0]} not found. Run: dvc pull {missing[0].parent}")
+        raise MismatchError(f"{name}: {missing[0]} not found. {remedy(name, cell.dataset, places)}")
     try:
         store = Store(places.store(cell.dataset))
     except DataError as error:
