@@ -52,7 +52,8 @@ class FakeGrid:
                 results = () if name in skip else self.measure(name, names, (scores or {}).get(name))
                 cell, config = self.params.cells[name], self.params.datasets[dataset]
                 folder = Path("runs", name)
-                rows.append(Row(name=name, cell=cell, dataset=config, results=results, folder=folder, card=None))
+                own = {"overrides": self.params.overrides[name], "results": results, "folder": folder}
+                rows.append(Row(name=name, cell=cell, dataset=config, card=None, **own))
             self.table(dataset, rows)
             self.card(dataset, names)
         return self

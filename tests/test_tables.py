@@ -148,6 +148,28 @@ def test_a_cell_that_departs_from_its_recipe_is_marked_in_table_sheet_and_run(fo
     assert recorded()[0].data.tags["departs"] == "batch_size 16 instead of 8, precision fp32"
 
 
+def test_two_cells_that_differ_in_loss_or_rate_have_different_names_in_table_and_runs(folder):
+    row = folder.raw["grid"][CELL]
+    folder.raw["grid"] |= {
+        "smooth": {**row, "train": {"loss": "label_smoothing"}},
+        "fast": {**row, "recipe": {"lr": 0.1}},
+    }
+    folder.write_params()
+    for cell in (CELL, "smooth", "fast"):
+        folder.train(cell)
+        folder.measure(cell, 0.7)
+    names = [line.split(" | ")[0] for line in folder.tables().splitlines()[2:]]
+    assert names == [
+        "| ResNet18 (OS=8, PRE=none)",
+        "| ResNet18 (OS=16, PRE=none)",
+        "| ResNet18 (OS=8, PRE=none, loss=label_smoothing)",
+        "| ResNet18 (OS=8, PRE=none, lr=0.1)",
+    ]
+    runs = {run.info.run_name: run.data.tags["mlflow.note.content"] for run in recorded()}
+    assert runs.keys() == {CELL, "smooth (loss=label_smoothing)", "fast (lr=0.1)"}
+    assert "lr=0.1" in runs["fast (lr=0.1)"]
+
+
 def test_a_subset_is_named_as_one(folder):
     folder.measure(CELL, 0.5, images=(130, 64))
     assert "| train/val (subset: 130/64 of 320/64 images) | 50.00% |" in folder.tables()

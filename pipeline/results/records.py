@@ -124,6 +124,7 @@ class Row:
 
     name: str
     cell: Cell
+    overrides: str  # what it changes of the recipe, as Params has it
     dataset: DatasetConfig
     results: tuple[Result, ...]  # one per seed; empty when the cell is not measured
     folder: Path | None  # its weights and history; None when somebody else trained it
