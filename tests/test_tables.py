@@ -73,7 +73,7 @@ def test_a_measured_cell_shows_percent_and_links_and_the_second_time_nothing_cha
     said = capsys.readouterr()
     assert said.err == f"{OTHER}: shown as -: not measured yet. Run: dvc repro evaluate@{OTHER}\n"
     assert said.out.startswith(f"Demo: synthetic shapes\n\n{table}\nin reports/tables/shapes.md and .csv\nthe runs: ")
-    assert "grid ui, then http://127.0.0.1:5000/#/exp" in said.out
+    assert said.out.endswith("the runs: grid ui\n")
 
     (run,) = recorded()
     sheet = Path("reports/tables/shapes.csv").read_text()

@@ -88,4 +88,4 @@ def address_of(page: str) -> str:
     uri = tracking_uri()
     if not uri.startswith(SQLITE):
         return f"{without_password(uri)}/{page}"
-    return f"grid ui, then http://127.0.0.1:5000/{page}"
+    return "grid ui"  # which knows its port
