@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .PHONY: help demo test test-faults test-ray test-slurm check audit ui pins clean
 
 demo: .venv/ready  ## train four small networks on synthetic shapes and fill the table "Demo" (3 minutes)
-	grid run readme@shapes compare@shapes
+	grid run readme@shapes
 	dvc repro --quiet --single-item report
 	@cat reports/tables/shapes.md
 	@echo "This table is in README.md too. Everything on one page: open reports/index.html in a browser."

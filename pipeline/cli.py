@@ -212,7 +212,13 @@ def report() -> None:
 
 @grid.command()
 @click.option(
-    "--port", type=int, default=5000, show_default=True, help="Where the server listens, on this machine only."
+    "--port",
+    type=int,
+    default=5000,
+    show_default=True,
+    envvar="PORT",
+    show_envvar=True,
+    help="Where the server listens, on this machine only.",
 )
 def ui(port: int) -> None:
     """Compare the runs in MLflow."""

@@ -51,7 +51,8 @@ class FakeGrid:
             for name in self.names(dataset):
                 results = () if name in skip else self.measure(name, names, (scores or {}).get(name))
                 cell, config = self.params.cells[name], self.params.datasets[dataset]
-                rows.append(Row(name=name, cell=cell, dataset=config, results=results, card=None, published=()))
+                own = {"overrides": self.params.overrides[name], "results": results, "published": ()}
+                rows.append(Row(name=name, cell=cell, dataset=config, card=None, **own))
             self.table(dataset, rows)
             self.card(dataset, names)
         return self

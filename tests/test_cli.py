@@ -106,6 +106,14 @@ def test_a_verb_calls_its_function(line, function, arguments, options, monkeypat
     assert calls == [(arguments, options)]
 
 
+def test_the_port_of_the_server_can_be_a_variable_as_for_make(monkeypatch):
+    ports = []
+    monkeypatch.setattr("pipeline.tracking.ui.run", ports.append)
+    monkeypatch.setenv("PORT", "5127")
+    assert exit_of(monkeypatch, "ui") == 0
+    assert ports == [5127]
+
+
 def test_the_engines_are_those_of_the_cluster():
     assert tuple(ENGINES) == cli.ENGINES
 

@@ -23,6 +23,7 @@ from deeplab.store import Store
 from deeplab.store_writer import StoreWriter
 from pipeline.errors import ParamsError
 from pipeline.pictures.overlay import WRONG, comparison
+from pipeline.results.scores import write_plots
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
 from pipeline.stages.evaluate import run
@@ -300,3 +301,17 @@ def test_a_device_that_is_not_there_is_told_with_those_that_are():
         select_device("gpu")
     assert select_device("cpu") == torch.device("cpu")
     assert select_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_the_plot_of_confusions_has_all_classes_in_their_order(tmp_path):
+    """`c` does not occur, `a` is never predicted."""
+    matrix = np.array([[0, 4, 0], [0, 5, 1], [0, 0, 0]])
+    write_plots(tmp_path, ("a", "b", "c"), {(0, "p"): matrix}, {(0, "p"): score(matrix)})
+    rows = [line.split(",")[2:] for line in (tmp_path / "confusion.csv").read_text().splitlines()[1:]]
+    assert rows == [
+        ["a", "a", "0", "0.000000"],
+        ["b", "b", "5", "0.833333"],
+        ["c", "c", "0", ""],
+        ["a", "b", "4", "1.000000"],
+        ["b", "c", "1", "0.166667"],
+    ]

@@ -172,3 +172,14 @@ def test_the_fingerprint_of_a_cell_stays_what_it_is():
     """A change here makes every record, checkpoint and table stale."""
     fingerprint = load_params(PARAMS).cell("voc_resnet50_os8").fingerprint
     assert fingerprint == "c372f5b643d973f7d190b7cdfbad33bf948e82f71af0dcff5f3266189d309f91"
+
+
+@pytest.mark.parametrize(("row", "name"), [
+    ("train: {loss: focal, tf32: true}, recipe: {lr: 2.0e-2}", "lr=0.02, loss=focal, tf32=true"),
+    ("augment: {scale: [0.5, 1], transforms: []}", "scale=0.5/1, transforms=none"),
+    ("recipe: {lr: 0.05}, model: {pretrained: true}", ""),  # as the recipe has it; and what every name says
+])  # fmt: skip
+def test_what_a_row_overrides_is_its_name(edited, row, name):
+    params = edited("shapes_resnet18_os8: {dataset: shapes,", f"shapes_resnet18_os8: {{{row}, dataset: shapes,")
+    assert params.overrides.pop("shapes_resnet18_os8") == name
+    assert set(params.overrides.values()) == {""}

@@ -48,3 +48,11 @@ def test_the_inputs_that_no_stage_writes_are_where_the_code_reads_them():
 
 def test_a_project_can_lie_anywhere(tmp_path):
     assert Places(tmp_path).record("voc", "cell") == tmp_path / "reports/records/voc/cell.json"
+
+
+def test_the_intervals_and_a_plot_of_each_data_set_come_with_its_table():
+    """Whatever params.yaml calls it, and with a single cell, too."""
+    (table,) = STAGES["tables"]["do"]["plots"]
+    assert set(table) == {HERE.sheet(DATASET).as_posix()}
+    assert HERE.statistics(DATASET).as_posix() in STAGES["readme"]["do"]["deps"]
+    assert {STAGES[stage]["foreach"] for stage in ("tables", "compare", "readme")} == {"${datasets}"}

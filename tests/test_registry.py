@@ -9,6 +9,7 @@ from pipeline.errors import ParamsError
 from pipeline.tracking import ui
 from pipeline.tracking.client import open_experiment, pages
 from tests.records import CELL, OTHER, Folder, blank_database
+from tests.server import Server, answer
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
 
@@ -158,8 +159,9 @@ def test_a_live_run_that_only_repeated_a_complete_one_is_deleted(folder):
 
 def test_the_server_listens_on_this_machine_with_one_worker_and_the_addresses_are_printed(folder, monkeypatch, capfd):
     folder.tables()
-    started = []
+    started, waiting = [], []
     monkeypatch.setattr("os.execv", lambda program, words: started.append(words))
+    monkeypatch.setattr("subprocess.Popen", waiting.append)
     monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "true")
     ui.run(5099)
     (words,) = started
@@ -168,7 +170,19 @@ def test_the_server_listens_on_this_machine_with_one_worker_and_the_addresses_ar
     assert "--workers 1" in text
     assert ui.os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
     (page,) = pages().values()
-    assert f"deeplabv3-shapes: http://127.0.0.1:5099/{page}" in capfd.readouterr().out
+    assert waiting[0][-2:] == ["5099", f"deeplabv3-shapes: http://127.0.0.1:5099/{page}"]
+    assert "http" not in capfd.readouterr().out
+
+
+def test_the_addresses_are_printed_when_the_server_answers(capfd, monkeypatch):
+    monkeypatch.setattr(ui, "die_with_parent", lambda: None)
+    said = []
+    with Server().running() as server:
+        server.script["/health"] = [answer(b"", status=503), answer(b"OK")]
+        monkeypatch.setattr(ui.time, "sleep", lambda _: said.append(capfd.readouterr().out))
+        ui.announce(server.server_port, ["an address"])
+    assert said == [""]
+    assert capfd.readouterr().out == "an address\n"
 
 
 def test_a_port_in_use_a_silent_server_and_a_missing_database_are_one_line(folder, monkeypatch):

@@ -129,6 +129,8 @@ def test_the_page_of_the_runs_opens_with_columns_of_results(experiment):
 
 
 def test_a_result_continues_the_live_run_of_its_training(folder, experiment):
+    folder.raw["grid"][CELL]["recipe"] = {"lr": 0.5}
+    folder.write_params()
     path = training(folder)
     run = live_run(experiment, path, read_facts(path / "facts.json"))
     send(experiment, run, path)
@@ -137,7 +139,8 @@ def test_a_result_continues_the_live_run_of_its_training(folder, experiment):
     folder.tables()
     (found,) = experiment.runs()
     assert found.info.run_id == run
-    assert (found.info.status, found.data.tags["complete"]) == ("FINISHED", "1")
+    assert (found.info.status, found.info.run_name) == ("FINISHED", f"{CELL} (lr=0.5)")
+    assert found.data.tags["complete"] == "1"
     assert steps(experiment, run, "train/loss") == [20, 40, 60]
 
 

@@ -49,7 +49,7 @@ def confusion_picture(classes: Sequence[str], pairs: Rows) -> Figure:
     place = {name: index for index, name in enumerate(classes)}
     shares = np.zeros((len(classes), len(classes)))
     for pair in pairs:
-        shares[place[pair["truth"]], place[pair["predicted"]]] = float(pair["share"])
+        shares[place[pair["truth"]], place[pair["predicted"]]] = float(pair["share"] or "nan")
     side = 2.2 + 0.2 * min(len(classes), NAMED)
     figure, axes = new_figure(side + 0.8, side)
     drawn = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="none")

@@ -127,6 +127,7 @@ class Row:
 
     name: str
     cell: Cell
+    overrides: str  # what it changes of the recipe, as Params has it
     dataset: DatasetConfig
     results: tuple[Result, ...]  # one per seed; empty when the cell is not measured
     card: Path | None  # its model card; None without a result of this folder

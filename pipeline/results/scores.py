@@ -60,7 +60,10 @@ def write_plots(
     matrices: dict[tuple[int, str], "Matrix"],
     scores: dict[tuple[int, str], "Scores"],
 ) -> None:
-    """Write classes.csv, a row per class, and confusion.csv, a row per pair of classes that occurred."""
+    """Write classes.csv, a row per class, and confusion.csv, a row per pair of classes that occurred.
+
+    confusion.csv begins with the pairs of each class and itself, which give a plot all classes in their order.
+    """
     import numpy as np
 
     class_rows: list[tuple[object, ...]] = []
@@ -69,9 +72,10 @@ def write_plots(
         totals = matrix.sum(axis=1)
         found = zip(classes, scores[seed, title].iou, scores[seed, title].accuracy, totals, strict=True)
         class_rows += [(seed, title, name, digits(iou), digits(accuracy), n) for name, iou, accuracy, n in found]
-        for true, predicted in np.argwhere(matrix):
-            pixels = matrix[true, predicted]
-            share = digits(pixels / totals[true])
+        same = [(place, place) for place in range(len(classes))]
+        for true, predicted in [*same, *np.argwhere(matrix - np.diag(np.diag(matrix)))]:
+            pixels, total = matrix[true, predicted], totals[true]
+            share = digits(pixels / total) if total else ""
             pair_rows.append((seed, title, classes[true], classes[predicted], pixels, share))
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "classes.csv", ("seed", "protocol", "class", "IoU", "accuracy", "pixels"), class_rows)

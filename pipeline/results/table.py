@@ -8,6 +8,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+from deeplab.config import Cell
 from pipeline.markdown import plain
 from pipeline.results.records import INTERVAL, SCORES, Place, Result, Row
 from pipeline.settings.links import LOG, read_published
@@ -44,7 +45,8 @@ def make_rows(
         card = (places.cards(dataset) / f"{name}.md").relative_to(places.root) if own else None
         links = tuple(entry for entry in published if entry.cell == name)
         config = params.dataset(dataset)
-        rows.append(Row(name=name, cell=cell, dataset=config, results=found, card=card, published=links))
+        shown = {"overrides": params.overrides[name], "results": found, "card": card, "published": links}
+        rows.append(Row(name=name, cell=cell, dataset=config, **shown))
     return rows
 
 
@@ -89,9 +91,14 @@ def csv_row(row: Row) -> dict[str, Any]:
 
 
 def backbone(row: Row) -> str:
-    model = row.cell.model
-    pretrained = "ImageNet" if model.pretrained else "none"
-    return f"{plain(TITLES.get(model.backbone, model.backbone))} (OS={model.output_stride}, PRE={pretrained})"
+    return plain(title_of(row.cell, row.overrides))
+
+
+def title_of(cell: Cell, overrides: str) -> str:
+    """The name of a row: two cells of a data set with different settings have different ones."""
+    model = cell.model
+    named = (f"OS={model.output_stride}", f"PRE={'ImageNet' if model.pretrained else 'none'}", overrides)
+    return f"{TITLES.get(model.backbone, model.backbone)} ({', '.join(filter(None, named))})"
 
 
 def crop(row: Row) -> str:

@@ -17,6 +17,9 @@ from pipeline.settings.yaml import read_yaml
 PARAMS = Path("params.yaml")
 NAME = re.compile(r"[a-z0-9_]+")  # names become file names and words of a command
 
+SECTIONS = ("model", "train", "augment")
+NAMED = ("backbone", "output_stride", "pretrained")  # what the name of every cell says
+
 Value = TypeVar("Value")
 Layer = tuple[str, Any]  # where in params.yaml, and the settings there
 Origins = dict[tuple[str, str], str]  # (section, key) of a cell -> the last layer that sets it
@@ -27,6 +30,7 @@ class Params:
     """params.yaml, resolved: each cell holds all of its settings."""
 
     cells: dict[str, Cell]
+    overrides: dict[str, str]  # cell -> what its row overrides, as "loss=label_smoothing, lr=0.02"; part of its name
     seeds: tuple[int, ...]
     datasets: dict[str, DatasetConfig]
     splits: dict[str, tuple[str, str]]  # data set -> the training and the validation split of its recipe
@@ -60,6 +64,7 @@ def load_params(path: Path = PARAMS) -> Params:
             raise ParamsError(f"{path}: the name {odd[0]!r}: expected lower-case letters, digits and _ only")
     return Params(
         cells={name: resolve(path, raw, name) for name in sections.grid},
+        overrides={name: overridden(raw, name) for name in sections.grid},
         seeds=sections.seeds,
         datasets=sections.datasets,
         splits={name: read_splits(path, name, recipe) for name, recipe in sections.recipes.items()},
@@ -80,18 +85,17 @@ def resolve(path: Path, raw: dict[str, Any], name: str) -> Cell:
     recipe = raw["recipes"][dataset]
     merged: dict[str, Any] = {"dataset": dataset}
     origins: Origins = {}
-    sections = ("model", "train", "augment")
-    for section in sections:
+    for section in SECTIONS:
         layers = [
             (f"{path}: {section}", raw[section]),
             (f"{path}: recipes.{dataset}.{section}", recipe.get(section, {})),
             (f"{at}.{section}", row.get(section, {})),
         ]
         if section == "model":
-            short = {key: row[key] for key in ("backbone", "output_stride", "pretrained") if key in row}
+            short = {key: row[key] for key in NAMED if key in row}
             layers.append((at, short))
         merged[section] = overlay(section, layers, origins)
-    own = {key: value for key, value in recipe.items() if key not in sections}
+    own = {key: value for key, value in recipe.items() if key not in SECTIONS}
     layers = [(f"{path}: recipes.{dataset}", own), (f"{at}.recipe", row.get("recipe", {}))]
     merged["recipe"] = overlay("recipe", layers, origins)
 
@@ -101,6 +105,26 @@ def resolve(path: Path, raw: dict[str, Any], name: str) -> Cell:
         return ".".join(word for word in (origins.get((section, key), shared), key, *below) if word)
 
     return validate(Cell, merged, place_of)
+
+
+def overridden(raw: dict[str, Any], name: str) -> str:
+    """The settings of the row `name` that differ from what it is laid over, without those of NAMED."""
+    row = raw["grid"][name]
+    recipe = raw["recipes"][row["dataset"]]
+    below = {"recipe": recipe, **{section: raw[section] | recipe.get(section, {}) for section in SECTIONS}}
+    return ", ".join(
+        f"{key}={as_text(value)}"
+        for section, shared in below.items()
+        for key, value in row.get(section, {}).items()
+        if key not in NAMED and (key not in shared or value != shared[key])
+    )
+
+
+def as_text(value: Any) -> str:
+    """A setting in a name: short, and without a comma."""
+    if isinstance(value, list):
+        return "/".join(map(as_text, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value).lower()
 
 
 def overlay(section: str, layers: list[Layer], origins: Origins) -> dict[str, Any]:

@@ -226,9 +226,9 @@ def origin_tags(dataset: str, facts: Facts | None) -> dict[str, str]:
     return {"dataset": dataset, **known, **source, "mlflow.source.git.commit": known.get("commit", "")}
 
 
-def run_name(cell: str, seed: int) -> str:
-    """The cell's name, followed by the seed if it is not 0."""
-    return f"{cell}_seed{seed}" if seed else cell
+def run_name(cell: str, seed: int, overrides: str) -> str:
+    """The cell's name, followed by the seed if it is not 0, and by what its row overrides."""
+    return (f"{cell}_seed{seed}" if seed else cell) + (f" ({overrides})" if overrides else "")
 
 
 def start_time(facts: Facts) -> int:

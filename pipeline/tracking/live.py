@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from deeplab.errors import DataError
+from deeplab.errors import DataError, SettingsError
 from pipeline.process import die_with_parent
+from pipeline.settings.params import load_params
 from pipeline.tracking.client import (
     Experiment,
     TrackingError,
@@ -62,7 +63,7 @@ def follow(folder: Path, every: float, parent: int) -> None:
                 while os.getppid() == parent:
                     send(experiment, run, folder)
                     time.sleep(every)
-        except (TrackingError, DataError, OSError) as error:
+        except (TrackingError, DataError, SettingsError, OSError) as error:
             if not warned:
                 print(f"warning: no live curves in MLflow for now: {error}", file=sys.stderr)
             warned = True
@@ -81,7 +82,8 @@ def live_run(experiment: Experiment, folder: Path, facts: Facts) -> str:
         experiment.client.update_run(run, status="RUNNING")
         experiment.set_tags(run, tags)
     else:
-        run = experiment.create(run_name(facts.cell, facts.seed), tags, start_time(facts))
+        overrides = load_params().overrides.get(facts.cell, "")
+        run = experiment.create(run_name(facts.cell, facts.seed, overrides), tags, start_time(facts))
     experiment.set_params(run, facts.settings)
     return run
 

@@ -11,10 +11,10 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from deeplab.config import Cell
 from pipeline.files import BROKEN, readable
 from pipeline.results.records import FINGERPRINTS, Result, numbers_in
 from pipeline.results.scores import first_protocol, read_rows
+from pipeline.settings.params import Params
 from pipeline.settings.places import Places
 from pipeline.settings.published import departs
 from pipeline.tracking.client import Experiment, identity_tags, origin_tags, run_name, start_time, training_tags
@@ -35,9 +35,10 @@ class Recording:
     recording that was interrupted.
     """
 
-    def __init__(self, experiment: Experiment, cell: Cell, result: Result, places: Places) -> None:
-        self.experiment, self.cell, self.result, self.places = experiment, cell, result, places
-        self.client = experiment.client
+    def __init__(self, experiment: Experiment, result: Result, params: Params, places: Places) -> None:
+        self.experiment, self.result, self.places = experiment, result, places
+        self.cell, self.client = params.cell(result.cell), experiment.client
+        self.name = run_name(result.cell, result.seed, params.overrides[result.cell])
         self.facts = training_facts(result, places)
 
     def complete(self) -> None:
@@ -68,7 +69,7 @@ class Recording:
             self.experiment.set_tags(run, tags)
             return run
         start = start_time(facts) if facts else None
-        return self.experiment.create(run_name(result.cell, result.seed), tags, start)
+        return self.experiment.create(self.name, tags, start)
 
     def add_curves(self, run: str) -> int | None:
         """Add the history of the training. Returns its end in milliseconds since 1970, None when that is unknown."""

@@ -40,7 +40,7 @@ def synchronise(dataset: str, local: Results, params: Params, places: Places) ->
             recorded = {run.data.tags.get("key") for run in experiment.runs(complete="1")}
             for result in local.values():
                 if result.key not in recorded:
-                    Recording(experiment, params.cell(result.cell), result, places).complete()
+                    Recording(experiment, result, params, places).complete()
             complete = experiment.runs(complete="1")
             for place, tags in wanted.items():
                 own = local.get(place)
@@ -88,4 +88,4 @@ def address_of(page: str) -> str:
     uri = tracking_uri()
     if not uri.startswith(SQLITE):
         return f"{without_password(uri)}/{page}"
-    return f"grid ui, then http://127.0.0.1:5000/{page}"
+    return "grid ui"  # which knows its port

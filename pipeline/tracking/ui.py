@@ -1,15 +1,21 @@
-"""Show the runs in MLflow: print the address of each data set's runs, and start MLflow's server for this machine alone.
+"""Show the runs in MLflow: start MLflow's server for this machine alone, and print the address of each data set's runs.
 
 MLFLOW_TRACKING_URI names the database, by default mlflow.db in this folder. Of a running server, only the addresses are
 printed.
 """
 
 import os
+import signal
 import socket
+import subprocess
 import sys
+import time
+from contextlib import suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from pipeline.errors import ParamsError
+from pipeline.process import die_with_parent
 from pipeline.tracking.client import SQLITE, TrackingError, pages, tracking_uri, without_password
 
 HOST = "127.0.0.1"
@@ -19,7 +25,7 @@ ALLOWED = ",".join(f"{name}{port}" for name in ("localhost", HOST) for port in (
 
 
 def run(port: int) -> None:
-    """Print the addresses, then become the server on `port`.
+    """Become the server on `port`; a process beside it prints the addresses as soon as it answers.
 
     Raises FileNotFoundError without a database, OSError when MLflow does not answer, ParamsError for an unusable port.
     """
@@ -31,19 +37,45 @@ def run(port: int) -> None:
         require_free(port)
     address = f"http://{HOST}:{port}" if local else without_password(uri).rstrip("/")
     try:
-        for name, page in pages().items():
-            print(f"{name}: {address}/{page}", flush=True)
+        lines = [f"{name}: {address}/{page}" for name, page in pages().items()]
     except TrackingError as error:
         raise OSError(str(error)) from None
-    if local:
+    if not local:
+        print("\n".join(lines))
+    else:
         # With its defaults the server starts four workers and a job runner, and takes four times as long.
         os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.pop("MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE", None)
         server = f"-m mlflow ui --host {HOST} --allowed-hosts {ALLOWED} --port {port} --workers 1".split()
-        words = [*server, "--backend-store-uri", uri]
-        print("the server answers in about half a minute; Ctrl-C ends it", flush=True)
+        words = [
+            *server,
+            "--uvicorn-opts",
+            "--log-level warning",
+            "--backend-store-uri",
+            uri,
+        ]  # keep the addresses in sight
+        print("starting MLflow, which takes half a minute; Ctrl-C ends it", flush=True)
+        subprocess.Popen([sys.executable, "-m", "pipeline.tracking.ui", str(port), *lines])
         os.execv(sys.executable, [sys.executable, *words])  # noqa: S606  no text of a user
+
+
+def announce(port: int, lines: list[str]) -> None:
+    """Print `lines` when the server on `port` answers. Waits as long as the server lives."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is for the server, too
+    die_with_parent()
+    while not answers(port):
+        time.sleep(0.3)
+    print("\n".join(lines), flush=True)
+
+
+def answers(port: int) -> bool:
+    """Whether MLflow's server on `port` is ready."""
+    with suppress(OSError, HTTPException):
+        connection = HTTPConnection(HOST, port, timeout=10)
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    return False
 
 
 def require_free(port: int) -> None:
@@ -54,3 +86,7 @@ def require_free(port: int) -> None:
             probe.bind((HOST, port))
         except (OSError, OverflowError):
             raise ParamsError(f"--port: {port} is in use or not allowed. Try another: grid ui --port 5001") from None
+
+
+if __name__ == "__main__":
+    announce(int(sys.argv[1]), sys.argv[2:])

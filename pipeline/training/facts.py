@@ -64,6 +64,7 @@ class Facts(Content):
     started: str  # in UTC, of the last stretch without an interruption
     iterations: int
     parameters: int | None = None
+    host: str | None = None
     device: str | None = None
     torch: str | None = None
     timm: str | None = None

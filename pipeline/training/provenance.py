@@ -1,6 +1,7 @@
 """Where a number comes from: the commit and the machine."""
 
 import hashlib
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,13 @@ def git(*arguments: str, folder: Path = Path()) -> str:
 
 
 def machine(device: Any) -> dict[str, str]:
-    """The device, a torch.device, by name, and the versions of the libraries that a result depends on."""
+    """The host, the device, a torch.device, by name, and the versions of the libraries that a result depends on."""
     import timm
     import torch
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {"device": name, "torch": torch.__version__, "timm": timm.__version__}
+    versions = {"torch": torch.__version__, "timm": timm.__version__}
+    return {"host": socket.gethostname(), "device": name, **versions}
 
 
 def file_sha256(path: Path) -> str:

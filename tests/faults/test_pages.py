@@ -118,6 +118,7 @@ def test_the_server_answers_to_its_own_names_only(tmp_path, monkeypatch, blank, 
     monkeypatch.chdir(Folder(tmp_path / "folder", blank).path)
     monkeypatch.setattr("os.execv", lambda program, words: started.append((words, dict(ui.os.environ))))
     monkeypatch.setattr("pipeline.tracking.ui.pages", dict)
+    monkeypatch.setattr("subprocess.Popen", lambda words: None)
     monkeypatch.setattr("pipeline.tracking.ui.require_free", lambda port: None)
     monkeypatch.setenv("MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE", "true")
     ui.run(5099)
