@@ -455,7 +455,7 @@ def test_a_killed_runner_leaves_no_stage_behind(project):
     assert not alive
     assert (project / "saved").read_text() == "SIGINT"
     plan = subprocess.run(grid("plan", "long"), cwd=project, env=surroundings(), capture_output=True, text=True)
-    assert plan.stdout == "stage  why\nlong   has not run yet\n1 of 1 stages to run\n"
+    assert plan.stdout == "1 of 1 stages to run; short ones: long\n"
 
 
 @pytest.mark.fault(
