@@ -78,11 +78,15 @@ def plan(targets: tuple[str, ...], as_json: bool) -> None:
 
 
 @grid.command()
-def status() -> None:
+@click.option("--watch", "live", is_flag=True, help="Stay, and redraw every second until nothing runs any more.")
+def status(live: bool) -> None:
     """Show the cells of a grid: step, speed, time left, mIoU."""
-    from pipeline.runner.status import show
+    from pipeline.runner.status import show, watch
 
-    print(show())
+    if live:
+        watch()
+    else:
+        print(show())
 
 
 @grid.command()

@@ -12,13 +12,12 @@ import pytest
 
 from deeplab.errors import DataError
 from pipeline.errors import BusyError, ParamsError
-from pipeline.runner.board import plan_board
+from pipeline.runner.board import only_runner, plan_board
 from pipeline.runner.checks import check_markers, uncommitted_line
 from pipeline.runner.graph import Stage, choose, deepest_first, outdated, verdict
 from pipeline.runner.local import Workers, find_slots, misses_cache
-from pipeline.runner.lock import only_runner
 from pipeline.runner.run import Walk, conclude
-from pipeline.runner.screen import Screen
+from pipeline.runner.status import Screen
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -488,7 +487,7 @@ def test_the_next_runner_waits_for_what_a_killed_one_has_left_saving(project):
 
 @pytest.mark.parametrize("ended", [os.WEXITED, os.WEXITED | os.WNOWAIT], ids=["gone", "zombie"])
 def test_what_a_runner_that_has_ended_left_is_not_waited_for_without_end(ended, monkeypatch):
-    monkeypatch.setattr("pipeline.runner.lock.PATIENCE", 0.3)
+    monkeypatch.setattr("pipeline.runner.board.PATIENCE", 0.3)
     with subprocess.Popen(["true"]) as runner, only_runner(Path("lock")):  # which a guard holds
         os.waitid(os.P_PID, runner.pid, ended)
         Path("lock").write_text(str(runner.pid))

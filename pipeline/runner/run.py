@@ -14,14 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import ParamsError
-from pipeline.runner.board import plan_board
+from pipeline.runner.board import only_runner, plan_board
 from pipeline.runner.checks import check_markers, check_names, check_readme, uncommitted_line
 from pipeline.runner.engine import Engine, EngineFactory, Order
 from pipeline.runner.graph import Stage, State, deepest_first, outdated, read_stages, shorten, verdict
 from pipeline.runner.local import dvc_command, environment, misses_cache
-from pipeline.runner.lock import only_runner
 from pipeline.runner.repair import repair
-from pipeline.runner.screen import Screen
+from pipeline.runner.status import Screen
 from pipeline.settings.params import Params, load_params
 from pipeline.settings.stage_names import kind_and_name
 
