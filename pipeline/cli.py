@@ -2,6 +2,7 @@
 
 import difflib
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -9,6 +10,16 @@ import click
 from pipeline.errors import ParamsError, run_command
 
 ENGINES = ("here", "ray", "slurm")
+
+
+def complete_cell(_: click.Context, __: click.Parameter, typed: str) -> list[str]:
+    """The cells of params.yaml that begin with what was typed; none where the file is missing or wrong."""
+    from pipeline.settings.yaml import read_yaml
+
+    with suppress(ParamsError):
+        return [name for name in read_yaml(Path("params.yaml")).get("grid", {}) if name.startswith(typed)]
+    return []
+
 
 targets = click.argument("targets", nargs=-1, metavar="[TARGET]...")
 engine = click.option("--on", type=click.Choice(ENGINES), default="here", show_default=True, help="Where cells run.")
@@ -25,6 +36,8 @@ class Verbs(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command, or a UsageError with the nearest name."""
+        if cmd_name not in self.commands and ctx.resilient_parsing:  # a shell asks for completions
+            return None
         if cmd_name not in self.commands:
             near = difflib.get_close_matches(cmd_name, self.commands, n=1)
             ctx.fail(f"unknown command {cmd_name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
@@ -77,12 +90,29 @@ def plan(targets: tuple[str, ...], as_json: bool) -> None:
     print(plan.as_json(found, len(stages)) if as_json else plan.as_text(found, len(stages)))
 
 
-@grid.command()
-def status() -> None:
-    """Show the cells of a grid: step, speed, time left, mIoU."""
-    from pipeline.runner.status import show
+@grid.command("try")
+@click.argument("cell", shell_complete=complete_cell)
+@click.argument("settings", nargs=-1, required=True, metavar="KEY=VALUE...")
+def try_settings(cell: str, settings: tuple[str, ...]) -> None:
+    """Train a cell with other settings, beside the committed one.
 
-    print(show())
+    Such as lr=0.02 or augment.flip=0. An experiment of DVC in a copy of the folder: params.yaml and the tables stay.
+    """
+    from pipeline.runner.trial import run
+
+    print(run(cell, settings))
+
+
+@grid.command()
+@click.option("--watch", "live", is_flag=True, help="Stay, and redraw every second until nothing runs any more.")
+def status(live: bool) -> None:
+    """Show the cells of a grid: step, speed, time left, mIoU."""
+    from pipeline.runner.status import show, watch
+
+    if live:
+        watch()
+    else:
+        print(show())
 
 
 @grid.command()
@@ -108,7 +138,7 @@ def repair() -> None:
 
 
 @grid.command()
-@click.argument("cells", nargs=-1, metavar="[CELL]...")
+@click.argument("cells", nargs=-1, metavar="[CELL]...", shell_complete=complete_cell)
 @click.option("--fast", is_flag=True, help="Check the committed files only, in seconds.")
 def verify(cells: tuple[str, ...], fast: bool) -> None:
     """Prove the numbers of the README.
@@ -162,7 +192,7 @@ def equivalent(reason: str) -> None:
 
 
 @grid.command()
-@click.argument("cell")
+@click.argument("cell", shell_complete=complete_cell)
 @click.argument("source", type=click.Path(path_type=Path))
 @out
 @seed
@@ -191,7 +221,7 @@ def predict(
 
 
 @grid.command()
-@click.argument("cell")
+@click.argument("cell", shell_complete=complete_cell)
 @click.argument("format")
 @out
 @seed

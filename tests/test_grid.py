@@ -10,13 +10,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deeplab.errors import DataError
 from pipeline.errors import BusyError, ParamsError
-from pipeline.runner.board import plan_board
+from pipeline.runner.board import only_runner, plan_board
+from pipeline.runner.checks import check_markers, uncommitted_line
 from pipeline.runner.graph import Stage, choose, deepest_first, outdated, verdict
 from pipeline.runner.local import Workers, find_slots, misses_cache
-from pipeline.runner.lock import only_runner
 from pipeline.runner.run import Walk, conclude
-from pipeline.runner.screen import Screen
+from pipeline.runner.status import Screen
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -240,6 +241,62 @@ def test_cells_that_fail_for_reasons_of_their_own_are_all_tried(tmp_path):
     assert sorted(states.values()) == ["done"] + ["failed"] * 5
 
 
+def test_data_sets_without_their_archives_keep_no_other_one_from_its_training(tmp_path):
+    needs = {
+        f"{kind}@{name}": (f"{before}@{name}",) * bool(before)
+        for name in "abcd"
+        for before, kind in (("", "download"), ("download", "prepare"), ("prepare", "train"))
+    }
+    stages = {name: Stage(needs=needs[name], inputs=(), changes="new") for name in needs}
+    says = {f"download@{name}": (f"error: data/raw/{name}: not found", 255) for name in "abc"}
+    workers = InstantWorkers(tmp_path / "logs", says)
+    states = walked(tmp_path, stages, workers)
+    assert states["train@d"] == "done"
+    assert {name for name, state in states.items() if state == "failed"} == says.keys()
+
+
+def test_a_result_from_the_cache_is_called_so(tmp_path, capsys):
+    log = "Stage 'train@shapes_a' is cached - skipping run, checking out outputs\n"
+    workers = InstantWorkers(tmp_path / "logs", {"train@shapes_a": (log, 0)})
+    walked(tmp_path, stages_of("train@shapes_a"), workers)
+    assert "done    train@shapes_a 0 s from cache (2 of 2)" in capsys.readouterr().out
+
+
+def test_a_training_from_files_that_are_not_committed_is_announced(tmp_path):
+    assert uncommitted_line(["train@a"]) == ""  # outside of git
+    for words in (["init"], ["add", "params.yaml"], ["-c", "user.name=x", "-c", "user.email=x", "commit", "-m", "x"]):
+        (tmp_path / "params.yaml").touch()
+        subprocess.run(["git", *words], check=True, capture_output=True)
+    assert uncommitted_line(["train@a"]) == ""
+    (tmp_path / "params.yaml").write_text("a: 1")
+    assert uncommitted_line(["prepare@a"]) == ""
+    said = "params.yaml: not committed, so the trainings will be recorded as dirty. Commit first to avoid that."
+    assert uncommitted_line(["prepare@a", "train@a"]) == said
+
+
+def test_half_a_block_in_the_readme_is_noticed_before_anything_runs(tmp_path):
+    check_markers(["readme@voc"])  # no README
+    (tmp_path / "README.md").write_text("# T\n")
+    check_markers(["readme@voc"])
+    (tmp_path / "README.md").write_text("<!-- results:voc -->\n")
+    check_markers(["train@voc", "readme@ade20k"])
+    with pytest.raises(DataError, match="found 1 times <!-- results:voc --> and 0 times"):
+        check_markers(["train@voc", "readme@voc"])
+
+
+def test_plain_dvc_finishes_one_data_set_after_another_and_cityscapes_last():
+    code = (
+        "from dvc.repo import Repo; from dvc.repo.reproduce import plan_repro\n"
+        "print(*(stage.addressing for stage in plan_repro(Repo().index.graph)))"
+    )
+    names = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.split()
+    filled = [names.index(f"readme@{name}") for name in ("shapes", "voc", "ade20k")]
+    assert filled == sorted(filled)
+    assert filled[-1] < names.index("download@cityscapes")
+
+
 def test_a_command_may_speak_of_transfers(tmp_path):
     (tmp_path / "log").write_text("the ERROR: failed to transfer is DVC's, at the start of a line\n")
     assert not misses_cache(tmp_path / "log")
@@ -397,7 +454,7 @@ def test_a_killed_runner_leaves_no_stage_behind(project):
     assert not alive
     assert (project / "saved").read_text() == "SIGINT"
     plan = subprocess.run(grid("plan", "long"), cwd=project, env=surroundings(), capture_output=True, text=True)
-    assert plan.stdout == "stage  why\nlong   has not run yet\n1 of 1 stages to run\n"
+    assert plan.stdout == "1 of 1 stages to run; short ones: long\n"
 
 
 @pytest.mark.fault(
@@ -430,7 +487,7 @@ def test_the_next_runner_waits_for_what_a_killed_one_has_left_saving(project):
 
 @pytest.mark.parametrize("ended", [os.WEXITED, os.WEXITED | os.WNOWAIT], ids=["gone", "zombie"])
 def test_what_a_runner_that_has_ended_left_is_not_waited_for_without_end(ended, monkeypatch):
-    monkeypatch.setattr("pipeline.runner.lock.PATIENCE", 0.3)
+    monkeypatch.setattr("pipeline.runner.board.PATIENCE", 0.3)
     with subprocess.Popen(["true"]) as runner, only_runner(Path("lock")):  # which a guard holds
         os.waitid(os.P_PID, runner.pid, ended)
         Path("lock").write_text(str(runner.pid))

@@ -3,11 +3,13 @@ from dataclasses import replace
 
 import huggingface_hub
 import pytest
+import torch
 
-from pipeline.runner import plan
+from pipeline.runner import estimate, plan
+from pipeline.runner.estimate import train_flops
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
-from pipeline.training.facts import flat_settings
+from pipeline.training.facts import Facts, flat_settings, forward_flops
 from tests.tiny import tiny_params
 
 
@@ -50,11 +52,12 @@ def test_the_iterations_are_those_of_all_epochs_and_seeds(params, places):
 
 
 def test_costs_come_from_a_training_of_the_same_network_on_the_same_device_and_from_nothing_else(params, places):
-    assert cost(params, places).hours is None
+    assert cost(params, places).within > 1
     write_run(params, places, lr=0.5, epochs=99)  # these do not change the speed
     found = cost(replace(params, seeds=(0, 1, 2)), places)
     assert found.hours == pytest.approx(18 * 4 / 2.0 / 3600)
     assert (found.images_per_second, found.memory, found.disk) == (2.0, 3_000_000_000, 4 * 1_000_000 * 11)
+    assert found.within == 1
 
 
 def test_the_training_of_median_speed_counts(params, places):
@@ -70,15 +73,71 @@ def test_hours_are_those_of_all_gpus_of_a_cell(params, places, monkeypatch):
 
 
 @pytest.mark.parametrize("changes", [{"device": "NVIDIA H100"}, {"crop": [64, 64]}, {"output_stride": 16}])
-def test_a_training_of_something_else_is_not_used(params, places, changes):
+def test_a_training_of_something_else_gives_an_estimate_at_most(params, places, changes):
     write_run(params, places, **changes)
-    assert cost(params, places).hours is None
-    head, prepare, train, total, counts = plan.as_text(plan_of(params, places), 9).splitlines()
-    assert head.split() == ["stage", "why", "iterations", "hours", "disk", "GB", "memory", "GB"]
+    found = cost(params, places)
+    assert (found.within, found.memory) == (2.5, None)
+    assert found.hours == pytest.approx(6 * 4 / (25e9 / train_flops(params.cells["tiny_os8"])) / 3600)
+    assert found.disk == pytest.approx(4 * 7 * 11_300_000, rel=0.01)
+
+
+def test_the_table_has_a_row_per_cell_and_says_what_is_an_estimate(params, places):
+    reasons = {
+        "check": "new", "prepare@tiny": "new", "train@tiny_os8": "after prepare@tiny", "evaluate@tiny_os8": "after it",
+        "evaluate@tiny_b": "metrics.py modified", "tables@tiny": "after it",
+    }  # fmt: skip
+    head, prepare, train, evaluate, total, counts = plan.as_text(plan.plan(params, reasons, places), 9).splitlines()
+    assert head.split("  ")[0] == "cell"
+    assert "hours on this CPU" in head
     assert prepare.split() == ["prepare@tiny", "new"]
-    assert train.split()[-4:] == ["6", "unknown", "unknown", "unknown"]
-    assert total.split() == ["1", "trainings", "on", "cpu", "6", "unknown", "unknown", "unknown"]
-    assert counts == "2 of 9 stages to run"
+    assert train.split() == [
+        "tiny_os8",
+        "after",
+        "prepare@tiny",
+        "6",
+        "about",
+        "0.0003",
+        "(0.00012",
+        "to",
+        "0.00076)",
+        "0.3",
+    ]
+    assert evaluate.split() == ["tiny_b", "evaluation:", "metrics.py", "modified"]
+    assert total.startswith("1 trainings")
+    assert counts == "6 of 9 stages to run; short ones: check, tables"
+
+
+def test_estimates_learn_from_other_trainings_on_this_device(params, places):
+    cell = params.cells["tiny_os8"]
+    settings = {**flat_settings(cell, 0), "output_stride": 16, "threads": 2}
+    facts = Facts(cell="a", dataset="b", seed=0, started="now", iterations=1, fingerprint={}, settings=settings)
+    facts = facts.model_copy(update={"flops": 10**9, "images_per_second": 4.0})
+    assert estimate.speed(cell, "cpu", [facts]) == pytest.approx(3 * 1e9 * 4 / 2 / train_flops(cell))
+    assert estimate.speed(cell, "NVIDIA H100", [facts]) == pytest.approx(3 * 1e9 * 4 / train_flops(cell))
+    assert estimate.speed(cell, "NVIDIA H100", []) is None
+    odd = replace(cell, model=replace(cell.model, backbone="regnetx_002"))
+    assert (estimate.speed(odd, "cpu", []), estimate.parameters(odd.model)) == (None, None)
+
+
+def test_hours_without_an_estimate_are_unknown(params, places, monkeypatch):
+    monkeypatch.setattr(plan, "this_device", lambda: "NVIDIA H100")
+    head, _, train, *_ = plan.as_text(plan_of(params, places), 9).splitlines()
+    assert "hours on NVIDIA H100" in head
+    assert "  unknown  " in train
+
+
+@pytest.mark.parametrize("backbone", estimate.BACKBONES)
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_flops_and_parameters_are_those_that_torch_counts(params, backbone, output_stride):
+    from deeplab.model import DeepLabV3
+
+    cell = params.cells["tiny_os8"]
+    model = replace(cell.model, backbone=backbone, output_stride=output_stride, aspp_channels=64)
+    cell = replace(cell, model=model, recipe=replace(cell.recipe, crop=(64, 128)))
+    with torch.device("meta"):
+        network = DeepLabV3(model, 3)
+    assert train_flops(cell) == pytest.approx(3 * forward_flops(network, (64, 128)), rel=0.002)
+    assert estimate.parameters(model) == pytest.approx(sum(p.numel() for p in network.parameters()), rel=0.002)
 
 
 def test_a_plan_for_machines_has_null_for_what_is_unknown_and_bytes(params, places):

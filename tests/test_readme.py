@@ -55,12 +55,23 @@ def page(tmp_path):
             b"\xff\xfe \\1 \\n <!-- results:voc -->\n<!-- /results:voc --> \\g<0>",
             b"\xff\xfe \\1 \\n " + BLOCK + b" \\g<0>",
         ),
+        (b"", b"\n\n" + BLOCK + b"\n"),
+        (b"# No markers\r\n\r\n", b"# No markers\r\n\r\n" + BLOCK.replace(b"\n", b"\r\n") + b"\r\n"),
         (
             b"<!-- results:voc -->\n<!-- /results:voc -->\n<!-- results:ade20k -->\nother\n<!-- /results:ade20k -->\n",
             BLOCK + b"\n<!-- results:ade20k -->\nother\n<!-- /results:ade20k -->\n",
         ),
     ],
-    ids=["empty block", "old table", "byte order mark", "CRLF", "no UTF-8 and what a regex would expand", "two blocks"],
+    ids=[
+        "empty block",
+        "old table",
+        "byte order mark",
+        "CRLF",
+        "no UTF-8 and what a regex would expand",
+        "empty file",
+        "no markers",
+        "two blocks",
+    ],
 )
 @tried.README
 def test_a_block_is_filled_and_every_other_byte_stays(table, page, fill, before, after):
@@ -74,12 +85,11 @@ def test_a_block_is_filled_and_every_other_byte_stays(table, page, fill, before,
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (b"# no markers\n", "found 0 times <!-- results:voc --> and 0 times <!-- /results:voc -->"),
         (b"<!-- results:voc -->\n", "found 1 times <!-- results:voc --> and 0 times"),
         (b"<!-- /results:voc -->\n<!-- results:voc -->\n", "expected one of each in this order"),
         (BLOCK + b"\n" + BLOCK, "found 2 times <!-- results:voc --> and 2 times"),
         (b"<!-- results:voc -->\n<!-- results:ade20k -->\n<!-- /results:voc -->\n", "no other block between"),
-        (b"<!-- results:VOC -->\n<!-- /results:VOC -->\n", "Put both lines where the table belongs"),
+        (b"<!-- /results:voc -->\n", "Put both lines where the table belongs"),
     ],
 )
 @tried.README

@@ -18,7 +18,7 @@ from pipeline.runner.board import plan_board
 from pipeline.runner.engine import Order
 from pipeline.runner.graph import outdated, read_stages
 from pipeline.runner.run import Walk
-from pipeline.runner.screen import Screen
+from pipeline.runner.status import Screen
 from pipeline.settings.schema import RuntimeConfig, SlurmOptions
 
 REPOSITORY = Path(__file__).parents[1]

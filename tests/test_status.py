@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.runner.board import Board, plan_board
-from pipeline.runner.lock import only_runner
-from pipeline.runner.screen import Screen
-from pipeline.runner.status import as_text, headline, read_rows, show
+from pipeline.runner import status
+from pipeline.runner.board import Board, only_runner, plan_board
+from pipeline.runner.status import Screen, as_text, headline, read_rows, show, view, watch
 
 REPOSITORY = Path(__file__).parents[1]
 NAMES = [f"{kind}@{cell}" for cell in "abcdef" for kind in ("train", "evaluate")]
@@ -113,15 +112,28 @@ def test_the_view_writes_the_same_table_to_a_log_file(board, folder, capsys):
 def test_the_terminal_gets_the_table_in_place(board, folder):
     from rich.console import Console
 
-    from pipeline.runner.screen import view
-
     write_training(folder, "b", "100,16.0\n", "step,val/mIoU\n")
     console = Console(width=120)
     with console.capture() as captured:
-        console.print(view(board))
+        console.print(view(headline(board, True), read_rows(board, True)))
     drawn = captured.get()
     assert "training" in drawn
     assert "100/400" in drawn
+
+
+def test_the_watch_redraws_while_a_runner_works_and_ends_with_it(board, monkeypatch, capsys):
+    """Each second is one state of the runner."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes this for a terminal
+    monkeypatch.setenv("COLUMNS", "160")
+    states = iter(["training", "failed"])
+    alive = iter([True, True, False])
+    monkeypatch.setattr(status, "is_locked", lambda _: next(alive))
+    monkeypatch.setattr(status.time, "sleep", lambda _: (board.set("train@b", next(states)), board.save()))
+    board.save()
+    watch()
+    drawn = capsys.readouterr().out
+    assert drawn.count("running for") == 2
+    assert "was killed" in drawn.rpartition("running for")[2]
 
 
 def test_a_note_in_square_brackets_is_text_and_no_style(board):

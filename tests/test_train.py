@@ -15,14 +15,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from deeplab.errors import DataError
+from deeplab.store import Store
 from pipeline import files, process
 from pipeline.errors import BusyError, ParamsError, StoppedError
 from pipeline.settings.code import code_of
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
-from pipeline.stages import train
+from pipeline.stages import check, train
 from pipeline.training import publish, seed
 from pipeline.training.provenance import file_sha256, git, git_state
+from pipeline.training.reuse import take_trained
 from tests.tiny import tiny_params, write_store
 
 
@@ -72,6 +74,74 @@ def test_each_seed_is_trained_and_gives_other_weights(place):
         "0",
         "5",
     }
+
+
+@pytest.fixture
+def one_seed(place):
+    """A project whose only cell is trained with seed 0 and recorded by DVC, which has deleted the result."""
+    import dvc.repo  # noqa: F401  its deprecated imports warn once
+
+    check.run(Places(place))
+    outs = ["runs/tiny_os8/weights", "runs/tiny_os8/run.json", "runs/tiny_os8/history.csv"]
+    stage = {"cmd": "true", "params": ["seeds"], "outs": outs}
+    (place / "dvc.yaml").write_text(json.dumps({"stages": {"train": stage}}))
+    run(place)
+    for words in (["init", "--no-scm", "-q"], ["commit", "-f", "-q", "train"]):
+        subprocess.run([sys.executable, "-m", "dvc", *words], cwd=place, check=True)
+    shutil.copytree(place / "runs/tiny_os8", place / "before")
+    shutil.rmtree(place / "runs/tiny_os8")
+    return place
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The seeds that are trained from now on."""
+    found, original = [], train.train_seed
+    monkeypatch.setattr(train, "train_seed", lambda cell, seed: [found.append(seed), original(cell, seed)])
+    return found
+
+
+def run_seeds(place, *numbers):
+    tiny_params(place / "params.yaml", lambda params: params.update(seeds=list(numbers)))
+    run(place)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_another_seed_is_trained_alone_and_all_bits_are_those_of_training_both(one_seed, trained, tmp_path_factory):
+    run_seeds(one_seed, 0, 1)
+    assert trained == [1]
+    both = tmp_path_factory.mktemp("both")
+    write_store(both / "data/tiny", {"train": 12, "val": 3})
+    run_seeds(both, 0, 1)
+    assert trained == [1, 0, 1]
+    for file in ("weights/seed0.safetensors", "weights/seed1.safetensors", "history.csv"):
+        assert (one_seed / "runs/tiny_os8" / file).read_bytes() == (both / "runs/tiny_os8" / file).read_bytes()
+    facts, before = (json.loads((one_seed / place / "run.json").read_text()) for place in ("runs/tiny_os8", "before"))
+    assert facts["seeds"]["0"] == before["seeds"]["0"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_seeds_of_other_settings_and_damaged_ones_are_not_taken_and_neither_are_the_same_seeds(one_seed):
+    places, files = Places(one_seed), sorted(path for path in (one_seed / ".dvc/cache").rglob("*") if path.is_file())
+    inputs = train.read_inputs("tiny_os8", places, Store(places.store("tiny")).fingerprint)
+
+    def taken(inputs, *numbers):
+        folder = one_seed / f"taken{len(list(one_seed.glob('taken*')))}"
+        folder.mkdir()
+        take_trained("tiny_os8", numbers, inputs, places, lambda seed: folder / str(seed))
+        return [path.name for path in folder.iterdir()]
+
+    assert taken(inputs, 0, 1) == ["0"]
+    assert taken(inputs, 0) == []  # the same as before: somebody wants it trained again
+    assert taken(replace(inputs, code="other"), 0, 1) == []
+    assert taken(replace(inputs, data="other"), 0, 1) == []
+    assert taken(replace(inputs, cell=replace(inputs.cell, dataset="other")), 0, 1) == []
+    weights = max(files, key=lambda path: path.stat().st_size)
+    weights.chmod(0o644)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert taken(inputs, 0, 1) == []
+    weights.unlink()
+    assert taken(inputs, 0, 1) == []
 
 
 def test_a_signal_saves_and_the_same_command_ends_where_an_unbroken_run_does(place, monkeypatch, capsys):

@@ -9,7 +9,7 @@ from pipeline.settings.places import Places
 
 
 def put(dataset: str, places: Places) -> None:
-    """Replace the block of `dataset` in the README with its table. Raises DataError without a table or markers."""
+    """Replace the block of `dataset` in the README with its table. Raises DataError without a table."""
     table = read_table(dataset, places)
     readme = places.readme.resolve(strict=True)  # a link stays a link
     with locked(readme):
@@ -24,7 +24,7 @@ def put(dataset: str, places: Places) -> None:
 def stale(dataset: str, places: Places) -> str:
     """A message when the block of `dataset` in the README is not its table, else nothing.
 
-    Raises DataError without a table or markers.
+    Raises DataError without a table, or with half a block.
     """
     old, readme = places.readme.read_bytes(), places.readme
     if fill(old, dataset, read_table(dataset, places), readme) == old:
@@ -43,13 +43,17 @@ def read_table(dataset: str, places: Places) -> bytes:
 
 
 def fill(old: bytes, dataset: str, table: bytes, readme: Path) -> bytes:
-    """`old` with `table` in the block of `dataset`, with the line ends of `old`. Raises DataError without markers."""
+    """`old` with `table` in the block of `dataset`, with the line ends of `old`; a new block at the end where there is
+    none. Raises DataError for half a block, or two.
+    """
     begin, end = f"<!-- results:{dataset} -->".encode(), f"<!-- /results:{dataset} -->".encode()
+    line_end = b"\r\n" if b"\r\n" in old else b"\n"
+    if begin not in old and end not in old:
+        old = line_end.join([old.rstrip(), b"", begin, end, b""])
     first, last = old.find(begin) + len(begin), old.find(end)
     if old.count(begin) != 1 or old.count(end) != 1 or first > last or b"results:" in old[first:last]:
         raise DataError(
             f"{readme}: found {old.count(begin)} times {begin.decode()} and {old.count(end)} times {end.decode()}, "
             f"expected one of each in this order and no other block between. Put both lines where the table belongs."
         )
-    line_end = b"\r\n" if b"\r\n" in old else b"\n"
     return old[:first] + line_end + table.replace(b"\n", line_end) + old[last:]

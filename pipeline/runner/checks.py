@@ -1,14 +1,17 @@
 """Mistakes that only a stage would find, or nobody: checked before the first stage runs and after the last one."""
 
+import subprocess
 from collections.abc import Iterable
 
 from deeplab.errors import DataError
 from pipeline.errors import ParamsError
-from pipeline.results.readme import stale
+from pipeline.results.readme import fill, stale
+from pipeline.runner.graph import shorten
 from pipeline.settings.messages import unknown
 from pipeline.settings.params import PARAMS, Params
 from pipeline.settings.places import Places
 from pipeline.settings.stage_names import kind_and_name
+from pipeline.training.provenance import uncommitted
 
 # The names of the published recipes. Only for another one torch is imported, which takes seconds.
 USUAL_LOSSES = {"cross_entropy"}
@@ -43,6 +46,26 @@ def check_names(params: Params) -> None:
             if not timm.is_model(BACKBONES.get(backbone, backbone)):
                 names = [*BACKBONES, *timm.list_models()]
                 raise ParamsError(f"{PARAMS}: grid.{name}.backbone: {unknown(backbone, names)}")
+
+
+def check_markers(stages: Iterable[str], places: Places = Places()) -> None:
+    """Raise DataError when one of `stages` could not put its table into the README."""
+    for kind, dataset in map(kind_and_name, stages):
+        if kind == "readme" and places.readme.exists():
+            fill(places.readme.read_bytes(), dataset, b"", places.readme)
+
+
+def uncommitted_line(stages: Iterable[str]) -> str:
+    """What to know before a training from files that are not committed; nothing otherwise."""
+    if not any(kind_and_name(stage)[0] == "train" for stage in stages):
+        return ""
+    try:
+        changed = uncommitted()
+    except (OSError, subprocess.SubprocessError):  # outside of git the record says that no commit is known
+        return ""
+    if not changed:
+        return ""
+    return f"{shorten(changed)}: not committed, so the trainings will be recorded as dirty. Commit first to avoid that."
 
 
 def check_readme(stages: Iterable[str], places: Places = Places()) -> None:

@@ -1,13 +1,13 @@
 """What would run, why, and what it costs.
 
-Hours, memory and disk come from trainings of the same network and batch on the same kind of device. Without one they
-are unknown: the plan measures nothing and guesses nothing.
+Hours and memory come from trainings of the same network and batch on the same kind of device. Without one, hours are
+estimated (pipeline/runner/estimate.py) and memory is unknown. The plan measures nothing.
 """
 
 import json
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from textwrap import shorten
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from deeplab.config import Cell
 from pipeline.files import readable
+from pipeline.runner import estimate
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
 from pipeline.settings.stage_names import kind_and_name
@@ -27,7 +28,7 @@ PACE = (
 )  # fmt: skip
 Number = TypeVar("Number", int, float)
 WHY = 70  # letters of a reason that the text shows
-HEADS = ("stage", "why", "iterations", "hours", "disk GB", "memory GB", "missing")
+SLOW = ("download", "prepare")  # stages that have a row of their own beside the cells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class Cost:
     iterations: int  # over all seeds
     images_per_second: float | None
     hours: float | None  # times the GPUs of a cell
+    within: float  # the factor by which hours may be wrong; 1 when they were measured
     disk: int | None  # bytes at most: results, DVC's copy of them, and checkpoints
     memory: int | None  # bytes on the device
     missing: tuple[str, ...]  # what is downloaded, or has to be placed, first
@@ -71,22 +73,29 @@ def plan(params: Params, reasons: Mapping[str, str], places: Places = Places()) 
             cell = params.cell(name)
             missing = tuple(find_missing(params, places, cell, weights))
             images = count_images(params, places, cell.dataset)
-            cost = cost_of(params, cell, images, measured.get(pace(flat_settings(cell, 0))), missing)
+            like = measured.get(pace(flat_settings(cell, 0)))
+            speed = like.images_per_second if like else estimate.speed(cell, device, measured.values())
+            cost = cost_of(params, cell, images, like, speed, missing)
         lines.append(Line(stage=stage, why=why, cost=cost))
     return Plan(device=device, to_run=tuple(lines))
 
 
-def cost_of(params: Params, cell: Cell, images: int, like: Facts | None, missing: tuple[str, ...]) -> Cost:
-    """The cost of a cell with `images` in an epoch; `like` is a training of the same pace."""
+def cost_of(
+    params: Params, cell: Cell, images: int, like: Facts | None, speed: float | None, missing: tuple[str, ...]
+) -> Cost:
+    """The cost of a cell with `images` in an epoch, of which it trains `speed` a second; `like` is a training of the
+    same pace.
+    """
     seeds, batch = len(params.seeds), cell.recipe.batch_size
     iterations = cell.recipe.epochs * (images // batch) * seeds
-    speed = like.images_per_second if like else None
     gpus = 1 if like and like.device == "cpu" else params.runtime.gpus_per_cell
+    parameters = like.parameters if like else estimate.parameters(cell.model)
     return Cost(
         iterations=iterations,
         images_per_second=speed,
         hours=gpus * iterations * batch / speed / 3600 if speed else None,
-        disk=4 * like.parameters * (5 + 2 * seeds) if like and like.parameters else None,
+        within=1 if like else estimate.WITHIN,
+        disk=4 * parameters * (5 + 2 * seeds) if parameters else None,
         memory=like.peak_memory if like else None,
         missing=missing,
     )
@@ -157,27 +166,41 @@ def this_device() -> str:
 
 
 def as_text(found: Plan, stages: int) -> str:
-    """The plan as aligned columns, with the sum of the trainings at the end; `stages` is how many there are in all."""
+    """The plan as a table with a row per cell, and the sum of the trainings; `stages` is how many there are in all."""
     if not found.to_run:
         return f"up to date: {stages} stages"
-    rows = [
-        HEADS,
-        *((line.stage, shorten(line.why, WHY, placeholder=" ..."), *columns(line.cost)) for line in found.to_run),
-    ]
+    here = "this CPU" if found.device == "cpu" else found.device
+    rows: list[tuple[str, ...]] = [("cell", "why", "iterations", f"hours on {here}", "disk GB", "memory GB", "missing")]
+    kinds: list[str] = []  # of stages that take seconds
+    trained = {kind_and_name(line.stage)[1] for line in found.to_run if line.cost}
+    for line in found.to_run:
+        kind, name = kind_and_name(line.stage)
+        if line.cost or kind in SLOW:
+            rows.append(row_of(line.stage if kind in SLOW else name, line.why, line.cost))
+        elif kind == "evaluate" and name not in trained:
+            rows.append(row_of(name, f"evaluation: {line.why}", None))
+        elif kind not in (*kinds, "evaluate"):
+            kinds.append(kind)
     if costs := [line.cost for line in found.to_run if line.cost]:
-        total = Cost(
-            iterations=sum(cost.iterations for cost in costs),
-            images_per_second=None,
-            hours=add(cost.hours for cost in costs),
-            disk=add(cost.disk for cost in costs),
-            memory=max((cost.memory or 0 for cost in costs), default=0) or None,
-            missing=(),
-        )
-        rows.append((f"{len(costs)} trainings", f"on {found.device}", *columns(total)))
-    used = [column for column in range(len(HEADS)) if any(row[column] for row in rows[1:])]
+        rows.append(row_of(f"{len(costs)} trainings", "", sum_of(costs)))
+    used = [column for column in range(len(rows[0])) if any(row[column] for row in rows[1:])]
     widths = {column: max(len(row[column]) for row in rows) for column in used}
     table = ["  ".join(row[column].ljust(widths[column]) for column in used).rstrip() for row in rows]
-    return "\n".join([*table, f"{len(found.to_run)} of {stages} stages to run"])
+    count = f"{len(found.to_run)} of {stages} stages to run"
+    return "\n".join([*(table if used else []), count + (f"; short ones: {', '.join(kinds)}" if kinds else "")])
+
+
+def sum_of(costs: Sequence[Cost]) -> Cost:
+    """The cost of several trainings, one after another."""
+    return Cost(
+        iterations=sum(cost.iterations for cost in costs),
+        images_per_second=None,
+        hours=add(cost.hours for cost in costs),
+        within=max(cost.within for cost in costs),
+        disk=add(cost.disk for cost in costs),
+        memory=max((cost.memory or 0 for cost in costs), default=0) or None,
+        missing=(),
+    )
 
 
 def as_json(found: Plan, stages: int) -> str:
@@ -185,13 +208,24 @@ def as_json(found: Plan, stages: int) -> str:
     return json.dumps({"stages": stages, **asdict(found)}, indent=2)
 
 
-def columns(cost: Cost | None) -> tuple[str, ...]:
-    """The columns of a training, empty for another stage."""
+def row_of(name: str, why: str, cost: Cost | None) -> tuple[str, ...]:
+    """A row of the text; a stage that is no training has no cost."""
+    start = (name, shorten(why, WHY, placeholder=" ..."))
     if cost is None:
-        return ("",) * (len(HEADS) - 2)
-    numbers = ((cost.hours, 1, 2), (cost.disk, 1e9, 1), (cost.memory, 1e9, 1))
-    texts = ("unknown" if value is None else f"{value / unit:,.{digits}f}" for value, unit, digits in numbers)
-    return f"{cost.iterations:,}", *texts, "; ".join(cost.missing)
+        return (*start, "", "", "", "", "")
+    sizes = ("" if value is None else f"{value / 1e9:,.1f}" for value in (cost.disk, cost.memory))
+    return (*start, f"{cost.iterations:,}", hours_of(cost), *sizes, "; ".join(cost.missing))
+
+
+def hours_of(cost: Cost) -> str:
+    """Hours as text, with the range that an estimate means."""
+    if cost.hours is None:
+        return "unknown"
+    if cost.within == 1:
+        return f"{cost.hours:,.2f}"
+    factors = (1 / cost.within, 1, cost.within)
+    low, middle, high = (f"{float(f'{cost.hours * factor:.2g}'):,.15g}" for factor in factors)  # two digits
+    return f"about {middle} ({low} to {high})"
 
 
 def add(values: Iterable[Number | None]) -> Number | None:

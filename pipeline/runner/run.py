@@ -14,14 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import ParamsError
-from pipeline.runner.board import plan_board
-from pipeline.runner.checks import check_names, check_readme
+from pipeline.runner.board import only_runner, plan_board
+from pipeline.runner.checks import check_markers, check_names, check_readme, uncommitted_line
 from pipeline.runner.engine import Engine, EngineFactory, Order
 from pipeline.runner.graph import Stage, State, deepest_first, outdated, read_stages, shorten, verdict
 from pipeline.runner.local import dvc_command, environment, misses_cache
-from pipeline.runner.lock import only_runner
 from pipeline.runner.repair import repair
-from pipeline.runner.screen import Screen
+from pipeline.runner.status import Screen
 from pipeline.settings.params import Params, load_params
 from pipeline.settings.stage_names import kind_and_name
 
@@ -37,7 +36,7 @@ def run(targets: Sequence[str], engine_of: EngineFactory, count: int | None = No
     """Bring `targets` (by default all of dvc.yaml) up to date in `count` slots. Returns the exit code.
 
     Raises ParamsError for a mistake in params.yaml or the targets, BusyError while another runner works here, DataError
-    when the README shows something else than its tables.
+    when the README cannot show its tables, or shows something else.
     """
     params = load_settings()
     with only_runner() as lock:
@@ -46,6 +45,9 @@ def run(targets: Sequence[str], engine_of: EngineFactory, count: int | None = No
         stages = read_fresh_stages(targets)
         reasons = outdated(stages)
         if reasons:
+            check_markers(reasons)
+            if line := uncommitted_line(reasons):
+                print(line, flush=True)
             order = Order(
                 params=params.runtime,
                 stages=tuple(reasons),
@@ -150,7 +152,7 @@ class Walk:
         log = self.engine.log(name)
         if code == 0 and not misses_cache(log):
             self.failures.forget(name)
-            self.end(name, "done", f" {seconds:.0f} s")
+            self.end(name, "done", f" {seconds:.0f} s" + (" from cache" if came_from_cache(log) else ""))
         elif self.stops:
             self.end(name, "stopped", f" after {seconds:.0f} s")
         else:
@@ -166,7 +168,10 @@ class Walk:
 
 
 class Failures:
-    """Notices when all stages of a kind fail at once and alike, so that not every cell is tried."""
+    """Notices when all cells fail at once and alike, so that not every cell is tried.
+
+    Data sets are all tried: when two of them lack their archives, a third one may have them.
+    """
 
     def __init__(self) -> None:
         self.seen: dict[str, list[str]] = {}  # kind of stage -> messages since the last success
@@ -174,8 +179,8 @@ class Failures:
     def note(self, name: str, message: str, seconds: float) -> None:
         """Note the failure of a stage."""
         kind, cell = kind_and_name(name)
-        if seconds < AT_ONCE:
-            self.seen.setdefault(kind, []).append(message.replace(cell, "*") if cell else message)
+        if kind in ("train", "evaluate") and seconds < AT_ONCE:
+            self.seen.setdefault(kind, []).append(message.replace(cell, "*"))
         else:
             self.forget(name)
 
@@ -219,6 +224,11 @@ def last_message(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("ERROR: failed to")]
     own = [line for line in lines if re.match(r"(error|\w*Error):", line)]
     return (own or lines or [""])[-1].strip()[:300]
+
+
+def came_from_cache(log: Path) -> bool:
+    """Whether DVC took the result of a stage from its run cache instead of running it."""
+    return "' is cached - skipping run" in read_log(log)
 
 
 def read_log(log: Path) -> str:

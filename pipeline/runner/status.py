@@ -5,18 +5,21 @@ Reads what the runner and the trainers write, so `grid status` works at any time
 
 import io
 import json
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from textwrap import indent
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from deeplab.errors import DataError
 from pipeline.files import is_locked
 from pipeline.progress import duration
-from pipeline.runner.board import Board, Entry
-from pipeline.runner.lock import LOCK
+from pipeline.runner.board import LOCK, Board, Entry
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
 from pipeline.settings.stage_names import kind_and_name
@@ -46,12 +49,40 @@ class Row:
 
 def show(places: Places = Places()) -> str:
     """The cells of the last run, or of params.yaml before the first one."""
+    title, rows, _ = look(places)
+    return "\n".join([title, as_text(rows)])
+
+
+def watch(places: Places = Places()) -> None:
+    """Show the cells, redrawn every second, until nothing runs any more."""
+    from rich.live import Live
+
+    with Live(auto_refresh=False) as live:
+        while True:
+            title, rows, busy = look(places)
+            live.update(view(title, rows), refresh=True)
+            if not busy:
+                return
+            time.sleep(1)
+
+
+def look(places: Places) -> tuple[str, list[Row], bool]:
+    """A line about the whole, a row per cell, and whether something runs."""
     board = Board.read()
     if board is None:
         title = "the runner has not run here yet; `grid plan` shows what is out of date"
-        return "\n".join([title, as_text(without_runner(places))])
+        rows = without_runner(places)
+        return title, rows, any(row.state == "training" for row in rows)
     alive = is_locked(LOCK)
-    return "\n".join([headline(board, alive), as_text(read_rows(board, alive, places))])
+    return headline(board, alive), read_rows(board, alive, places), alive
+
+
+def view(title: str, rows: Sequence[Row]) -> Any:
+    """`rows` and the line `title` below them, for rich."""
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(table(rows), Text(title))
 
 
 def read_rows(board: Board, alive: bool, places: Places = Places()) -> list[Row]:
@@ -176,3 +207,68 @@ def as_text(rows: Sequence[Row]) -> str:
     file = io.StringIO()
     Console(file=file, width=1000, color_system=None).print(table(rows))
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+
+class Screen:
+    """Shows `board`: on a terminal by redrawing, in a file as plain lines. Everything goes to the file `log` too."""
+
+    def __init__(self, board: Board, log: Path, every: float) -> None:
+        self.board, self.every = board, every
+        self.log = log.open("w", encoding="utf-8")
+        self.live: Any = None
+        self.drawn = self.listed = time.monotonic()
+
+    def __enter__(self) -> "Screen":
+        if sys.stdout.isatty():
+            from rich.live import Live
+
+            self.live = Live(self.view(), auto_refresh=False, redirect_stdout=False)
+            self.live.start()
+        self.board.save()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.board.ended = time.time()
+        self.board.save()
+        if self.live:
+            self.live.update(self.view(), refresh=True)
+            self.live.stop()
+        with suppress(OSError):
+            self.log.close()
+
+    def say(self, text: str) -> None:
+        """Print `text` with the time."""
+        line = f"{time.strftime('%H:%M:%S')} {text}"
+        self.note(line)
+        if self.live:
+            self.live.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, flush=True)
+        self.board.save()
+
+    def note(self, text: str) -> None:
+        """Add `text` to the log file. A full disk does not stop the runner."""
+        with suppress(OSError):
+            print(text, file=self.log, flush=True)
+
+    def show(self) -> None:
+        """Show the table again: after a second on a terminal, after `every` seconds as lines."""
+        now = time.monotonic()
+        if self.live and now - self.drawn > 1:
+            self.drawn = now
+            self.live.update(self.view(), refresh=True)
+        if now - self.listed > self.every:
+            self.listed = now
+            lines = indent("\n".join([headline(self.board, True), as_text(self.rows())]), "    ")
+            self.note(lines)
+            if not self.live:
+                print(lines, flush=True)
+
+    def view(self) -> Any:
+        """All cells, and a line about the whole below them."""
+        return view(headline(self.board, self.board.ended is None), read_rows(self.board, alive=True))
+
+    def rows(self) -> list[Row]:
+        """The cells that are neither up to date nor waiting, which a log of hours does not repeat."""
+        rows = read_rows(self.board, alive=True)
+        return [row for row in rows if row.state not in ("up to date", "waiting", "done")]

@@ -47,6 +47,7 @@ EDGES = frozenset(
         "pipeline.training.facts",
         "pipeline.training.launch",
         "pipeline.training.provenance",
+        "pipeline.training.reuse",
     }
 )  # a name stands for all modules below it, too
 # Validation during training and departures from the recipe decide nothing.

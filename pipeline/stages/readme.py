@@ -1,4 +1,7 @@
-"""Put a data set's table between its two markers in the README, and change nothing else there."""
+"""Put a data set's table between its two markers in the README, and change nothing else there.
+
+Where there are no markers, table and markers are added at the end.
+"""
 
 import argparse
 
@@ -8,7 +11,7 @@ from pipeline.settings.places import Places
 
 
 def run(dataset: str, places: Places = Places()) -> None:
-    """Fill the block of `dataset` in the README. Raises DataError without its table or its markers."""
+    """Fill the block of `dataset` in the README. Raises DataError without its table, or for half a block."""
     put(dataset, places)
 
 

@@ -22,6 +22,7 @@ from pipeline.tracking.live import mirror
 from pipeline.training.facts import Inputs, differences
 from pipeline.training.launch import grouped, launch, under_torchrun
 from pipeline.training.publish import publish
+from pipeline.training.reuse import take_trained
 from pipeline.training.seed import CellRun, SeedRun
 
 
@@ -47,6 +48,8 @@ def run(name: str, places: Places = Places()) -> None:
         cell = CellRun(
             name=name, places=places, runtime=params.runtime, inputs=inputs, store=store, stop=stop, ranks=ranks
         )
+        if ranks.first:
+            take_trained(name, params.seeds, inputs, places, cell.folder)
         for seed in params.seeds:
             if not ranks.agree(cell.is_finished(seed)):
                 train_seed(cell, seed)

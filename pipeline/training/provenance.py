@@ -17,11 +17,16 @@ def git_state() -> dict[str, Any]:
     """
     try:
         commit = git("rev-parse", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", *INPUTS)
+        changed = uncommitted()
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         return {"commit": "unknown", "dirty": None, "why_unknown": reason.strip().partition("\n")[0]}
     return {"commit": commit, "dirty": bool(changed)}
+
+
+def uncommitted() -> list[str]:
+    """The tracked files of code and settings that differ from the commit. Raises as `git` does."""
+    return [line[3:] for line in git("status", "--porcelain", "--untracked-files=no", "--", *INPUTS).splitlines()]
 
 
 def git(*arguments: str, folder: Path = Path()) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.files import claimed
+from pipeline.runner.board import only_runner
 from pipeline.runner.dvc import is_readable_lock
 from pipeline.runner.graph import read_stages
-from pipeline.runner.lock import only_runner
 from pipeline.runner.repair import repair
 from tests.faults.disk import NO_SPACE, outcome, small_disk
 

@@ -1,0 +1,62 @@
+"""Take the seeds of a cell that are trained already, so that another seed trains alone.
+
+DVC deletes the outs of a stage before it runs it. dvc.lock still names them, and DVC's cache, or its remote, has them.
+"""
+
+import hashlib
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from pipeline.settings.places import Places
+from pipeline.training.facts import CellFacts, Facts, Inputs
+from pipeline.training.publish import write_json
+
+
+def take_trained(
+    name: str, seeds: Collection[int], inputs: Inputs, places: Places, folder_of: Callable[[int], Path]
+) -> None:
+    """Put each of `seeds` that the last training of the cell `name` had into its folder, as training leaves it.
+
+    Only with the same settings, data and code, and unchanged weights. With the same seeds as before nothing is taken:
+    somebody wants them trained again.
+    """
+    if len(seeds) < 2:  # quick, and the usual case
+        return
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(places.root)) as repo:
+            files = DVCFileSystem(repo)
+            run = places.run(name).resolve().relative_to(Path(repo.root_dir).resolve())
+            trained = CellFacts.model_validate_json(files.read_bytes(str(run / "run.json"))).seeds
+            if set(trained) == {str(seed) for seed in seeds}:
+                return
+            history = files.read_text(str(run / "history.csv")).splitlines()
+            for seed in seeds:
+                facts, folder = trained.get(str(seed)), folder_of(seed)
+                if facts and facts.weights and not folder.exists() and is_of(facts, inputs):
+                    weights = files.read_bytes(str(run / "weights" / facts.weights.file))
+                    if hashlib.sha256(weights).hexdigest() == facts.weights.sha256:
+                        write_seed(folder, facts, weights, history)
+                        print(f"{name} seed {seed}: trained before, its weights are taken", flush=True)
+    except (OSError, ValueError, DvcException):  # no such result, or not at hand: it is trained
+        return
+
+
+def is_of(facts: Facts, inputs: Inputs) -> bool:
+    """Whether a training had these inputs."""
+    return facts.fingerprint == {"cell": inputs.cell.fingerprint, "data": inputs.data, "code": inputs.code}
+
+
+def write_seed(folder: Path, facts: Facts, weights: bytes, history: list[str]) -> None:
+    """Undo `publish` for one seed. The facts come last, because they show that it is finished."""
+    from deeplab.checkpoint import write_durably
+
+    folder.mkdir(parents=True)
+    head, *rows = (line.partition(",") for line in history)
+    own = [head[2], *(row for seed, _, row in rows if seed == str(facts.seed))]
+    write_durably(folder / "history.csv", ("\n".join(own) + "\n").encode())
+    write_durably(folder / "weights.safetensors", weights)
+    write_json(folder / "facts.json", facts.plain())
