@@ -170,13 +170,17 @@ def propose(pairs: list[Pair]) -> tuple[dict[str, list[Pair]], str]:
 
     Names that differ in their last number only are mostly neighbouring frames, and stay together.
     """
-    groups: dict[str, list[Pair]] = defaultdict(list)
+    originals: dict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:
-        stem = re.sub(r"\d+\D*$", "", COPY.sub("", pair.image.stem))
-        groups[(pair.image.parent / stem).as_posix()].append(pair)
+        originals[(pair.image.parent / COPY.sub("", pair.image.stem)).as_posix()].append(pair)
+    if len(originals) < 2:
+        raise DataError(f"{pairs[0].image}: all images are copies of one, expected 2 or more to divide")
+    groups: dict[str, list[Pair]] = defaultdict(list)
+    for name, each in originals.items():
+        groups[re.sub(r"\d+\D*$", "", name)] += each
     note = f"proposed: {len(groups)} groups of names that differ in their last number only, each in one split"
     if len(groups) < 2:
-        groups = {pair.image.as_posix(): [pair] for pair in pairs}
+        groups = originals
         note = "proposed: drawn image by image, for all names begin alike. Frames of one film belong into one split"
     drawn = sorted(groups, key=lambda name: hashlib.sha256(name.encode()).digest())
     val: list[Pair] = []
