@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE  # without compiled files each stage starts twi
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help demo test test-faults test-ray test-slurm check audit ui pins clean
+.PHONY: help demo test test-faults test-ray test-slurm test-wheel check audit ui pins clean
 
 demo: .venv/ready  ## train four small networks on synthetic shapes and fill the table "Demo" (3 minutes)
 	grid run readme@shapes
@@ -34,6 +34,9 @@ test-ray: .venv/ready  ## run twelve cells on a real Ray on this machine, with w
 test-slurm: .venv/ready  ## the same on Slurm; as root, after: apt-get install slurm-wlm munge
 	.venv/bin/uv pip install --quiet --python .venv/bin/python submitit==1.5.4
 	pytest -n 0 tests/engines/slurm_grid.py
+
+test-wheel: .venv/ready  ## build the wheel and fill the table of a new project with it, outside of this repository (5 minutes)
+	pytest -n 0 tests/wheel.py
 
 audit: .venv/ready  ## write docs/dependency-audit.md: what is known about the pinned packages
 	python -m benchmarks.audit

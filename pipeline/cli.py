@@ -4,6 +4,7 @@ import difflib
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -255,6 +256,36 @@ def ui(port: int) -> None:
     from pipeline.tracking.ui import run
 
     run(port)
+
+
+@grid.command()
+@click.argument("name")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder with the images, and with folders of them.")
+@click.option("--masks", type=click.Path(path_type=Path), help="Folder with their masks; it may be the same one.")
+@click.option(
+    "--pairs", type=click.Path(path_type=Path), multiple=True, help="Instead: a list `image mask`; one per split."
+)
+@click.option("--classes", type=click.Path(path_type=Path), help="List of classes; by default one that lies there.")
+@click.option("--backbone", multiple=True, help="A network of timm. Repeat it for several.")
+@click.option(
+    "--weights", default="none", show_default=True, help="none, imagenet, or a file ARCHITECTURE.TAG.safetensors."
+)
+def new(name: str, backbone: tuple[str, ...], weights: str, **data: Any) -> None:
+    """Write a project for images and masks of your own.
+
+    Looks at every mask, prints what it found, and writes the folder NAME. Then: cd NAME && grid run
+    """
+    from pipeline.data.look import describe
+    from pipeline.runner.checks import check_names
+    from pipeline.runner.local import visible_gpus
+    from pipeline.settings.scaffold import Network, check_new, write_project
+
+    check_new(name)
+    network = Network.of(backbone, weights, gpu=bool(visible_gpus()))
+    source = describe(**data)
+    print(source.report)
+    print(f"\n{name}: {write_project(name, source, network, check_names)}. Next: look at {name}/params.yaml, then")
+    print(f'  cd {name} && git add . && git commit -m "{name}" && grid run')
 
 
 def require_ray(on: str, address: str | None) -> None:

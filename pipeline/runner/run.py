@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import ParamsError
@@ -94,7 +95,8 @@ def read_fresh_stages(targets: Sequence[str]) -> dict[str, Stage]:
     done = subprocess.run(dvc_command(CHECK), env=environment({}), capture_output=True, text=True, check=False)
     if done.returncode:
         raise ParamsError(last_message(done.stdout + done.stderr).removeprefix("error: "))
-    return read_stages(targets)
+    stages = read_stages(targets)
+    return stages | {CHECK: replace(stages[CHECK], changes="")}  # of a project outside the code it always has changes
 
 
 class Walk:

@@ -1,0 +1,207 @@
+"""What other people's masks mean: the labels or colours that occur, their names, and which looks like "no label"."""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from deeplab.decode import read_size
+from deeplab.errors import DataError, SizeError
+from deeplab.histogram import histogram
+from deeplab.store import Color
+from pipeline.data.classes import Listed, find_list, read_list
+from pipeline.data.formats.masks import read_labels, read_picture
+from pipeline.data.pairing import Found, find, listed_files
+from pipeline.errors import ParamsError
+from pipeline.process import cores
+from pipeline.progress import shown
+from pipeline.settings.scaffold import Source
+
+MOST = 256  # labels or colours of a data set
+SHOWN = 3  # sizes that a report names
+NO_LABEL = re.compile(r"(?i)ignore|unlabel|void|unknown|don.?t.?care")
+BORDER: Color = (224, 224, 192)  # around the objects of PASCAL VOC, and of tools that write its form
+
+Key = int | Color  # a label, or the colour that stands for a class
+
+
+class Value(NamedTuple):
+    """What a pixel of a mask may have: a label, a colour, or both with a palette."""
+
+    label: int | None
+    color: Color | None
+
+    def key(self, is_colored: bool) -> Key:
+        """The colour, or else the label."""
+        if is_colored or self.label is None:
+            return self.color or (self.label or 0,) * 3
+        return self.label
+
+
+class Seen(NamedTuple):
+    """What a number of masks contain."""
+
+    modes: Counter[str]
+    sizes: Counter[tuple[int, int]]  # height, width
+    pixels: Counter[Value]
+    masks: Counter[Value]  # how many have it
+
+
+class Row(NamedTuple):
+    """A class of the new project."""
+
+    label: int
+    name: str
+    color: Color | None  # where masks hold colours
+    is_ignored: bool
+    share: float  # of all pixels
+    masks: int  # how many have it
+
+    @property
+    def line(self) -> str:
+        """The line of classes.txt."""
+        return " ".join(map(str, (self.label, self.name, *(self.color or ()))))
+
+    def __str__(self) -> str:
+        remark = "  looks like `no label`: neither trained nor counted" if self.is_ignored else ""
+        color = "{:4}{:4}{:4}  ".format(*self.color) if self.color else ""
+        return f"{self.label:5}  {color}{self.name:24}{self.share:7.1%}{self.masks:8}{remark}"
+
+
+def describe(images: Path | None, masks: Path | None, pairs: Sequence[Path], classes: Path | None) -> Source:
+    """What is in two folders, or in lists of pairs. Raises ParamsError for folders or lists that are missing, DataError
+    for files that cannot be used.
+    """
+    if bool(pairs) == bool(images or masks) or bool(images) != bool(masks):
+        raise ParamsError("expected --images and --masks, or --pairs instead of both")
+    found = find(images, masks) if images and masks else listed_files(pairs)
+    seen, file = look(found), classes or find_list(found.images, found.masks)
+    rows = settle(seen, read_list(file) if file else [])
+    ignore = [row.label for row in rows if row.is_ignored]
+    if len(rows) - len(ignore) < 2:
+        raise DataError(f"{found.masks}: every mask is {rows[0].name!r} only, expected 2 classes or more")
+    note = f"Names from {file.name}" if file else "No list of classes was found: write the names here"
+    return Source(
+        images=found.images,
+        masks=found.masks,
+        splits=found.splits,
+        split_note=found.note,
+        size=seen.sizes.most_common(1)[0][0],
+        classes=[row.line for row in rows],
+        class_note=note,
+        masks_are="colors" if rows[0].color else "labels",
+        ignore=ignore,
+        report="\n".join(report(found, seen, note, rows)),
+    )
+
+
+def report(found: Found, seen: Seen, note: str, rows: Sequence[Row]) -> Iterator[str]:
+    """What was found, for a person."""
+    sizes = [f"{width}x{height} ({count})" for (height, width), count in seen.sizes.most_common()]
+    more = [f"{len(sizes) - SHOWN} more"] if len(sizes) > SHOWN else []
+    modes = ", ".join(f"{mode} ({count})" for mode, count in seen.modes.most_common())
+    counts = ", ".join(f"{name} {len(pairs)}" for name, pairs in found.splits.items())
+    colored = rows[0].color is not None
+    yield f"pairs    {seen.sizes.total()}"
+    if found.alone:
+        yield f"alone    {len(found.alone)} files without a partner are left out, such as {found.alone[0]}"
+    yield f"sizes    {', '.join([*sizes[:SHOWN], *more])}"
+    yield f"masks    {'colours' if colored else 'labels'}, mode {modes}"
+    yield f"splits   {counts}; {found.note}"
+    yield f"classes  {len(rows)}. {note}"
+    yield ""
+    yield f"label  {'colour        ' if colored else ''}{'name':24}{'pixels':>7}{'masks':>8}"
+    yield from map(str, rows)
+
+
+def look(found: Found) -> Seen:
+    """Read every mask and the size of every image. Raises DataError for the first one that cannot be used."""
+    pairs = [(found.images / pair.image, found.masks / pair.mask) for each in found.splits.values() for pair in each]
+    seen = Seen(Counter(), Counter(), Counter(), Counter())
+    with ThreadPoolExecutor(cores()) as pool:
+        for mode, size, pixels in shown(pool.map(read_pair, pairs), "looking", total=len(pairs)):
+            seen.modes[mode] += 1
+            seen.sizes[size] += 1
+            seen.pixels.update(pixels)
+            seen.masks.update(pixels.keys())
+    return seen
+
+
+def read_pair(pair: tuple[Path, Path]) -> tuple[str, tuple[int, int], dict[Value, int]]:
+    """Mode, height and width of a mask, and how many pixels have each value.
+
+    Raises DataError when mask or image cannot be read, or differ in size.
+    """
+    image, path = pair
+    picture = read_picture(path)
+    size = (picture.height, picture.width)
+    if (other := read_size(image)) != size:
+        raise SizeError(f"{path}: {size[1]}x{size[0]}, but {image} is {other[1]}x{other[0]}. Give both the same size.")
+    if picture.mode in ("P", "L"):
+        counts = histogram(np.asarray(picture))
+        palette = np.array(((picture.getpalette("RGB") or []) + [0] * 768)[:768]).reshape(256, 3).tolist()
+        labels = np.flatnonzero(counts).tolist()
+        has_palette = picture.mode == "P"
+        return (
+            picture.mode,
+            size,
+            {Value(label, tuple(palette[label]) if has_palette else None): int(counts[label]) for label in labels},
+        )
+    if picture.mode not in ("1", "LA", "PA", "RGB", "RGBA"):
+        read_labels(path)  # says what is wrong with it
+    rgb = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(np.int32)
+    codes, totals = np.unique(rgb[:, 0] << 16 | rgb[:, 1] << 8 | rgb[:, 2], return_counts=True)
+    if len(codes) > MOST:
+        raise DataError(f"{path}: {len(codes):,} colours, expected one for each class. Is it a mask?")
+    pixels = zip(codes.tolist(), totals.tolist(), strict=True)
+    return picture.mode, size, {Value(None, (code >> 16, code >> 8 & 255, code & 255)): n for code, n in pixels}
+
+
+def settle(seen: Seen, listed: Sequence[Listed]) -> list[Row]:
+    """The classes that are listed or occur, with colours where masks hold colours. Raises DataError for too many."""
+    colored = holds_colors(seen.pixels, listed)
+    pixels: Counter[Key] = Counter()
+    masks: Counter[Key] = Counter()
+    for value, count in seen.pixels.items():
+        pixels[value.key(colored)] += count
+        masks[value.key(colored)] += seen.masks[value]
+    names: dict[Key, str] = {}
+    for place, each in enumerate(listed):
+        key = each.color if colored else place if each.label is None else each.label
+        if key is not None:
+            names[key] = each.name
+    if not listed and len(pixels) == 2 and min(pixels) in (0, (0, 0, 0)):
+        names = dict(zip(sorted(pixels), ("background", "foreground"), strict=True))
+    for key, _ in pixels.most_common() if colored else sorted(pixels.items()):
+        usual = f"class_{len(names) if colored else key}"
+        names.setdefault(key, "ignore" if key in (255, BORDER) else usual)
+    if len(names) > MOST:
+        raise DataError(f"{len(names)} colours, expected at most {MOST}, one for each class. Are these masks?")
+    # Where most pixels have such a name, it is the background.
+    total = pixels.total()
+    ignored = {key for key, name in names.items() if NO_LABEL.search(name) and pixels[key] < total / 2}
+    ignored = ignored if len(pixels.keys() - ignored) > 1 else set()
+    return [
+        Row(
+            label=place if isinstance(key, tuple) else key,
+            name=name,
+            color=key if isinstance(key, tuple) else None,
+            is_ignored=key in ignored,
+            share=pixels[key] / total,
+            masks=masks[key],
+        )
+        for place, (key, name) in enumerate(names.items())
+    ]
+
+
+def holds_colors(values: Collection[Value], listed: Sequence[Listed]) -> bool:
+    """Whether colours tell the classes apart: no labels, differing palettes, or a list of just these colours."""
+    palette: dict[int, Color] = {}
+    for label, color in values:
+        if label is None or (color and palette.setdefault(label, color) != color):
+            return True
+    return {value.key(True) for value in values} <= {each.color for each in listed if each.label is None}
