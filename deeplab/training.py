@@ -147,8 +147,9 @@ class Run:
         job = self.job
         samples = TrainingSamples(job.split, job.cell.recipe, job.cell.augment, job.seed)
         pin = job.device.type == "cuda"
-        loader = training_loader(samples, self.start, self.steps, job.pace.workers, pin=pin, part=self.part)
-        return enumerate(self.clock.waiting_for(loader), start=self.start)
+        start, stop, waiting = self.start, self.steps, self.clock.waiting
+        loader = training_loader(samples, start, stop, job.pace.workers, pin=pin, part=self.part, waiting=waiting)
+        return enumerate(loader, start=start)
 
     def train(self, step: int, batch: Batch) -> None:
         """One step; before the first one, a rehearsal that leaves no trace."""

@@ -67,12 +67,9 @@ def test_the_time_spent_waiting_is_that_of_slow_items(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("deeplab.monitor.time.monotonic", lambda: now[0])
 
-    def slow():
-        for item in range(3):
-            now[0] += 1.0
-            yield item
-
     clock = Clock(step=0, batch_size=1)
-    for _ in clock.waiting_for(slow()):
+    for _ in range(3):
+        with clock.waiting():
+            now[0] += 1.0
         now[0] += 3.0  # the step
     assert clock.waited_share() == pytest.approx(0.25)
