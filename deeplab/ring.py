@@ -81,8 +81,8 @@ def fill_in_turn(
     """The slot of each job, filled by one of `workers` processes (by this one when 0), in the order of `jobs`.
 
     A slot is valid until the next one is asked for; with `pin` also for copies that were put on the current CUDA
-    stream until then. `waiting` goes around the waits for a filled slot, not around those for the device. A DataError or
-    OSError of a worker is raised here unchanged. Raises WorkerError when a worker died or hangs, SettingsError when
+    stream until then. `waiting` goes around the waits for a filled slot, not around those for the device. A DataError
+    or OSError of a worker is raised here unchanged. Raises WorkerError when a worker died or hangs, SettingsError when
     there is no memory for the ring or no room for the processes.
     """
     depth = max(1, AHEAD * workers)
@@ -236,7 +236,7 @@ def pinned(memory: mmap.mmap, wanted: bool) -> Iterator[None]:
         yield
     finally:
         if not code:
-            with suppress(RuntimeError):  # which stays, and comes again with the next call: no second one over the first
+            with suppress(RuntimeError):  # it stays, and the next call raises it again
                 torch.cuda.synchronize()
             runtime.cudaHostUnregister(address)
 
