@@ -1,5 +1,7 @@
 """The device and the arithmetic of torch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from deeplab.config import TrainConfig
@@ -25,7 +27,10 @@ def select_device(name: str, processes: int = 1, local_rank: int = 0) -> "torch.
     known = ["cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
     if name not in known:
         raise ParamsError(f"{PARAMS}: runtime.device: got {name!r}, expected one of auto, {', '.join(known)}")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.index is not None:  # streams, events and page-locked memory are those of the current one
+        torch.cuda.set_device(device)
+    return device
 
 
 def shared_device(name: str, processes: int, local_rank: int, count: int) -> "torch.device":
@@ -58,3 +63,16 @@ def choose_kernels_by_time() -> None:
     import torch
 
     torch.backends.cudnn.benchmark = True
+
+
+@contextmanager
+def kernels_chosen_by_rule() -> Iterator[None]:
+    """Suspend `choose_kernels_by_time` where each image may have another shape: a choice takes seconds."""
+    import torch
+
+    before = torch.backends.cudnn.benchmark  # not cudnn.flags(), whose defaults turn TF32 on
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
