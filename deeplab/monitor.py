@@ -113,8 +113,14 @@ class Clock:
         return time.monotonic() - self.save_time
 
 
+def forget_peak(device: torch.device) -> None:
+    """Begin `peak_memory` of a GPU again."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> int:
-    """The peak memory of this process in bytes: of tensors on a GPU, of everything on the CPU."""
+    """The peak memory of this process in bytes: of tensors on a GPU since `forget_peak`, of everything on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

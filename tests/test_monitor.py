@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from deeplab.errors import NonFiniteError
-from deeplab.monitor import ENOUGH, WINDOW, Clock, Losses, peak_memory
+from deeplab.monitor import ENOUGH, WINDOW, Clock, Losses, forget_peak, peak_memory
 
 
 def feed(losses, values, wait=False):
@@ -61,6 +61,14 @@ def test_the_peak_of_memory_is_that_of_the_process():
     before = peak_memory(torch.device("cpu"))
     held = torch.ones(2**26)  # 256 MB
     assert peak_memory(torch.device("cpu")) >= max(before, held.nbytes)
+
+
+def test_the_peak_of_a_gpu_can_be_forgotten(monkeypatch):
+    reset = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    for name in ("cpu", "cuda:1"):
+        forget_peak(torch.device(name))
+    assert reset == [torch.device("cuda:1")]
 
 
 def test_the_time_spent_waiting_is_that_of_slow_items(monkeypatch):
