@@ -4,6 +4,7 @@ An operation over two devices fails here as it would there, and so does reading 
 The backward pass of the network and the optimizer need a real device; the loss makes its gradient on the way forward.
 """
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,14 +13,16 @@ import torch
 import torch.cuda.amp.common
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from deeplab import inference, load_model, transforms
 from deeplab.config import Protocol
-from deeplab.data import Batch, network_input
+from deeplab.data import Batch, input_on_device, network_input
 from deeplab.inference import as_input, evaluate, predict_tiles
-from deeplab.model import DeepLabV3
+from deeplab.losses import LOSSES
+from deeplab.model import DeepLabV3, upsample
 from deeplab.ranks import ALONE
-from deeplab.step import step_loss
+from deeplab.step import build_optimizer, step_loss, train_step, try_step
 from deeplab.store import Store
 from pipeline.training.weights import load_network
 from tests.tiny import model_config, tiny_cell, train_config, write_store, write_weights
@@ -159,3 +162,53 @@ def test_a_planted_layout_is_found():
     network.dropout.register_forward_hook(lambda module, given, features: features.contiguous())
     images, _ = network_input(batch(), tiny_cell(), torch.device("cpu"))
     assert odd_layouts(network, images) == ["classifier"]
+
+
+# What torch refuses on a GPU when `train.deterministic` is set: the list in torch.use_deterministic_algorithms.
+REFUSED = re.compile(
+    r"aten::(avg_pool3d_backward|_?adaptive_(avg|max)_pool[23]d_backward|fractional_max_pool[23]d_backward|max_unpool[23]d"
+    r"|_?upsample_(linear1d|bilinear2d|bicubic2d|trilinear3d)(_aa)?_backward|reflection_pad[123]d_backward"
+    r"|nll_loss2?d?_(forward|backward)|_ctc_loss_backward|_embedding_bag\w*|put_?|histc|bincount|median|nanmedian"
+    r"|grid_sampler_[23]d_backward|scatter_reduce_?)"
+)
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations, those of the backward pass included."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.names.add(function._schema.name)
+        return function(*arguments, **(options or {}))
+
+    def refused(self):
+        return sorted(name for name in self.names if REFUSED.fullmatch(name))
+
+
+def whole_step(network, precision="fp32", loss="cross_entropy"):
+    """All operations from the slot of the ring to the new weights, as on a GPU."""
+    cell = tiny_cell(train=train_config(precision=precision, loss=loss))
+    optimizer = build_optimizer(network, cell.train)
+    scaler = torch.amp.GradScaler("cpu", enabled=precision == "fp16")
+    with Operations() as operations:
+        samples = input_on_device(batch(), cell, torch.device("cpu"))
+        try_step(network, network, samples, cell, ALONE, "here")
+        train_step(network, optimizer, scaler, samples, cell)
+    return operations
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_step_has_a_deterministic_kernel_for_everything_that_it_does(precision, loss):
+    operations = whole_step(build(), precision, loss)
+    assert {"aten::convolution_backward", "aten::max_pool2d_with_indices_backward"} < operations.names
+    assert operations.refused() == []
+
+
+def test_a_planted_operation_without_a_deterministic_kernel_is_found():
+    network = build()
+    network.classifier.register_forward_hook(lambda module, given, logits: upsample(logits, 8, 8))
+    assert whole_step(network).refused() == ["aten::upsample_bilinear2d_backward"]

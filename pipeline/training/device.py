@@ -1,5 +1,6 @@
 """The device and the arithmetic of torch."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -50,19 +51,29 @@ def shared_device(name: str, processes: int, local_rank: int, count: int) -> "to
 
 
 def set_arithmetic(train: TrainConfig) -> None:
-    """Set what changes the last bits of a result: threads on the CPU, TF32 on CUDA."""
+    """Set what changes the last bits of a result: threads on the CPU, TF32 and the kinds of kernels on CUDA.
+
+    Call it before anything is computed on a GPU.
+    """
     import torch
 
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.utils.deterministic.fill_uninitialized_memory = False  # which costs time, and nothing here reads it
+    torch.use_deterministic_algorithms(train.deterministic)
     torch.set_num_threads(train.threads)
     torch.backends.cuda.matmul.allow_tf32 = train.tf32
     torch.backends.cudnn.allow_tf32 = train.tf32
 
 
-def choose_kernels_by_time() -> None:
-    """Let cuDNN time its kernels once for each shape, which pays in training, where the shape stays the same."""
+def choose_kernels_by_time(train: TrainConfig) -> None:
+    """Let cuDNN time its kernels once for each shape, which pays in training, where the shape stays the same.
+
+    Not if they have to be deterministic: another run may choose others.
+    """
     import torch
 
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = not train.deterministic
 
 
 @contextmanager

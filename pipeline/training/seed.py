@@ -67,7 +67,7 @@ class SeedRun:
         processes = run.ranks.world if under_torchrun() else run.runtime.gpus_per_cell
         self.device = select_device(run.runtime.device, processes, local_rank())
         set_arithmetic(self.cell.train)
-        choose_kernels_by_time()
+        choose_kernels_by_time(self.cell.train)
         self.split = run.store.split(self.cell.recipe.train_split)
         self.steps = total_steps(len(self.split), self.cell.recipe)
 
