@@ -59,7 +59,8 @@ def set_arithmetic(train: TrainConfig) -> None:
 
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-        torch.utils.deterministic.fill_uninitialized_memory = False  # which costs time, and nothing here reads it
+        # It costs time, and nothing here reads such memory. A property of the module that its types leave out.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(train.deterministic)
     torch.set_num_threads(train.threads)
     torch.backends.cuda.matmul.allow_tf32 = train.tf32
