@@ -67,7 +67,7 @@ def prepare_torch(arguments: argparse.Namespace) -> "torch.device":
     from pipeline.training.device import choose_kernels_by_time, select_device, set_arithmetic
 
     set_arithmetic(cell_of(arguments).train)
-    choose_kernels_by_time()
+    choose_kernels_by_time(cell_of(arguments).train)
     return select_device(arguments.device)
 
 

@@ -76,6 +76,7 @@ class TrainConfig:
     tf32: bool
     compile: bool  # the network by torch.compile, whose kernels round otherwise
     threads: Positive  # of torch on the CPU: another count gives other bits
+    deterministic: bool = False  # on a GPU: only kernels that give the same bits each time, none chosen by time
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -5,6 +5,7 @@ state to save.
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import cv2
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset, Sampler
 
 from deeplab.augmentations import AUGMENTATIONS
 from deeplab.config import AugmentConfig, Cell, ModelConfig, RecipeConfig
-from deeplab.ring import Layout, Slot, fill_in_turn
+from deeplab.ring import Layout, Slot, Waiting, fill_in_turn
 from deeplab.store import IGNORE, Bytes, Split
 from deeplab.transforms import clear_padding, cut, draw_region, normalise
 
@@ -122,17 +123,23 @@ def random_stream(seed: int, purpose: int, epoch: int, index: int) -> Generator:
 
 
 def training_loader(
-    samples: TrainingSamples, start: int, stop: int, workers: int, pin: bool, part: slice = slice(None)
+    samples: TrainingSamples,
+    start: int,
+    stop: int,
+    workers: int,
+    pin: bool,
+    part: slice = slice(None),
+    waiting: Waiting = nullcontext,
 ) -> Iterator[Batch]:
     """Batches of steps `start` to `stop`, in order, from `workers` processes; 0 makes them in this one.
 
     Makes only the `part` of each batch that belongs to this process. A batch is valid until the next one is asked for,
     because its memory is used again. With `pin`, which needs CUDA, it is page-locked, and copies that were started on
-    the current stream stay correct. Raises the errors of `fill_in_turn`.
+    the current stream stay correct. `waiting` and errors are those of `fill_in_turn`.
     """
     keys = StepKeys(len(samples.split), samples.recipe.batch_size, samples.seed, start, stop, part)
     layout = batch_layout(len(range(samples.recipe.batch_size)[part]), samples.recipe.crop, samples.augment)
-    for images, masks, sizes, draws, indices in fill_in_turn(layout, keys, samples.write_batch, workers, pin):
+    for images, masks, sizes, draws, indices in fill_in_turn(layout, keys, samples.write_batch, workers, pin, waiting):
         yield Batch(
             torch.from_numpy(images),
             torch.from_numpy(masks),

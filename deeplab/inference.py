@@ -117,7 +117,7 @@ def predict_tiles(
         for left in columns:
             part = image[top : top + window[0], left : left + window[1]]
             logits = logits_of(model, as_input(part[None], settings, device), settings, whole)
-            found = likeliest([logits], part.shape[:2])[0].cpu().numpy()
+            found = likeliest([logits], part.shape[:2]).cpu().numpy()[0]
             skipped = [shared(rows, top, window[0]) // 2, shared(columns, left, window[1]) // 2]
             place = slice(top + skipped[0], top + window[0]), slice(left + skipped[1], left + window[1])
             labels[place] = found[skipped[0] :, skipped[1] :]
@@ -131,8 +131,8 @@ def shared(places: list[int], start: int, window: int) -> int:
 
 
 def as_input(images: Bytes, settings: Inference, device: torch.device) -> Tensor:
-    """(N, H, W, 3) RGB -> normalised (N, 3, H, W) on `device`."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous().to(device)
+    """(N, H, W, 3) RGB -> normalised (N, 3, H, W), channels last, on `device`."""
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
     return normalise(pixels, settings.model.mean, settings.model.std)
 
 
@@ -143,9 +143,14 @@ def logits_of(model: nn.Module, x: Tensor, settings: Inference, protocol: Protoc
             logits = slide(model, x, protocol.window, protocol.stride)
         else:
             logits = model(x).float()
+    require_finite(logits)
+    return logits.contiguous()
+
+
+def require_finite(logits: Tensor) -> None:
+    """Raise NonFiniteError for logits that are NaN or infinite. The host waits for the device here."""
     if not logits.isfinite().all():
         raise NonFiniteError("the network's logits are NaN or infinite: its weights are damaged, or overflow in fp16")
-    return logits.contiguous()
 
 
 def slide(model: nn.Module, x: Tensor, window: Size, stride: Size) -> Tensor:

@@ -27,6 +27,7 @@ class ASPP(nn.Module):
         mean = x.mean(dim=(2, 3), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))  # also if autocast
         image = self.image(mean)  # (N, D, 1, 1)
         image = image.expand(-1, -1, *x.shape[2:])  # equals bilinear resizing from 1x1
+        image = image.contiguous(memory_format=torch.channels_last)  # else `cat` takes the layout of its strides of 0
         branches = [self.point(x), *(conv(x) for conv in self.atrous), image]
         fused: Tensor = self.project(torch.cat(branches, dim=1))
         return fused

@@ -5,17 +5,16 @@ import re
 import resource
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from deeplab.errors import NonFiniteError
-
-Item = TypeVar("Item")
 
 SPIKE = 3.0  # times the median of the last losses
 WINDOW, ENOUGH = 100, 20  # the median is over at most and at least so many losses
@@ -83,19 +82,15 @@ class Clock:
         self.step, self.waited = step, 0.0
         self.began = self.reported = time.monotonic()
 
-    def waiting_for(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield `items` and measure how long the loop waits for each."""
-        waiting = iter(items)
-        while True:
-            asked = time.monotonic()
-            item = next(waiting, None)
-            self.waited += time.monotonic() - asked
-            if item is None:
-                return
-            yield item
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of the block as spent waiting for samples."""
+        asked = time.monotonic()
+        yield
+        self.waited += time.monotonic() - asked
 
     def waited_share(self) -> float:
-        """The share of the time since `start` that was spent in `waiting_for`, 0..1."""
+        """The share of the time since `start` that was spent in `waiting`, 0..1."""
         return self.waited / max(time.monotonic() - self.began, 1e-9)
 
     def images_per_second(self, step: int) -> float:
@@ -118,8 +113,14 @@ class Clock:
         return time.monotonic() - self.save_time
 
 
+def forget_peak(device: torch.device) -> None:
+    """Begin `peak_memory` of a GPU again."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> int:
-    """The peak memory of this process in bytes: of tensors on a GPU, of everything on the CPU."""
+    """The peak memory of this process in bytes: of tensors on a GPU since `forget_peak`, of everything on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

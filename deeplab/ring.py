@@ -13,7 +13,7 @@ import signal
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -34,6 +34,7 @@ Layout = tuple[tuple[tuple[int, ...], type[np.generic]], ...]  # shape and type 
 Slot = tuple[NDArray[Any], ...]
 Fill = Callable[[Slot, Any], None]  # writes the batch of a job into a slot
 Fence = Callable[[], Callable[[], None]]  # marks this moment on the device; the result waits for it
+Waiting = Callable[[], AbstractContextManager[None]]  # goes around each wait for samples, to measure it
 
 
 class Ring:
@@ -74,48 +75,53 @@ class Ring:
         self.free.append((index, self.fence() if self.fence else None))
 
 
-def fill_in_turn(layout: Layout, jobs: Iterable[Any], fill: Fill, workers: int, pin: bool) -> Iterator[Slot]:
+def fill_in_turn(
+    layout: Layout, jobs: Iterable[Any], fill: Fill, workers: int, pin: bool, waiting: Waiting = nullcontext
+) -> Iterator[Slot]:
     """The slot of each job, filled by one of `workers` processes (by this one when 0), in the order of `jobs`.
 
     A slot is valid until the next one is asked for; with `pin` also for copies that were put on the current CUDA
-    stream until then. A DataError or OSError of a worker is raised here unchanged. Raises WorkerError when a worker
-    died or hangs, SettingsError when there is no memory for the ring or no room for the processes.
+    stream until then. `waiting` goes around the waits for a filled slot, not around those for the device. A DataError
+    or OSError of a worker is raised here unchanged. Raises WorkerError when a worker died or hangs, SettingsError when
+    there is no memory for the ring or no room for the processes.
     """
     depth = max(1, AHEAD * workers)
     ring = Ring(layout, depth + 1, None) if not pin else Ring(layout, depth + 1 + IN_TRANSIT, device_fence)
-    with pinned(ring.memory, pin):
-        yield from fill_by_workers(ring, jobs, fill, workers) if workers else fill_here(ring, jobs, fill)
+    # The workers are forked before the ring is page-locked: no driver can then keep its pages from them.
+    with Crew(workers, fill, ring.slots) as crew, pinned(ring.memory, pin):
+        yield from fill_by_workers(ring, jobs, crew, waiting) if workers else fill_here(ring, jobs, fill, waiting)
 
 
-def fill_here(ring: Ring, jobs: Iterable[Any], fill: Fill) -> Iterator[Slot]:
+def fill_here(ring: Ring, jobs: Iterable[Any], fill: Fill, waiting: Waiting) -> Iterator[Slot]:
     """Fill each slot in this process, when it is asked for."""
     for job in jobs:
         index = ring.take()
-        fill(ring.slots[index], job)
+        with waiting():
+            fill(ring.slots[index], job)
         yield ring.slots[index]
         ring.give_back(index)
 
 
-def fill_by_workers(ring: Ring, jobs: Iterable[Any], fill: Fill, workers: int) -> Iterator[Slot]:
+def fill_by_workers(ring: Ring, jobs: Iterable[Any], crew: "Crew", waiting: Waiting) -> Iterator[Slot]:
     """Keep AHEAD jobs with each of the workers, and yield the slots in the order of the jobs."""
-    waiting: deque[tuple[int, int]] = deque()
-    with Crew(workers, fill, ring.slots) as crew:
-        for turn, job in enumerate(jobs):
-            index = ring.take()
-            crew.send(turn, index, job)
-            waiting.append((turn, index))
-            if len(waiting) == AHEAD * workers:
-                yield from finished(crew, ring, waiting)
-        while waiting:
-            yield from finished(crew, ring, waiting)
+    given: deque[tuple[int, int]] = deque()
 
+    def finished() -> Iterator[Slot]:
+        """The slot that was given first; it is free again when the consumer asks for the next."""
+        turn, index = given.popleft()
+        with waiting():
+            crew.receive(turn)
+        yield ring.slots[index]
+        ring.give_back(index)
 
-def finished(crew: "Crew", ring: Ring, waiting: deque[tuple[int, int]]) -> Iterator[Slot]:
-    """The slot that has waited longest; it is given back when the consumer asks for the next."""
-    turn, index = waiting.popleft()
-    crew.receive(turn)
-    yield ring.slots[index]
-    ring.give_back(index)
+    for turn, job in enumerate(jobs):
+        index = ring.take()
+        crew.send(turn, index, job)
+        given.append((turn, index))
+        if len(given) == AHEAD * crew.count:
+            yield from finished()
+    while given:
+        yield from finished()
 
 
 class Crew:
@@ -230,7 +236,8 @@ def pinned(memory: mmap.mmap, wanted: bool) -> Iterator[None]:
         yield
     finally:
         if not code:
-            torch.cuda.synchronize()
+            with suppress(RuntimeError):  # it stays, and the next call raises it again
+                torch.cuda.synchronize()
             runtime.cudaHostUnregister(address)
 
 

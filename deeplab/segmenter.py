@@ -70,7 +70,7 @@ def load_model(path: Path, device: str = "cpu") -> Segmenter:
     try:
         network.load_state_dict(load_file(file))
         place = torch.device(device)
-        network.to(place)
+        network.to(place).to(memory_format=torch.channels_last)
     except (SafetensorError, OSError) as error:
         raise DataError(f"{file}: damaged ({error})") from None
     except (RuntimeError, AssertionError) as error:

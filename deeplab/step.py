@@ -18,9 +18,13 @@ Samples = tuple[Tensor, Tensor]  # images (N, 3, H, W) normalised, masks uint8 (
 
 def build_optimizer(network: nn.Module, train: TrainConfig) -> torch.optim.SGD:
     """SGD over every parameter with one weight decay, in one fused kernel; `set_rate` sets its learning rate."""
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         network.parameters(), lr=0.0, momentum=train.momentum, weight_decay=train.weight_decay, fused=True
     )
+    # torch makes the momentum in the first step and does not write it when fp16 skips that step.
+    for parameter in network.parameters():
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -85,17 +89,52 @@ def try_step(network: nn.Module, joined: nn.Module, samples: Samples, cell: Cell
         raise NonFiniteError(where)
 
 
+def rehearse(network: nn.Module, joined: nn.Module, samples: Samples, cell: Cell, ranks: Ranks, where: str) -> None:
+    """`try_step`. When it does not fit into memory, half as many samples are tried and so on.
+
+    Raises SettingsError with the number of samples that fit.
+    """
+    size = len(samples[1])
+    for count in (size >> halved for halved in range(size.bit_length() - 1)):  # down to 2 or 3: one cannot be trained
+        try:
+            try_step(network, joined, (samples[0][:count], samples[1][:count]), cell, ranks, where)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if ranks.world > 1:  # the others may have had enough, and wait
+                break
+        else:
+            if count == size:
+                return
+            raise out_of_memory(cell, samples[1].device, ranks, fits=count)
+        network.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()  # nothing without CUDA
+    raise out_of_memory(cell, samples[1].device, ranks, fits=0)
+
+
 @contextmanager
 def memory_explained(cell: Cell, device: torch.device, ranks: Ranks) -> Iterator[None]:
     """Raise SettingsError, which says what to change, when the block runs out of memory."""
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
             raise
-        size, (height, width) = cell.recipe.batch_size // ranks.world, cell.recipe.crop
-        raise SettingsError(
-            f"batch_size: out of memory on {device} with {size} crops of {height}x{width} in {cell.train.precision}. "
-            f"Share the batch among more GPUs (runtime.gpus_per_cell: {2 * ranks.world}), or depart from the recipe: "
-            f"train.precision bf16, output_stride 16, a smaller batch_size"
-        ) from None
+        raise out_of_memory(cell, device, ranks) from None
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out: in torch's allocator, or in cuDNN, cuBLAS or a compiled kernel."""
+    words = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def out_of_memory(cell: Cell, device: torch.device, ranks: Ranks, fits: int | None = None) -> SettingsError:
+    """The error that says what to change; `fits` is the largest batch that was tried and fits."""
+    size, (height, width) = cell.recipe.batch_size // ranks.world, cell.recipe.crop
+    found = "" if fits is None else f" ({fits or 'not even 2'} fit)"
+    return SettingsError(
+        f"batch_size: out of memory on {device} with {size} crops of {height}x{width} in {cell.train.precision}"
+        f"{found}. Share the batch among more GPUs (runtime.gpus_per_cell: {2 * ranks.world}), or depart from the "
+        f"recipe: train.precision bf16, output_stride 16, {f'batch_size {fits}' if fits else 'a smaller batch_size'}"
+    )

@@ -14,9 +14,9 @@ from deeplab.config import Cell, RecipeConfig, TrainConfig
 from deeplab.data import Batch, StepKeys, TrainingSamples, network_input, steps_per_epoch, training_loader
 from deeplab.errors import NonFiniteError, SettingsError
 from deeplab.losses import LOSSES
-from deeplab.monitor import Clock, Losses, not_finite, peak_memory
+from deeplab.monitor import Clock, Losses, forget_peak, not_finite, peak_memory
 from deeplab.ranks import ALONE, Ranks
-from deeplab.step import build_optimizer, memory_explained, set_rate, train_step, try_step
+from deeplab.step import build_optimizer, memory_explained, rehearse, set_rate, train_step
 from deeplab.store import Split
 
 HISTORY = ("step", "epoch", "train/loss", "train/lr", "val/mIoU", "train/spikes")
@@ -124,6 +124,11 @@ class Run:
         require_known("train.loss", cell.train.loss, LOSSES)
         for name in cell.augment.transforms:
             require_known("augment.transforms", name, AUGMENTATIONS)
+        if cell.train.compile and ranks.world > 1:
+            raise SettingsError(
+                "compile: got true with runtime.gpus_per_cell above 1, expected one of the two: torch.compile breaks "
+                "at each batch normalisation that is synchronised, and has failed there. Set train.compile: false"
+            )
         self.part = ranks.part(cell.recipe.batch_size, job.device)
         self.network = job.network.to(job.device).to(memory_format=torch.channels_last).train()
         self.optimizer = build_optimizer(self.network, cell.train)
@@ -147,8 +152,9 @@ class Run:
         job = self.job
         samples = TrainingSamples(job.split, job.cell.recipe, job.cell.augment, job.seed)
         pin = job.device.type == "cuda"
-        loader = training_loader(samples, self.start, self.steps, job.pace.workers, pin=pin, part=self.part)
-        return enumerate(self.clock.waiting_for(loader), start=self.start)
+        start, stop, waiting = self.start, self.steps, self.clock.waiting
+        loader = training_loader(samples, start, stop, job.pace.workers, pin=pin, part=self.part, waiting=waiting)
+        return enumerate(loader, start=start)
 
     def train(self, step: int, batch: Batch) -> None:
         """One step; before the first one, a rehearsal that leaves no trace."""
@@ -156,7 +162,8 @@ class Run:
         samples = network_input(batch, job.cell, job.device)
         if step == self.start:
             where = not_finite("loss or gradient is NaN or infinite when tried", step, lr, self.name_samples(step))
-            try_step(self.network, self.joined, samples, job.cell, job.ranks, where)
+            rehearse(self.network, self.joined, samples, job.cell, job.ranks, where)
+            forget_peak(job.device)  # choosing kernels takes more memory than a step
             self.clock.start(step)
         torch.manual_seed(int(SeedSequence((job.seed, DROPOUT, step, job.ranks.rank)).generate_state(1)[0]))
         set_rate(self.optimizer, lr)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.settings.params import load_params
-from tests.tiny import augment_config, tiny_cell
+from tests.tiny import augment_config, tiny_cell, train_config
 
 
 def test_the_fingerprint_of_a_cell_never_changes():
@@ -23,3 +23,4 @@ def test_an_optional_setting_counts_only_when_it_is_not_at_its_default():
     cell = tiny_cell()
     assert replace(cell, augment=augment_config(transforms=("photometric",))).fingerprint == cell.fingerprint
     assert replace(cell, augment=augment_config(transforms=())).fingerprint != cell.fingerprint
+    assert replace(cell, train=train_config(deterministic=True)).fingerprint != cell.fingerprint

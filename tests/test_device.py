@@ -1,16 +1,27 @@
+import os
+
+import numpy as np
 import pytest
 import torch
 
+from deeplab import inference
+from deeplab.ranks import ALONE
+from deeplab.store import Store
 from pipeline.errors import ParamsError
-from pipeline.training.device import select_device
+from pipeline.training.device import choose_kernels_by_time, select_device, set_arithmetic
+from pipeline.training.seed import validation_miou
+from tests.tiny import tiny_cell, train_config, write_store
 
 
 @pytest.fixture
 def gpus(monkeypatch):
+    chosen = []
+
     def pretend(count):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+        monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+        return chosen
 
     return pretend
 
@@ -21,6 +32,39 @@ def gpus(monkeypatch):
 def test_auto_is_a_gpu_if_there_is_one(gpus, name, count, expected):
     gpus(count)
     assert select_device(name) == torch.device(expected)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("cuda:1", [torch.device("cuda:1")]), ("cuda", []), ("cpu", [])])
+def test_a_gpu_that_is_named_is_the_current_one(gpus, name, expected):
+    """Streams, events and page-locked memory belong to the current one."""
+    chosen = gpus(2)
+    select_device(name)
+    assert chosen == expected
+
+
+def test_kernels_are_chosen_by_time_in_training_and_by_rule_while_validating(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(inference, "evaluate", lambda *_: seen.append(torch.backends.cudnn.benchmark) or np.eye(3))
+    choose_kernels_by_time(train_config())
+    validation_miou(None, Store(write_store(tmp_path)), tiny_cell(), torch.device("cpu"), ALONE)
+    assert (seen, torch.backends.cudnn.benchmark) == ([False], True)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_deterministic_kernels_are_neither_fast_and_loose_nor_chosen_by_time(wanted, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    train = train_config(deterministic=wanted, threads=torch.get_num_threads())
+    try:
+        set_arithmetic(train)
+        choose_kernels_by_time(train)
+        assert torch.are_deterministic_algorithms_enabled() is wanted
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.backends.cudnn.benchmark is not wanted
+    assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None) == (":4096:8" if wanted else None)
 
 
 def test_each_process_of_a_cell_has_a_gpu_of_its_own(gpus):

@@ -80,3 +80,24 @@ def test_parts_of_a_batch_add_up_to_the_whole_when_all_divide_by_its_valid_pixel
     count = valid_pixels(masks)
     parts = [cross_entropy(logits[part], masks[part], count) for part in (slice(0, 2), slice(2, 4))]
     torch.testing.assert_close(sum(parts), cross_entropy(logits, masks, count))
+
+
+class Switch:
+    """Stands for torch.backends.cuda.matmul; notes what is written."""
+
+    def __init__(self, tf32):
+        self.__dict__.update(allow_tf32=tf32, written=[])
+
+    def __setattr__(self, name, value):
+        self.written.append(value)
+        self.__dict__[name] = value
+
+
+@pytest.mark.parametrize(("tf32", "written"), [(True, [False, True]), (False, [])])
+def test_products_are_in_fp32_and_the_switch_is_moved_only_if_it_has_to(tf32, written, monkeypatch):
+    """To torch.compile a switch that was written is another state, in which it compiles again."""
+    switch = Switch(tf32)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", switch)
+    with chunks.fp32_products():
+        assert switch.allow_tf32 is False
+    assert switch.written == written

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from deeplab.errors import NonFiniteError
-from deeplab.monitor import ENOUGH, WINDOW, Clock, Losses, peak_memory
+from deeplab.monitor import ENOUGH, WINDOW, Clock, Losses, forget_peak, peak_memory
 
 
 def feed(losses, values, wait=False):
@@ -63,16 +63,21 @@ def test_the_peak_of_memory_is_that_of_the_process():
     assert peak_memory(torch.device("cpu")) >= max(before, held.nbytes)
 
 
+def test_the_peak_of_a_gpu_can_be_forgotten(monkeypatch):
+    reset = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    for name in ("cpu", "cuda:1"):
+        forget_peak(torch.device(name))
+    assert reset == [torch.device("cuda:1")]
+
+
 def test_the_time_spent_waiting_is_that_of_slow_items(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("deeplab.monitor.time.monotonic", lambda: now[0])
 
-    def slow():
-        for item in range(3):
-            now[0] += 1.0
-            yield item
-
     clock = Clock(step=0, batch_size=1)
-    for _ in clock.waiting_for(slow()):
+    for _ in range(3):
+        with clock.waiting():
+            now[0] += 1.0
         now[0] += 3.0  # the step
     assert clock.waited_share() == pytest.approx(0.25)

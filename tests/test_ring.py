@@ -19,6 +19,7 @@ import torch
 
 from deeplab import ring
 from deeplab.errors import DataError, SettingsError, SizeError, WorkerError
+from deeplab.monitor import Clock
 from deeplab.ring import Ring, fill_in_turn
 from tests.forked import forked
 
@@ -145,6 +146,52 @@ def test_the_ring_is_page_locked_while_it_is_used_or_says_that_it_could_not(code
     with said, ring.pinned(slots.memory, wanted=True):
         assert runtime.calls == [("register", address, size)]
     assert runtime.calls[1:] == ([] if code else [("unregister", address)])
+
+
+def test_an_error_of_the_device_is_not_covered_by_the_one_of_waiting_for_it(monkeypatch):
+    def broken():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    runtime = Runtime(0)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    with pytest.raises(KeyError, match="first"), ring.pinned(Ring(LAYOUT, 2).memory, wanted=True):
+        raise KeyError("first")
+    assert runtime.calls[-1][0] == "unregister"
+
+
+def test_the_workers_are_forked_before_the_ring_is_page_locked(monkeypatch):
+    """A driver may keep page-locked memory from processes that are forked later."""
+    order = []
+    start = multiprocessing.process.BaseProcess.start
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", lambda self: (order.append("fork"), start(self)))
+    monkeypatch.setattr(ring, "pinned", lambda *_: order.append("lock") or nullcontext())
+    monkeypatch.setattr(ring, "device_fence", lambda: lambda: None)
+    list(run(jobs=3, pin=True))
+    assert order == ["fork", "fork", "lock"]
+
+
+def test_waiting_for_the_device_is_not_waiting_for_samples(monkeypatch):
+    """A device that needs 20 ms for each batch, and workers that have long been ready."""
+    clock = Clock(step=0, batch_size=1)
+    monkeypatch.setattr(ring, "device_fence", lambda: lambda: time.sleep(0.02))
+    monkeypatch.setattr(ring, "pinned", lambda *_: nullcontext())
+    for job, _ in enumerate(fill_in_turn(LAYOUT, range(30), fill, 2, pin=True, waiting=clock.waiting)):
+        if job == 5:
+            clock.start(job)
+    assert clock.waited_share() < 0.5
+
+
+def test_waiting_for_a_slow_worker_is_waiting_for_samples():
+    def slow(slot, job):
+        time.sleep(0.02)
+        fill(slot, job)
+
+    clock = Clock(step=0, batch_size=1)
+    for job, _ in enumerate(fill_in_turn(LAYOUT, range(20), slow, 1, pin=False, waiting=clock.waiting)):
+        if job == 2:
+            clock.start(job)
+    assert clock.waited_share() > 0.5
 
 
 @pytest.mark.gpu

@@ -3,10 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from deeplab import training
 from deeplab.checkpoint import load_checkpoint
 from deeplab.data import StepKeys
 from deeplab.errors import NonFiniteError, SettingsError
 from deeplab.model import DeepLabV3
+from deeplab.ranks import Ranks
 from deeplab.store import Store
 from deeplab.training import poly_lr, total_steps
 from pipeline.settings.params import load_params
@@ -36,7 +38,6 @@ def test_a_split_smaller_than_a_batch_is_refused():
 
 def test_one_step_is_plain_sgd_with_the_auxiliary_loss_at_its_weight(split, tmp_path, monkeypatch):
     """Against torch's own optimizer, written out, on the batch that the loop saw."""
-    from deeplab import training
     from deeplab.losses.cross_entropy import cross_entropy
     from deeplab.step import valid_pixels
 
@@ -160,10 +161,8 @@ def test_a_short_run_is_planned_at_its_end(split, tmp_path):
 
 
 def test_trying_a_step_first_changes_nothing(split, tmp_path, monkeypatch):
-    from deeplab import training
-
     tried = run(tmp_path / "tried", split)
-    monkeypatch.setattr(training, "try_step", lambda *_: None)
+    monkeypatch.setattr(training, "rehearse", lambda *_: None)
     untried = run(tmp_path / "untried", split)
     assert_equal(tried[1:3], untried[1:3])
 
@@ -216,3 +215,20 @@ def test_the_network_is_compiled_when_asked_and_its_weights_keep_their_names(spl
     other = run(tmp_path / "compiled", split, cell=tiny_cell(train=train_config(compile=True)))
     assert len(compiled) == 1
     torch.testing.assert_close(other[1], plain[1])
+
+
+def test_compiling_with_several_gpus_is_refused(split, tmp_path):
+    cell = tiny_cell(train=train_config(compile=True))
+    with pytest.raises(SettingsError, match="compile: got true with runtime.gpus_per_cell above 1"):
+        run(tmp_path / "run", split, cell=cell, ranks=Ranks(0, 2))
+
+
+def test_the_peak_of_memory_is_that_of_steps_and_not_of_choosing_kernels(split, tmp_path, monkeypatch):
+    order = []
+    for name in ("rehearse", "forget_peak", "train_step"):
+        original = getattr(training, name)
+        monkeypatch.setattr(
+            training, name, lambda *a, name=name, original=original: (order.append(name), original(*a))[1]
+        )
+    run(tmp_path / "run", split)
+    assert order == ["rehearse", "forget_peak", *["train_step"] * 6]

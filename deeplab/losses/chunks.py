@@ -34,9 +34,11 @@ def chunks(samples: int, height: int, at_once: int) -> Iterator[tuple[slice, sli
 @contextmanager
 def fp32_products() -> Iterator[None]:
     """Products of fp32 matrices in fp32, whatever `train.tf32` says."""
-    before = torch.backends.cuda.matmul.allow_tf32
+    if not torch.backends.cuda.matmul.allow_tf32:  # setting it to what it is makes torch.compile compile again
+        yield
+        return
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        torch.backends.cuda.matmul.allow_tf32 = True

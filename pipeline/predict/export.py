@@ -84,7 +84,7 @@ class Deployable(nn.Module):
 
     def __init__(self, model: Segmenter) -> None:
         super().__init__()
-        self.network = model.network
+        self.network = model.network.to(memory_format=torch.contiguous_format)  # a pt2 holds no other
         self.register_buffer("mean", torch.tensor(model.settings.model.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(model.settings.model.std).view(1, 3, 1, 1))
 

@@ -24,7 +24,7 @@ from pipeline.training.facts import Facts, flat_settings, read_run
 # The settings that decide how fast a network trains.
 PACE = (
     "backbone", "output_stride", "aspp_channels", "projection_kernel", "auxiliary_channels", "crop", "batch_size",
-    "precision", "tf32", "compile", "threads",
+    "precision", "tf32", "compile", "threads", "deterministic",
 )  # fmt: skip
 Number = TypeVar("Number", int, float)
 WHY = 70  # letters of a reason that the text shows
@@ -124,7 +124,7 @@ def read_measurements(places: Places, device: str) -> dict[str, Facts]:
 
 def pace(settings: Mapping[str, Any]) -> str:
     """What trainings of the same speed have in common."""
-    return json.dumps([settings.get(key) for key in PACE])
+    return json.dumps([settings.get(key) or None for key in PACE])  # facts of older versions lack what is off
 
 
 def find_missing(params: Params, places: Places, cell: Cell, weights: set[str]) -> Iterator[str]:

@@ -1,5 +1,8 @@
 """The device and the arithmetic of torch."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from deeplab.config import TrainConfig
@@ -25,7 +28,10 @@ def select_device(name: str, processes: int = 1, local_rank: int = 0) -> "torch.
     known = ["cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
     if name not in known:
         raise ParamsError(f"{PARAMS}: runtime.device: got {name!r}, expected one of auto, {', '.join(known)}")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.index is not None:  # streams, events and page-locked memory are those of the current one
+        torch.cuda.set_device(device)
+    return device
 
 
 def shared_device(name: str, processes: int, local_rank: int, count: int) -> "torch.device":
@@ -45,16 +51,40 @@ def shared_device(name: str, processes: int, local_rank: int, count: int) -> "to
 
 
 def set_arithmetic(train: TrainConfig) -> None:
-    """Set what changes the last bits of a result: threads on the CPU, TF32 on CUDA."""
+    """Set what changes the last bits of a result: threads on the CPU, TF32 and the kinds of kernels on CUDA.
+
+    Call it before anything is computed on a GPU.
+    """
     import torch
 
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        # It costs time, and nothing here reads such memory. A property of the module that its types leave out.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(train.deterministic)
     torch.set_num_threads(train.threads)
     torch.backends.cuda.matmul.allow_tf32 = train.tf32
     torch.backends.cudnn.allow_tf32 = train.tf32
 
 
-def choose_kernels_by_time() -> None:
-    """Let cuDNN time its kernels once for each shape, which pays in training, where the shape stays the same."""
+def choose_kernels_by_time(train: TrainConfig) -> None:
+    """Let cuDNN time its kernels once for each shape, which pays in training, where the shape stays the same.
+
+    Not if they have to be deterministic: another run may choose others.
+    """
     import torch
 
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = not train.deterministic
+
+
+@contextmanager
+def kernels_chosen_by_rule() -> Iterator[None]:
+    """Suspend `choose_kernels_by_time` where each image may have another shape: a choice takes seconds."""
+    import torch
+
+    before = torch.backends.cudnn.benchmark  # not cudnn.flags(), whose defaults turn TF32 on
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

@@ -13,7 +13,7 @@ from pipeline.progress import median_speed, planner, reporter
 from pipeline.settings.places import Places
 from pipeline.settings.published import departs
 from pipeline.settings.schema import RuntimeConfig
-from pipeline.training.device import choose_kernels_by_time, select_device, set_arithmetic
+from pipeline.training.device import choose_kernels_by_time, kernels_chosen_by_rule, select_device, set_arithmetic
 from pipeline.training.facts import (
     Facts,
     Inputs,
@@ -67,7 +67,7 @@ class SeedRun:
         processes = run.ranks.world if under_torchrun() else run.runtime.gpus_per_cell
         self.device = select_device(run.runtime.device, processes, local_rank())
         set_arithmetic(self.cell.train)
-        choose_kernels_by_time()
+        choose_kernels_by_time(self.cell.train)
         self.split = run.store.split(self.cell.recipe.train_split)
         self.steps = total_steps(len(self.split), self.cell.recipe)
 
@@ -178,7 +178,8 @@ def validation_miou(network: "nn.Module", store: "Store", cell: Cell, device: "t
     protocol = Protocol(scales=(1.0,), flip=False, window=None, stride=None)
     split = store.split(cell.recipe.val_split)
     own = slice(ranks.rank, None, ranks.world)
-    matrix = evaluate(
-        network, split, len(store.classes), cell.inference, protocol, device, lambda indices: indices[own]
-    )
+    with kernels_chosen_by_rule():
+        matrix = evaluate(
+            network, split, len(store.classes), cell.inference, protocol, device, lambda indices: indices[own]
+        )
     return score(ranks.sum(torch.from_numpy(matrix)).numpy()).mean_iou

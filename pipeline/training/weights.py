@@ -45,7 +45,11 @@ def check_weights(files: Iterable[Path], name: str, cell: Cell, store: "Store") 
 
 
 def load_network(file: Path, name: str, cell: Cell, classes: int) -> "nn.Module":
-    """The network of `cell` with the weights in `file`, in evaluation mode. Raises DataError when they do not fit."""
+    """The network of `cell` with the weights in `file`, in evaluation mode and channels last.
+
+    Raises DataError when they do not fit.
+    """
+    import torch
     from safetensors.torch import load_file
 
     from deeplab.model import DeepLabV3
@@ -55,4 +59,4 @@ def load_network(file: Path, name: str, cell: Cell, classes: int) -> "nn.Module"
         network.load_state_dict(load_file(file))
     except RuntimeError:
         raise DataError(f"{file}: does not fit the network of the current code. Run: dvc repro train@{name}") from None
-    return network.eval()
+    return network.to(memory_format=torch.channels_last).eval()
