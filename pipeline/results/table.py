@@ -45,8 +45,10 @@ def make_rows(
         card = (places.cards(dataset) / f"{name}.md").relative_to(places.root) if own else None
         links = tuple(entry for entry in published if entry.cell == name)
         config = params.dataset(dataset)
-        shown = {"overrides": params.overrides[name], "results": found, "card": card, "published": links}
-        rows.append(Row(name=name, cell=cell, dataset=config, **shown))
+        overrides = params.overrides[name]
+        rows.append(
+            Row(name=name, cell=cell, overrides=overrides, dataset=config, results=found, card=card, published=links)
+        )
     return rows
 
 
