@@ -45,6 +45,7 @@ class RecipeConfig:
     val_split: str
     crop: tuple[Positive, Positive]  # height, width
     resize: tuple[Positive, Positive]  # long and short side of the box that an image is fitted into
+    align: bool = False  # predict on images padded to a multiple of the output stride
     lr: PositiveFloat
     policy: Literal["poly"]
     batch_size: Positive  # of the whole step, over all devices
@@ -109,6 +110,7 @@ class Protocol:
     flip: bool  # average with the mirrored image
     window: tuple[Positive, Positive] | None  # height, width of a sliding window; null is the whole image
     stride: tuple[Positive, Positive] | None  # of the window
+    align: bool = False  # as `align` of the recipe, for this protocol
 
     def __post_init__(self) -> None:
         if (self.window is None) != (self.stride is None):
@@ -125,6 +127,7 @@ class Inference:
     resize: tuple[Positive, Positive]  # long and short side of the box that an image is fitted into
     precision: Literal["fp32", "bf16", "fp16"]
     tf32: bool
+    align: bool = False  # pad images to a multiple of the output stride
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -148,8 +151,14 @@ class Cell:
     @property
     def inference(self) -> Inference:
         """The settings that prediction and evaluation read."""
-        resize, train = self.recipe.resize, self.train
-        return Inference(model=self.model, resize=resize, precision=train.precision, tf32=train.tf32)
+        recipe, train = self.recipe, self.train
+        return Inference(
+            model=self.model,
+            resize=recipe.resize,
+            align=recipe.align,
+            precision=train.precision,
+            tf32=train.tf32,
+        )
 
 
 def without_defaults(settings: Any) -> Any:

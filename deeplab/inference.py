@@ -8,10 +8,12 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deeplab.config import Inference, Protocol
@@ -93,9 +95,9 @@ def predict_batch(
         fitted = fitted_size(height, width, settings.resize, scale)
         resized = np.stack([cv2.resize(image, fitted[::-1], interpolation=cv2.INTER_LINEAR) for image in images])
         x = as_input(resized, settings, device)
-        passes.append(logits_of(model, x, settings, protocol))
-        if protocol.flip:
-            passes.append(logits_of(model, x.flip(-1), settings, protocol).flip(-1))
+        passes += [
+            one_pass(model, x, settings, protocol, is_flipped) for is_flipped in (False, True)[: 1 + protocol.flip]
+        ]
     return likeliest(passes, (height, width)).cpu().numpy()
 
 
@@ -116,8 +118,8 @@ def predict_tiles(
     for top in rows:
         for left in columns:
             part = image[top : top + window[0], left : left + window[1]]
-            logits = logits_of(model, as_input(part[None], settings, device), settings, whole)
-            found = likeliest([logits], part.shape[:2]).cpu().numpy()[0]
+            only = one_pass(model, as_input(part[None], settings, device), settings, whole)
+            found = likeliest([only], part.shape[:2]).cpu().numpy()[0]
             skipped = [shared(rows, top, window[0]) // 2, shared(columns, left, window[1]) // 2]
             place = slice(top + skipped[0], top + window[0]), slice(left + skipped[1], left + window[1])
             labels[place] = found[skipped[0] :, skipped[1] :]
@@ -134,6 +136,49 @@ def as_input(images: Bytes, settings: Inference, device: torch.device) -> Tensor
     """(N, H, W, 3) RGB -> normalised (N, 3, H, W), channels last, on `device`."""
     pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
     return normalise(pixels, settings.model.mean, settings.model.std)
+
+
+class Pass(NamedTuple):
+    """What the network says about a scale of an image, or about its mirror image."""
+
+    logits: Tensor  # (N, K, h, w)
+    covered: tuple[float, float]  # the share of h and w that the image covers; the rest is padding
+    is_flipped: bool
+
+    def upsampled(self, part: slice, size: Size) -> Tensor:
+        """The logits of the classes `part` at `size`, in one bilinear step: (N, part, H, W)."""
+        logits = self.logits[:, part]
+        if self.covered == (1.0, 1.0):
+            large = upsample(logits, *size)
+        else:
+            full = zip(size, self.covered, logits.shape[2:], strict=True)
+            factors = tuple(own / share / low * (1 + 1e-12) for own, share, low in full)  # never a row too few
+            large = F.interpolate(logits, scale_factor=factors, mode="bilinear", align_corners=False)
+            large = large[..., : size[0], : size[1]]
+        return large.flip(-1) if self.is_flipped else large
+
+
+def one_pass(model: nn.Module, x: Tensor, settings: Inference, protocol: Protocol, is_flipped: bool = False) -> Pass:
+    """Send x, (N, 3, H, W), or its mirror image, through the network."""
+    if is_flipped:
+        x = x.flip(-1)
+    height, width = x.shape[2:]
+    if settings.align or protocol.align:
+        x = pad_to_multiple(x, settings.model.output_stride)
+    return Pass(
+        logits=logits_of(model, x, settings, protocol),
+        covered=(height / x.shape[2], width / x.shape[3]),
+        is_flipped=is_flipped,
+    )
+
+
+def pad_to_multiple(x: Tensor, stride: int) -> Tensor:
+    """Add zeros, the mean colour, at the right and at the bottom: (N, C, H, W) -> sides that are multiples of `stride`.
+
+    A network computes features for ceil(H / stride) rows. Unless that is exact, stretching them over H rows shifts
+    them against where they were in training, and so does "same" padding at odd sides.
+    """
+    return F.pad(x, (0, -x.shape[3] % stride, 0, -x.shape[2] % stride))
 
 
 def logits_of(model: nn.Module, x: Tensor, settings: Inference, protocol: Protocol) -> Tensor:
@@ -179,20 +224,21 @@ def starts(length: int, window: int, stride: int) -> list[int]:
     return [min(step * stride, last) for step in range(math.ceil(last / stride) + 1)]
 
 
-def likeliest(passes: list[Tensor], size: Size) -> Tensor:
-    """The class of each pixel: several (N, K, h, w), each of its own size -> uint8 (N, H, W).
+def likeliest(passes: list[Pass], size: Size) -> Tensor:
+    """The class of each pixel, from one pass or several: uint8 (N, H, W).
 
     The largest upsampled logit of a single pass, which has the largest probability too; the largest mean of the
     probabilities of several.
     """
-    device, count = passes[0].device, len(passes[0])
+    first = passes[0].logits
+    device, count = first.device, len(first)
     at_once = max(1, min(CLASSES_AT_ONCE, MOST_AT_ONCE // (count * size[0] * size[1])))
-    parts = [slice(start, start + at_once) for start in range(0, passes[0].shape[1], at_once)]
-    totals = [log_sum_exp(logits, parts, size) for logits in passes] if len(passes) > 1 else []
+    parts = [slice(start, start + at_once) for start in range(0, first.shape[1], at_once)]
+    totals = [log_sum_exp(each, parts, size) for each in passes] if len(passes) > 1 else []
     best = torch.full((count, *size), -math.inf, device=device)
     labels = torch.zeros((count, *size), dtype=torch.uint8, device=device)
     for part in parts:
-        scores = (upsample(logits[:, part], *size) for logits in passes)
+        scores = (each.upsampled(part, size) for each in passes)
         if totals:
             scores = ((score - total[:, None]).exp_() for score, total in zip(scores, totals, strict=True))
         value, index = reduce(operator.add, scores).max(dim=1)
@@ -201,9 +247,9 @@ def likeliest(passes: list[Tensor], size: Size) -> Tensor:
     return labels
 
 
-def log_sum_exp(logits: Tensor, parts: list[slice], size: Size) -> Tensor:
-    """The logarithm of softmax's denominator at each pixel: (N, K, h, w) -> (N, H, W)."""
-    total = torch.full((len(logits), *size), -math.inf, device=logits.device)
+def log_sum_exp(each: Pass, parts: list[slice], size: Size) -> Tensor:
+    """The logarithm of softmax's denominator at each pixel, (N, H, W)."""
+    total = torch.full((len(each.logits), *size), -math.inf, device=each.logits.device)
     for part in parts:
-        total = torch.logaddexp(total, upsample(logits[:, part], *size).logsumexp(dim=1))
+        total = torch.logaddexp(total, each.upsampled(part, size).logsumexp(dim=1))
     return total

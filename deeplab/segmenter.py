@@ -90,7 +90,8 @@ def load_model(path: Path, device: str = "cpu") -> Segmenter:
 def read_settings(settings: dict[str, Any]) -> Inference:
     """What prediction reads of the settings in a weights file. Raises ValidationError or KeyError for odd ones."""
     train = settings["train"]
-    found = {"model": settings["model"], "resize": settings["recipe"]["resize"]}
+    recipe = settings["recipe"]
+    found = {"model": settings["model"], "resize": recipe["resize"], "align": recipe.get("align", False)}
     found |= {"precision": train["precision"], "tf32": train["tf32"]}
     return TypeAdapter(Inference).validate_json(json.dumps(found))
 

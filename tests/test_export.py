@@ -52,6 +52,27 @@ def test_pt2_is_loaded_without_this_project(weights, tmp_path):
     assert agrees(model, loaded.module()(PIXELS))
 
 
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_an_aligned_network_pads_inside_the_file(kind, tmp_path):
+    weights = write_weights(tmp_path / "seed0.safetensors", recipe={"align": True})
+    model = load_model(weights)
+    assert model.settings.align
+    export.write(model, weights, kind, tmp_path)  # compares at sizes that are no multiples of the output stride
+    odd = torch.randint(0, 256, (1, 3, 41, 52)).float()
+    padded = torch.nn.functional.pad((odd - mean_of(model)) / std_of(model), (0, 4, 0, 7))
+    with torch.inference_mode():
+        expected = torch.nn.functional.interpolate(model.network(padded), size=(48, 56), mode="bilinear")[..., :41, :52]
+        torch.testing.assert_close(export.Deployable(model).eval()(odd), expected)
+
+
+def mean_of(model):
+    return torch.tensor(model.settings.model.mean).view(1, 3, 1, 1)
+
+
+def std_of(model):
+    return torch.tensor(model.settings.model.std).view(1, 3, 1, 1)
+
+
 def test_a_network_that_pads_by_the_size_of_the_image_is_exported_as_onnx(tmp_path, capsys):
     settings = {"backbone": "tf_efficientnet_lite0", "output_stride": 16}
     weights = write_weights(tmp_path / "seed0.safetensors", model=settings)

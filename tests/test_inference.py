@@ -202,6 +202,49 @@ def test_half_precision_runs_under_autocast(image):
     assert kinds == [torch.float32, torch.bfloat16]
 
 
+def at_own_scale(height, width, *, align):
+    """Settings under which an image of this size is not resized."""
+    model, box = replace(CELL.model, output_stride=16), (max(height, width), min(height, width))
+    return replace(CELL.inference, model=model, resize=box, align=align)
+
+
+def features_move(image, height, width, *, align):
+    """Whether the classes of a corner of `image` differ from those of the same pixels in all of it."""
+    net = Net(kernel=16, stride=16)
+    net.convolution.padding = (0, 0)
+    whole = predict(net, image, at_own_scale(*image.shape[:2], align=align), WHOLE, CPU)
+    part = predict(net, image[:height, :width], at_own_scale(height, width, align=align), WHOLE, CPU)
+    inside = slice(0, height - 32), slice(0, width - 32)  # further on, the network sees other pixels
+    return bool((part[inside] != whole[inside]).any())
+
+
+@given(st.integers(50, 120), st.integers(50, 120))
+def test_aligned_features_stay_where_they_are_at_any_size(height, width):
+    image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    assert not features_move(image, height, width, align=True)
+
+
+def test_without_alignment_they_move_with_the_size():
+    image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    assert features_move(image, 100, 120, align=False)
+    assert not features_move(image, 112, 96, align=False)  # multiples of 16
+
+
+@pytest.mark.parametrize("protocol", [replace(WHOLE, align=True), replace(WHOLE, align=True, flip=True)])
+def test_alignment_changes_nothing_where_sides_are_multiples(protocol):
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    net, settings = Net(), at_own_scale(64, 96, align=False)
+    expected = predict(net, image, settings, replace(protocol, align=False), CPU)
+    np.testing.assert_array_equal(predict(net, image, settings, protocol, CPU), expected)
+
+
+def test_with_flips_and_alignment_a_mirrored_image_gives_the_mirrored_classes(image):
+    net, protocol = Net(), replace(WHOLE, align=True, flip=True)
+    labels = predict(net, image, CELL.inference, protocol, CPU)
+    mirrored = predict(net, image[:, ::-1].copy(), CELL.inference, protocol, CPU)
+    assert (mirrored[:, ::-1] == labels).mean() > 0.999
+
+
 def test_broken_weights_are_an_error_and_not_class_0(image):
     net = Net()
     nn.init.constant_(net.convolution.bias, float("nan"))

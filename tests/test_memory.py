@@ -2,7 +2,7 @@
 
 import torch
 
-from deeplab.inference import CLASSES_AT_ONCE, likeliest
+from deeplab.inference import CLASSES_AT_ONCE, Pass, likeliest
 from deeplab.model import upsample
 from tests.memory import LargestFloat
 
@@ -10,7 +10,7 @@ from tests.memory import LargestFloat
 def test_labels_come_from_a_few_classes_at_a_time():
     logits = torch.randn(1, 150, 32, 64)
     with LargestFloat() as seen:
-        (labels,) = likeliest([logits], (256, 512))
+        (labels,) = likeliest([Pass(logits, (1.0, 1.0), is_flipped=False)], (256, 512))
     assert seen.largest == CLASSES_AT_ONCE * 256 * 512
     full = upsample(logits, 256, 512)[0]
     torch.testing.assert_close(full.gather(0, labels.long()[None])[0], full.amax(0))

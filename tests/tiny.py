@@ -97,14 +97,14 @@ def tiny_params(path, edit=None):
     return path
 
 
-def write_weights(path, classes=3, seed=0, model=None, **changed):
+def write_weights(path, classes=3, seed=0, model=None, recipe=None, **changed):
     """A weights file of a tiny network that tells its classes apart, as training leaves it; `changed` is what it says."""
     import torch
     from safetensors.torch import save_file
 
     from deeplab.model import DeepLabV3
 
-    cell = tiny_cell(model=model_config(**(model or {})))
+    cell = tiny_cell(model=model_config(**(model or {})), recipe=recipe_config(**(recipe or {})))
     torch.manual_seed(seed)
     network = DeepLabV3(cell.model, classes).eval()
     with torch.inference_mode():

@@ -1,11 +1,11 @@
 """Published numbers beside ours, and the verdict on the difference."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from deeplab.config import Cell, RecipeConfig
+from deeplab.config import Cell, RecipeConfig, without_defaults
 from pipeline.settings.params import Params
 
 COLUMNS = (
@@ -81,7 +81,7 @@ def why_not(row: Row, cell: Cell, published: str, params: Params) -> str:
         f"departs from the recipe: {row.get('departs', '')}": bool(row.get("departs")),
         f"another schedule than {published}": bool(published) and schedule(cell.recipe) != published,
         "no ImageNet weights": not cell.model.pretrained,
-        "not one scale without flip": asdict(next(iter(params.protocols.values()))) != SINGLE_SCALE,
+        "not one scale without flip": without_defaults(next(iter(params.protocols.values()))) != SINGLE_SCALE,
         "not every seed": len(row["seeds"].split()) < len(params.seeds),
     }
     return ", ".join(text for text, holds in reasons.items() if holds)

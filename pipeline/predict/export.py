@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from deeplab.errors import DataError
+from deeplab.inference import pad_to_multiple
 from deeplab.model import upsample
 from deeplab.segmenter import CONFIG, WEIGHTS, Segmenter, load_model
 from pipeline.errors import ParamsError
@@ -81,6 +82,7 @@ class Deployable(nn.Module):
 
     mean: Tensor
     std: Tensor
+    stride: int  # 0: no padding
 
     def __init__(self, model: Segmenter) -> None:
         super().__init__()
@@ -89,8 +91,11 @@ class Deployable(nn.Module):
         self.register_buffer("std", torch.tensor(model.settings.model.std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.network((images - self.mean) / self.std)
-        return upsample(logits, images.shape[-2], images.shape[-1])
+        height, width = images.shape[-2:]
+        x = (images - self.mean) / self.std
+        if self.stride:
+            x = pad_to_multiple(x, self.stride)
+        return upsample(self.network(x), *x.shape[-2:])[..., :height, :width]
 
 
 def about(model: Segmenter) -> dict[str, str]:

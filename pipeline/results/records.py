@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from deeplab.config import STRICT, Cell, Share, digest
+from deeplab.config import STRICT, Cell, Share, digest, without_defaults
 from pipeline.files import readable
 from pipeline.settings.code import code_of
 from pipeline.settings.equivalent import oldest, read_equivalences
@@ -243,7 +243,7 @@ def manifest_fingerprint(manifest: Path) -> str | None:
 
 
 def protocol_settings(params: Params) -> dict[str, Any]:
-    return {name: asdict(protocol) for name, protocol in params.protocols.items()}
+    return {name: without_defaults(protocol) for name, protocol in params.protocols.items()}
 
 
 def protocol_fingerprint(params: Params) -> str:

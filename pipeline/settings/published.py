@@ -11,7 +11,7 @@ from typing import Any
 from deeplab.config import Cell
 
 SHARED: dict[str, dict[str, Any]] = {
-    "recipe": {"lr": 0.01, "policy": "poly"},
+    "recipe": {"lr": 0.01, "policy": "poly", "align": False},
     "model": {
         "multi_grid": [1, 1, 1],
         "aspp_channels": 512,

@@ -7,11 +7,11 @@ give the same bytes.
 
 import argparse
 import json
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deeplab.config import without_defaults
 from pipeline.errors import run_command
 from pipeline.files import write_whole
 from pipeline.progress import shown
@@ -52,7 +52,7 @@ def run(name: str, places: Places = Places()) -> None:
         cell=name,
         dataset=cell.dataset,
         images={kind: len(store.split(kind)) for kind in (cell.recipe.train_split, cell.recipe.val_split)},
-        protocols={title: asdict(protocol) for title, protocol in params.protocols.items()},
+        protocols={title: without_defaults(protocol) for title, protocol in params.protocols.items()},
         seeds={
             str(seed): {title: scores_of(scores[seed, title], found[seed, title]) for title in params.protocols}
             for seed in params.seeds
