@@ -87,6 +87,7 @@ class Deployable(nn.Module):
     def __init__(self, model: Segmenter) -> None:
         super().__init__()
         self.network = model.network.to(memory_format=torch.contiguous_format)  # a pt2 holds no other
+        self.stride = model.settings.model.output_stride if model.settings.align else 0
         self.register_buffer("mean", torch.tensor(model.settings.model.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(model.settings.model.std).view(1, 3, 1, 1))
 
@@ -144,6 +145,8 @@ def make_onnx(network: nn.Module, metadata: dict[str, str]) -> tuple[bytes, Netw
 
 def make_pt2(network: nn.Module, metadata: dict[str, str]) -> tuple[bytes, Network]:
     """The content of the file, and the network that torch loads from it."""
+    if network.stride:
+        raise DataError("format pt2: torch cannot save whether an aligned network has to pad. Use onnx.")
     buffer = io.BytesIO()  # saving to a file hides a full disk behind an unrelated error
     try:
         exported = torch.export.export(network, (torch.zeros(TRACED),), dynamic_shapes=(dynamic_axes(),))
