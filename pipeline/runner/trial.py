@@ -1,4 +1,4 @@
-"""Train a cell with other settings beside the committed one: an experiment of DVC in a copy of the folder.
+"""Train a cell with other settings beside the recorded one: an experiment of DVC in a copy of the folder.
 
 params.yaml, the tables and this folder's dvc.lock stay as they are. `dvc exp show` lists the experiments.
 """
@@ -29,7 +29,7 @@ IN_ROW = ("backbone", "output_stride", "pretrained")  # of `model`, and written 
 
 
 def run(cell: str, settings: Sequence[str], places: Places = Places()) -> str:
-    """Train and evaluate `cell` with `settings`, such as `lr=0.02`. Returns its scores beside the committed ones.
+    """Train and evaluate `cell` with `settings`, such as `lr=0.02`. Returns its scores beside the recorded ones.
 
     Raises ParamsError for an unknown cell or key and a wrong value, DataError when the data is not prepared or the
     experiment fails.
@@ -97,7 +97,7 @@ def name_of(cell: str, settings: Sequence[str]) -> str:
 
 def copied(dataset: str, places: Places) -> Iterator[Path]:
     """What git ignores and the experiment needs."""
-    for path in (places.store(dataset), places.download(dataset), places.pretrained):
+    for path in (places.store(dataset), places.download(dataset).parent, places.pretrained):
         if path.exists():
             yield path
 
@@ -110,7 +110,7 @@ def compare(cell: str, name: str, places: Places) -> str:
     tried = json.loads(read(path.resolve().relative_to(top).as_posix(), repo=str(top), rev=name))
     own = json.loads(path.read_bytes()) if path.exists() else {}
     width = max(map(len, tried))
-    lines = [f"{'':{width}}  {'committed':>10}  {'tried':>10}"]
+    lines = [f"{'':{width}}  {'recorded':>10}  {'tried':>10}"]
     for key, value in tried.items():
         if isinstance(value, float):
             before = f"{own[key]:10.4f}" if key in own else f"{'-':>10}"
