@@ -35,10 +35,17 @@ pathlib.Path("reports/metrics/tiny_os8.json").write_text(json.dumps({"mIoU": row
 
 
 @pytest.fixture
-def places(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
+    """A folder below the root of a repository."""
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    return tmp_path / "mine"
+
+
+@pytest.fixture
+def places(folder):
     """A project with one cell."""
-    monkeypatch.chdir(tmp_path)
-    tiny_params(tmp_path / "params.yaml")
+    tiny_params(folder / "params.yaml")
     return Places()
 
 
@@ -81,23 +88,25 @@ def test_a_key_is_found_in_its_section_and_where_a_row_has_it(setting, key, valu
     assert trial.parse(setting) == (key, value)
 
 
-def test_another_setting_is_tried_and_nothing_here_changes(places, tmp_path, monkeypatch):
+def test_another_setting_is_tried_and_nothing_here_changes(places, folder, monkeypatch):
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
-    (tmp_path / "dvc.yaml").write_text(STAGES)
-    (tmp_path / "score.py").write_text(SCORE)
-    (tmp_path / ".gitignore").write_text("/data/\n")
-    for folder in ("data/tiny", "data/downloads", "reports/metrics"):
-        (tmp_path / folder).mkdir(parents=True)
+    (folder / "dvc.yaml").write_text(STAGES)
+    (folder / "score.py").write_text(SCORE)
+    (folder / ".gitignore").write_text("/data/\n")
+    for name in ("data/tiny", "data/downloads", "reports/metrics"):
+        (folder / name).mkdir(parents=True)
     for file in ("data/tiny/manifest.json", "data/downloads/tiny.json", "reports/metrics/.keep"):
-        (tmp_path / file).touch()
-    run("git", "init", "-q")
+        (folder / file).touch()
+    run("git", "init", "-q", "..")
     run("git", "config", "user.name", "a")
     run("git", "config", "user.email", "a@example.org")
+    monkeypatch.chdir("..")
     run(sys.executable, "-m", "dvc", "init", "-q")
+    monkeypatch.chdir(folder)
     run(sys.executable, "-m", "dvc", "repro", "-q")
     run("git", "add", "-A")
     run("git", "commit", "-qm", "start")
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and ".git" not in str(path)}
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     grid = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pipeline.cli import main; main()"
     done = run(sys.executable, "-c", grid, "try", "tiny_os8", "lr=0.25", "multi_grid=[1,2,4]")
     head, score, last = done.stdout.splitlines()[-3:]
@@ -105,10 +114,8 @@ def test_another_setting_is_tried_and_nothing_here_changes(places, tmp_path, mon
     assert score.split() == ["mIoU", "0.0100", "0.2500"]
     assert last.startswith("experiment tiny-os8-lr-0.25-multi-grid-1-2-4-")
     assert not run("git", "status", "--porcelain").stdout
-    assert {path: path.read_bytes() for path in before if ".dvc" not in str(path)} == {
-        path: content for path, content in before.items() if ".dvc" not in str(path)
-    }
-    assert json.loads((tmp_path / "params.yaml").read_text())["grid"]["tiny_os8"].get("recipe") is None
+    assert {path: path.read_bytes() for path in before} == before
+    assert json.loads((folder / "params.yaml").read_text())["grid"]["tiny_os8"].get("recipe") is None
 
 
 def run(*command):

@@ -38,14 +38,14 @@ def run(cell: str, settings: Sequence[str], places: Places = Places()) -> str:
     dataset = check(cell, values, places)
     if not places.manifest(dataset).exists():
         raise DataError(f"{places.manifest(dataset)}: not found. Run: grid run prepare@{dataset}")
-    name = name_of(cell, settings)
-    command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", name, f"evaluate@{cell}"]
+    name, top = name_of(cell, settings), dvc_folder(places.root).parent
+    here = places.root.resolve().relative_to(top)  # DVC copies paths that are relative to its root
+    command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", name, f"{here}/dvc.yaml:evaluate@{cell}"]
     for key, value in values:
-        command += ["--set-param", f"++grid.{cell}.{key}={json.dumps(value)}"]
+        command += ["--set-param", f"{here}/params.yaml:++grid.{cell}.{key}={json.dumps(value)}"]
     for path in copied(dataset, places):
-        command += ["--copy-paths", str(path)]
-    code = subprocess.run(command, env=environment({}), check=False).returncode
-    if code:
+        command += ["--copy-paths", str(here / path.relative_to(places.root))]
+    if subprocess.run(command, cwd=top, env=environment({}), check=False).returncode:
         raise DataError(f"{name}: the experiment failed (see above)")
     return compare(cell, name, places)
 
