@@ -1,6 +1,13 @@
 # `make demo` and `make test` need Python 3.11 to 3.14 and nothing else. Both set up .venv first; TORCH=cpu leaves out 4 GB
 # that only NVIDIA GPUs need.
 PYTHON ?= $(firstword $(foreach name,python3.14 python3.13 python3.12 python3.11,$(if $(shell $(name) --version 2>/dev/null),$(name))) python3)
+# Else `make PYTHON=...` would quietly use the Python of the .venv that is there.
+ifeq ($(origin PYTHON),command line)
+VERSION := -c 'import sys; print(sys.version_info[:2])'
+ifneq ($(and $(wildcard .venv/bin/python),$(filter-out $(shell $(PYTHON) $(VERSION)),$(shell .venv/bin/python $(VERSION)))),)
+$(error .venv has another Python than $(PYTHON): move it away first)
+endif
+endif
 PORT ?= 5000
 INSTALL := .venv/bin/uv pip install --python .venv/bin/python --no-deps
 COMPILE := .venv/bin/uv pip compile --quiet --generate-hashes --no-header --universal --python-version 3.11 pyproject.toml

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,18 @@ def test_the_answer_of_pip_audit_is_read(place, monkeypatch):
 
 def test_pins_are_read_with_all_their_versions(place):
     assert audit.read_pins([place / "requirements.txt"]) == {"torch": ["2.15.0"], "numpy": ["2.4.6", "2.5.5"]}
+
+
+def test_each_dependency_is_pinned_in_the_file_of_its_group():
+    project = audit.tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = {"run": project["dependencies"], **project["optional-dependencies"]}
+    for group in ("run", "export", "develop"):
+        pins = audit.read_pins([ROOT / f"requirements/{group}.txt"])
+        assert {
+            re.split("[<>=]", name)[0].lower().replace(".", "-").replace("_", "-") for name in groups[group]
+        } <= set(pins)
+    text = "".join(path.read_text() for path in (ROOT / "requirements").glob("*.txt"))
+    assert "://" not in text  # no index is named
 
 
 def test_each_explained_finding_is_of_a_package_that_is_pinned():
