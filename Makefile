@@ -68,7 +68,7 @@ ifdef TORCH
 	.venv/bin/uv pip compile --quiet --generate-hashes --no-header --torch-backend $(TORCH) --constraint .venv/others.txt \
 		--python .venv/bin/python pyproject.toml --output-file .venv/pins.txt
 endif
-	$(INSTALL) --require-hashes --requirement .venv/pins.txt
+	$(INSTALL) $(if $(TORCH),--torch-backend $(TORCH)) --require-hashes --requirement .venv/pins.txt
 	$(INSTALL) --no-build-isolation --editable .  # the command grid
 	.venv/bin/python -c 'import timm, mlflow, dvc.repo, matplotlib.pyplot, deeplab.augmentations.photometric_on_cpu'  # compiles them once
 	touch $@
