@@ -1,6 +1,18 @@
-# `make demo` and `make test` need Python 3.11 or newer and nothing else. Both set up .venv first.
-PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13,$(if $(shell $(name) --version 2>/dev/null),$(name))) python3)
+# `make demo` and `make test` need Python 3.11 to 3.14 and nothing else. Both set up .venv first; TORCH=cpu leaves out 4 GB
+# that only NVIDIA GPUs need.
+PYTHON ?= $(firstword $(foreach name,python3.14 python3.13 python3.12 python3.11,$(if $(shell $(name) --version 2>/dev/null),$(name))) python3)
+# Else `make PYTHON=...` would quietly use the Python of the .venv that is there.
+ifeq ($(origin PYTHON),command line)
+VERSION := -c 'import sys; print(sys.version_info[:2])'
+ifneq ($(and $(wildcard .venv/bin/python),$(filter-out $(shell $(PYTHON) $(VERSION)),$(shell .venv/bin/python $(VERSION)))),)
+$(error .venv has another Python than $(PYTHON): move it away first)
+endif
+endif
 PORT ?= 5000
+INSTALL := .venv/bin/uv pip install --python .venv/bin/python --no-deps
+COMPILE := .venv/bin/uv pip compile --quiet --generate-hashes --no-header --universal --python-version 3.11 pyproject.toml
+# Packages that the pins FILE... have already.
+without = $$(sed -nE 's/^([A-Za-z0-9._-]+)==.*/--no-emit-package \1/p' $(1))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE  # without compiled files each stage starts twice as slowly
 export DVC_NO_ANALYTICS := 1
@@ -15,7 +27,7 @@ demo: .venv/ready  ## train four small networks on synthetic shapes and fill the
 	@echo "This table is in README.md too. Everything on one page: open reports/index.html in a browser."
 	@echo "To compare the runs in MLflow: make ui"
 
-test: .venv/ready  ## run the whole gate, as CI does: ruff, mypy, pytest (8 minutes)
+test: .venv/all  ## run the whole gate, as CI does: ruff, mypy, pytest (8 minutes)
 	ruff check .
 	ruff format --check .
 	mypy
@@ -23,16 +35,16 @@ test: .venv/ready  ## run the whole gate, as CI does: ruff, mypy, pytest (8 minu
 
 check: test
 
-test-faults: .venv/ready  ## inject every fault of docs/reliability.md and fill its tables (half an hour)
+test-faults: .venv/all  ## inject every fault of docs/reliability.md and fill its tables (half an hour)
 	pytest -n 2 --dist loadfile --no-loadscope-reorder -m fault --reliability docs/reliability.md \
 		tests/faults/long_*.py tests/faults/test_*.py tests/test_*.py  # files, because a folder among them would hide the long ones
 
-test-ray: .venv/ready  ## run twelve cells on a real Ray on this machine, with workers killed (10 minutes)
-	.venv/bin/uv pip install --quiet --python .venv/bin/python ray==2.60.0
+test-ray: .venv/all  ## run twelve cells on a real Ray on this machine, with workers killed (10 minutes)
+	.venv/bin/uv pip install --python .venv/bin/python ray==2.60.0
 	pytest -n 0 tests/engines/ray_grid.py
 
-test-slurm: .venv/ready  ## the same on Slurm; as root, after: apt-get install slurm-wlm munge
-	.venv/bin/uv pip install --quiet --python .venv/bin/python submitit==1.5.4
+test-slurm: .venv/all  ## the same on Slurm; as root, after: apt-get install slurm-wlm munge
+	.venv/bin/uv pip install --python .venv/bin/python submitit==1.5.4
 	pytest -n 0 tests/engines/slurm_grid.py
 
 test-wheel: .venv/ready  ## build the wheel and fill the table of a new project with it, outside of this repository (5 minutes)
@@ -47,18 +59,34 @@ ui: .venv/ready mlflow.db  ## compare the runs in MLflow, on this machine only; 
 mlflow.db: | .venv/ready  # in a fresh clone: complete the runs from the committed records
 	dvc repro --force --single-item --glob 'tables@*'
 
-.venv/ready: requirements.txt
-	command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found. Install Python 3.11 or newer, or say: make PYTHON=..."; exit 78; }
-	@echo "Setting up .venv with $(PYTHON): 6.6 GB, most of it torch; one to ten minutes"
+.venv/ready: requirements/setup.txt requirements/run.txt
+	command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found. Install Python 3.11 to 3.14, or say: make PYTHON=..."; exit 78; }
+	@echo "Setting up .venv with $(PYTHON): $(if $(TORCH),torch for $(TORCH),6.6 GB on disk, most of it torch for NVIDIA GPUs); one to ten minutes"
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
-	.venv/bin/uv pip sync --require-hashes --python .venv/bin/python requirements.txt
-	.venv/bin/uv pip install --quiet --no-deps --no-build-isolation --python .venv/bin/python --editable .  # the command grid
+	.venv/bin/python -m pip install --disable-pip-version-check --require-hashes --no-deps --requirement requirements/setup.txt
+	cp requirements/run.txt .venv/pins.txt
+ifdef TORCH
+	# the same versions, with torch of another index: its wheels have other hashes
+	sed -nE '/^(torch|torchvision|triton|nvidia|cuda)/d; s/^([a-z0-9._-]+==[^\]*).*/\1/p' requirements/run.txt > .venv/others.txt
+	.venv/bin/uv pip compile --quiet --generate-hashes --no-header --torch-backend $(TORCH) --constraint .venv/others.txt \
+		--python .venv/bin/python pyproject.toml --output-file .venv/pins.txt
+endif
+	$(INSTALL) $(if $(TORCH),--torch-backend $(TORCH)) --require-hashes --requirement .venv/pins.txt
+	$(INSTALL) --no-build-isolation --editable .  # the command grid
 	.venv/bin/python -c 'import timm, mlflow, dvc.repo, matplotlib.pyplot, deeplab.augmentations.photometric_on_cpu'  # compiles them once
 	touch $@
 
-pins: .venv/ready  ## pin all packages again after a change of requirements.in
-	uv pip compile requirements.in --generate-hashes --universal --python-version 3.11 --no-header --quiet -o requirements.txt
+.venv/all: .venv/ready requirements/export.txt requirements/develop.txt
+	$(INSTALL) --require-hashes --requirement requirements/export.txt --requirement requirements/develop.txt
+	touch $@
+
+pins: .venv/ready  ## pin all packages again after a change of the dependencies in pyproject.toml
+	$(COMPILE) --output-file requirements/run.txt
+	$(COMPILE) --extra export --constraint requirements/run.txt $(call without,requirements/run.txt) --output-file requirements/export.txt
+	$(COMPILE) --extra export --extra develop --constraint requirements/run.txt --constraint requirements/export.txt \
+		$(call without,requirements/run.txt requirements/export.txt) --output-file requirements/develop.txt
+	sed -i '/^# The following packages were excluded/,$$d' requirements/export.txt requirements/develop.txt
+	printf 'uv\nsetuptools>=77\n' | $(COMPILE:pyproject.toml=-) --output-file requirements/setup.txt
 
 clean:  ## remove what was made here, except data/ and the environment
 	rm -rf runs mlflow.db* mlartifacts reports/figures/*/ reports/index.html .dvc/cache .dvc/tmp

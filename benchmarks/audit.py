@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +24,7 @@ COMMAND = ["uv", "tool", "run", PIP_AUDIT, "--require-hashes", "--disable-pip", 
 Answer = list[dict[str, Any]]  # of pip-audit, a package each
 
 
-def run(requirements: Path, known: Path, out: Path) -> int:
+def run(requirements: Sequence[Path], known: Path, out: Path) -> int:
     """Write `out`; the exit code."""
     findings = tomllib.loads(known.read_text(encoding="utf-8"))["finding"]
     pins = read_pins(requirements)
@@ -40,7 +41,7 @@ def run(requirements: Path, known: Path, out: Path) -> int:
         "# Audit of the dependencies",
         "",
         f"Written by `make audit` on {datetime.now(UTC):%Y-%m-%d} with {PIP_AUDIT}, over the {len(answer)} packages of "
-        f"{requirements.name}.",
+        f"requirements/.",
         "",
         f"**Audited: {len(audited)} of {len(answer)}.** {unanswered(len(answer) - len(audited))}",
         "",
@@ -66,11 +67,12 @@ def run(requirements: Path, known: Path, out: Path) -> int:
     return 1 if unexplained or len(audited) < len(answer) else 0
 
 
-def ask(requirements: Path) -> Answer:
+def ask(requirements: Sequence[Path]) -> Answer:
     """What pip-audit says of each package; one that could not be audited has a `skip_reason` and no `vulns`."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "answer.json"
-        words = [*COMMAND, "--requirement", str(requirements), "--format", "json", "--output", str(file)]
+        named = [word for path in requirements for word in ("--requirement", str(path))]
+        words = [*COMMAND, *named, "--format", "json", "--output", str(file)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if not file.exists():
             raise OSError(f"pip-audit gave no answer: {done.stderr.strip().splitlines()[-1:]}")
@@ -78,10 +80,10 @@ def ask(requirements: Path) -> Answer:
         return found
 
 
-def read_pins(requirements: Path) -> dict[str, list[str]]:
+def read_pins(requirements: Sequence[Path]) -> dict[str, list[str]]:
     """Package -> its pinned versions; several where they differ by platform."""
     pins: dict[str, list[str]] = {}
-    for line in requirements.read_text(encoding="utf-8").splitlines():
+    for line in (line for path in requirements for line in path.read_text(encoding="utf-8").splitlines()):
         name, equal, rest = line.partition("==")
         if equal and not line.startswith((" ", "#")):
             pins.setdefault(name, []).append(rest.split()[0])
@@ -109,7 +111,7 @@ def rows(head: tuple[str, ...], body: list[tuple[str, ...]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.audit", description=__doc__)
-    parser.add_argument("--requirements", type=Path, default=Path("requirements.txt"))
+    parser.add_argument("--requirements", type=Path, nargs="+", default=sorted(Path("requirements").glob("*.txt")))
     parser.add_argument("--known", type=Path, default=Path("docs/dependency-audit.toml"))
     parser.add_argument("--out", type=Path, default=Path("docs/dependency-audit.md"))
     arguments = parser.parse_args()

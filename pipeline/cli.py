@@ -95,7 +95,7 @@ def plan(targets: tuple[str, ...], as_json: bool) -> None:
 @click.argument("cell", shell_complete=complete_cell)
 @click.argument("settings", nargs=-1, required=True, metavar="KEY=VALUE...")
 def try_settings(cell: str, settings: tuple[str, ...]) -> None:
-    """Train a cell with other settings, beside the committed one.
+    """Train a cell with other settings, beside the recorded one.
 
     Such as lr=0.02 or augment.flip=0. An experiment of DVC in a copy of the folder: params.yaml and the tables stay.
     """

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -28,27 +29,39 @@ def place(tmp_path):
 )  # fmt: skip
 def test_what_was_not_answered_is_not_taken_for_clean(place, monkeypatch, packages, code, said):
     monkeypatch.setattr(audit, "ask", lambda _: packages)
-    assert audit.run(place / "requirements.txt", place / "known.toml", place / "out.md") == code
+    assert audit.run([place / "requirements.txt"], place / "known.toml", place / "out.md") == code
     assert said in (place / "out.md").read_text()
 
 
 def test_an_audit_that_does_not_run_is_an_error(place, monkeypatch):
     monkeypatch.setattr(audit, "COMMAND", ["false"])
     with pytest.raises(OSError, match="pip-audit gave no answer"):
-        audit.ask(place / "requirements.txt")
+        audit.ask([place / "requirements.txt"])
 
 
 def test_the_answer_of_pip_audit_is_read(place, monkeypatch):
     answer = json.dumps({"dependencies": [{"name": "torch"}]})
     monkeypatch.setattr(audit, "COMMAND", ["python", "-c", f"import sys; open(sys.argv[-1], 'w').write({answer!r})"])
-    assert audit.ask(place / "requirements.txt") == [{"name": "torch"}]
+    assert audit.ask([place / "requirements.txt"]) == [{"name": "torch"}]
 
 
 def test_pins_are_read_with_all_their_versions(place):
-    assert audit.read_pins(place / "requirements.txt") == {"torch": ["2.15.0"], "numpy": ["2.4.6", "2.5.5"]}
+    assert audit.read_pins([place / "requirements.txt"]) == {"torch": ["2.15.0"], "numpy": ["2.4.6", "2.5.5"]}
+
+
+def test_each_dependency_is_pinned_in_the_file_of_its_group():
+    project = audit.tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = {"run": project["dependencies"], **project["optional-dependencies"]}
+    for group in ("run", "export", "develop"):
+        pins = audit.read_pins([ROOT / f"requirements/{group}.txt"])
+        assert {
+            re.split("[<>=]", name)[0].lower().replace(".", "-").replace("_", "-") for name in groups[group]
+        } <= set(pins)
+    text = "".join(path.read_text() for path in (ROOT / "requirements").glob("*.txt"))
+    assert "://" not in text  # no index is named
 
 
 def test_each_explained_finding_is_of_a_package_that_is_pinned():
-    pins = audit.read_pins(ROOT / "requirements.txt")
+    pins = audit.read_pins(sorted((ROOT / "requirements").glob("*.txt")))
     known = audit.tomllib.loads((ROOT / "docs/dependency-audit.toml").read_text())["finding"]
     assert {finding["package"] for finding in known} <= set(pins)

@@ -71,6 +71,24 @@ def test_a_mistake_on_the_command_line_is_one_line(words, code, message, tmp_pat
     assert (done.returncode, done.stdout, done.stderr) == (code, "", f"error: {message}\n")
 
 
+@pytest.mark.parametrize(
+    ("words", "answers"),
+    [
+        ("grid sta", {"status"}),
+        ("grid try voc_resnet50", {"voc_resnet50_os8", "voc_resnet50_os16"}),
+        ("grid statsu ", set(VERBS)),  # what was mistyped is no error here
+        ("grid run --sl", {"--slots"}),
+    ],
+)
+def test_a_shell_completes_verbs_options_and_cells(words, answers, monkeypatch):
+    monkeypatch.setenv("_GRID_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    done = call()
+    assert done.stderr == ""
+    assert {line.partition(",")[2] for line in done.stdout.splitlines()} == answers
+
+
 @pytest.mark.parametrize("below", [".", "examples/camvid"])
 def test_another_copy_of_the_code_is_refused(below, tmp_path):
     (tmp_path / "pipeline").mkdir()
@@ -87,6 +105,8 @@ CALLS = [
     ("run a 'b@*' --slots 2", "runner.run.run", (("a", "b@*"), ENGINES["here"], 2, None), {}),
     ("run --on ray --address h:1", "runner.run.run", ((), ENGINES["ray"], None, "h:1"), {}),
     ("doctor --on slurm", "cluster.doctor.examine", ("slurm", None), {}),
+    ("try a lr=1 flip=0", "runner.trial.run", ("a", ("lr=1", "flip=0")), {}),
+    ("status --watch", "runner.status.watch", (), {}),
     ("repair", "runner.repair.repair", (), {}),
     ("verify a b --fast", "verify.committed.run", (["a", "b"], Places(), True), {}),
     ("predict a b --out c", "predict.predict.run", ("a", Path("b"), Path("c")), {"seed": 0, "batch": 8, "device": None, "tiling": None}),

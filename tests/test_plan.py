@@ -114,6 +114,8 @@ def test_estimates_learn_from_other_trainings_on_this_device(params, places):
     facts = facts.model_copy(update={"flops": 10**9, "images_per_second": 4.0})
     assert estimate.speed(cell, "cpu", [facts]) == pytest.approx(3 * 1e9 * 4 / 2 / train_flops(cell))
     assert estimate.speed(cell, "NVIDIA H100", [facts]) == pytest.approx(3 * 1e9 * 4 / train_flops(cell))
+    pair = facts.model_copy(update={"gpus_per_cell": (2,)})
+    assert estimate.speed(cell, "NVIDIA H100", [pair]) == pytest.approx(3 * 1e9 * 2 / train_flops(cell))
     assert estimate.speed(cell, "NVIDIA H100", []) is None
     odd = replace(cell, model=replace(cell.model, backbone="regnetx_002"))
     assert (estimate.speed(odd, "cpu", []), estimate.parameters(odd.model)) == (None, None)

@@ -78,7 +78,24 @@ def test_a_folder_gives_masks_overlays_and_a_class_table_at_the_size_of_each_ima
         assert {row["class"]: int(row["pixels"]) for row in own} == {
             f"class {k}": n for k, n in enumerate(np.bincount(mask.reshape(-1)).tolist()) if n
         }
+        assert {row["color"] for row in own} == {
+            "#{:02x}{:02x}{:02x}".format(*model.palette[int(row["index"])]) for row in own
+        }
         assert sum(float(row["share"]) for row in own) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_later_call_into_the_same_folder_keeps_the_rows_of_other_images(model, photos):
+    _, out = segmented(model, photos / "a.png")
+    first = rows(out)
+    segmented(model, photos / "b.png")
+    assert {row["image"] for row in rows(out)} == {"a", "b"}
+    assert [row for row in rows(out) if row["image"] == "a"] == first
+    before = (out / "classes.csv").read_bytes()
+    segmented(model, photos / "b.png")
+    assert sorted(before.splitlines()) == sorted((out / "classes.csv").read_bytes().splitlines())
+    (out / "classes.csv").write_text("of,somebody,else\n1,2,3\n")
+    segmented(model, photos / "b.png")
+    assert {row["image"] for row in rows(out)} == {"b"}
 
 
 @tried.USE

@@ -61,10 +61,20 @@ def report_problems(raw: Path, total: int, samples: Sequence[list[Problem]], fil
     `samples` has the problems of each sample that has any.
     """
     problems = sorted((one for each in samples for one in each), key=lambda problem: RANK.get(problem.kind, 0))
-    lines = [problem.message for problem in problems]
-    write_whole(file, "".join(f"{line}\n" for line in lines))
+    write_whole(file, "".join(f"{problem.message}\n" for problem in problems))
+    alike: dict[str, list[str]] = {}  # masks of a wrong mode are mostly all of them, and the advice is the same
+    for problem in problems:
+        said = problem.message.partition(": ")[2] if problem.kind is MaskModeError else problem.message
+        alike.setdefault(said, []).append(problem.message)
+    lines = [
+        f"{first.removesuffix(': ' + said)} and {len(others)} more: {said}" if others else first
+        for said, (first, *others) in alike.items()
+    ]
     head = f"{raw}: {len(samples)} of {total} samples cannot be used. Fix or replace these files. Nothing was written."
-    more = f"and {len(lines) - SHOWN} more. All: {file}" if len(lines) > SHOWN else f"This list: {file}"
+    if len(lines) > SHOWN:
+        more = f"and {len(lines) - SHOWN} more. All: {file}"
+    else:
+        more = f"This list: {file}" if len(lines) == len(problems) else f"All: {file}"
     return "\n  ".join([head, *lines[:SHOWN], more])
 
 

@@ -27,17 +27,36 @@ def labels_of(model: "Segmenter", images: "list[Bytes]", tiling: Tiling | None) 
 
 
 @contextmanager
-def class_table(path: Path, keys: tuple[str, ...], classes: tuple[str, ...]) -> Iterator[AddRows]:
-    """A CSV file with the pixels of each class that occurs; it is put at `path` when the block ends."""
+def class_table(path: Path, keys: tuple[str, ...], model: "Segmenter") -> Iterator[AddRows]:
+    """A CSV file with the pixels of each class that occurs, and its colour; it is put at `path` when the block ends.
+
+    Rows that an earlier call wrote there for other images stay.
+    """
     import numpy as np
 
+    head = (*keys, "class", "index", "color", "pixels", "share")
+    before = read_rows(path, head)
+    added: set[str] = set()
     with whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow((*keys, "class", "index", "pixels", "share"))
+        writer.writerow(head)
 
         def add(key: tuple[Any, ...], mask: "Bytes") -> None:
-            counts = np.bincount(mask.reshape(-1), minlength=len(classes))
+            added.add(str(key[0]))
+            counts = np.bincount(mask.reshape(-1), minlength=len(model.classes))
             for index in np.flatnonzero(counts):
-                writer.writerow((*key, classes[index], index, counts[index], f"{counts[index] / mask.size:.6f}"))
+                color = "#{:02x}{:02x}{:02x}".format(*model.palette[index])
+                share = f"{counts[index] / mask.size:.6f}"
+                writer.writerow((*key, model.classes[index], index, color, counts[index], share))
 
         yield add
+        writer.writerows(row for row in before if row[0] not in added)
+
+
+def read_rows(path: Path, head: tuple[str, ...]) -> list[list[str]]:
+    """The rows of a table with the columns `head`; none where there is no such table."""
+    if head[0] != "image" or not path.exists():  # frames of another video have the same numbers
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        first, *rows = list(csv.reader(file)) or [[]]
+    return rows if first == list(head) else []

@@ -66,7 +66,7 @@ def segment(model: "Segmenter", source: Path, out: Path, batch: int, tiling: Til
     files = find_images(source, out)
     names = output_names(files, source if source.is_dir() else source.parent)
     broken = 0
-    with class_table(out / "classes.csv", ("image",), model.classes) as add_rows:
+    with class_table(out / "classes.csv", ("image",), model) as add_rows:
         waiting: Batch = []
         for index in shown(range(len(files)), "segmented"):
             try:

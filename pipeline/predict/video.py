@@ -39,7 +39,7 @@ def segment_video(model: "Segmenter", source: Path, out: Path, batch: int, tilin
     height, width = first.shape[:2]
     path = out / "overlay.mp4"
     done = 0
-    with whole(path) as partial, class_table(out / "classes.csv", ("frame", "seconds"), model.classes) as add_rows:
+    with whole(path) as partial, class_table(out / "classes.csv", ("frame", "seconds"), model) as add_rows:
         writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*CODEC), rate, (width, height))
         if not writer.isOpened():
             partial.write_bytes(bytes(4096))  # OSError when the disk is full: OpenCV does not tell the two apart

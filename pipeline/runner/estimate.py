@@ -53,7 +53,7 @@ def head(model: ModelConfig, backbone: Backbone) -> int:
 
 
 def speed(cell: Cell, device: str, known: Iterable[Facts]) -> float | None:
-    """Images per second of a training of `cell` on `device`, from the `known` trainings there. None is unknown."""
+    """Images per second of a training of `cell` on one `device`, from the `known` trainings there. None is unknown."""
     flops = train_flops(cell)
     threads = cell.train.threads if device == "cpu" else 1
     rates = [rate for facts in known if (rate := rate_of(facts, device))]
@@ -63,11 +63,11 @@ def speed(cell: Cell, device: str, known: Iterable[Facts]) -> float | None:
 
 
 def rate_of(facts: Facts, device: str) -> float | None:
-    """FLOP/s of a training, per thread of a CPU."""
+    """FLOP/s of a training, per thread of a CPU or per GPU."""
     if not facts.flops or not facts.images_per_second:
         return None
-    threads: int = facts.settings.get("threads", 1) if device == "cpu" else 1
-    return 3 * facts.flops * facts.images_per_second / threads
+    count: int = facts.settings.get("threads", 1) if device == "cpu" else max(facts.gpus_per_cell, default=1)
+    return 3 * facts.flops * facts.images_per_second / count
 
 
 BACKBONES = {

@@ -88,7 +88,7 @@ def cost_of(
     """
     seeds, batch = len(params.seeds), cell.recipe.batch_size
     iterations = cell.recipe.epochs * (images // batch) * seeds
-    gpus = 1 if like and like.device == "cpu" else params.runtime.gpus_per_cell
+    gpus = params.runtime.gpus_per_cell if like and like.device != "cpu" else 1  # an estimate is for one
     parameters = like.parameters if like else estimate.parameters(cell.model)
     return Cost(
         iterations=iterations,

@@ -1,4 +1,4 @@
-"""Train a cell with other settings beside the committed one: an experiment of DVC in a copy of the folder.
+"""Train a cell with other settings beside the recorded one: an experiment of DVC in a copy of the folder.
 
 params.yaml, the tables and this folder's dvc.lock stay as they are. `dvc exp show` lists the experiments.
 """
@@ -29,7 +29,7 @@ IN_ROW = ("backbone", "output_stride", "pretrained")  # of `model`, and written 
 
 
 def run(cell: str, settings: Sequence[str], places: Places = Places()) -> str:
-    """Train and evaluate `cell` with `settings`, such as `lr=0.02`. Returns its scores beside the committed ones.
+    """Train and evaluate `cell` with `settings`, such as `lr=0.02`. Returns its scores beside the recorded ones.
 
     Raises ParamsError for an unknown cell or key and a wrong value, DataError when the data is not prepared or the
     experiment fails.
@@ -38,14 +38,14 @@ def run(cell: str, settings: Sequence[str], places: Places = Places()) -> str:
     dataset = check(cell, values, places)
     if not places.manifest(dataset).exists():
         raise DataError(f"{places.manifest(dataset)}: not found. Run: grid run prepare@{dataset}")
-    name = name_of(cell, settings)
-    command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", name, f"evaluate@{cell}"]
+    name, top = name_of(cell, settings), dvc_folder(places.root).parent
+    here = places.root.resolve().relative_to(top)  # DVC copies paths that are relative to its root
+    command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", name, f"{here}/dvc.yaml:evaluate@{cell}"]
     for key, value in values:
-        command += ["--set-param", f"++grid.{cell}.{key}={json.dumps(value)}"]
+        command += ["--set-param", f"{here}/params.yaml:++grid.{cell}.{key}={json.dumps(value)}"]
     for path in copied(dataset, places):
-        command += ["--copy-paths", str(path)]
-    code = subprocess.run(command, env=environment({}), check=False).returncode
-    if code:
+        command += ["--copy-paths", str(here / path.relative_to(places.root))]
+    if subprocess.run(command, cwd=top, env=environment({}), check=False).returncode:
         raise DataError(f"{name}: the experiment failed (see above)")
     return compare(cell, name, places)
 
@@ -97,7 +97,7 @@ def name_of(cell: str, settings: Sequence[str]) -> str:
 
 def copied(dataset: str, places: Places) -> Iterator[Path]:
     """What git ignores and the experiment needs."""
-    for path in (places.store(dataset), places.download(dataset), places.pretrained):
+    for path in (places.store(dataset), places.download(dataset).parent, places.pretrained):
         if path.exists():
             yield path
 
@@ -110,7 +110,7 @@ def compare(cell: str, name: str, places: Places) -> str:
     tried = json.loads(read(path.resolve().relative_to(top).as_posix(), repo=str(top), rev=name))
     own = json.loads(path.read_bytes()) if path.exists() else {}
     width = max(map(len, tried))
-    lines = [f"{'':{width}}  {'committed':>10}  {'tried':>10}"]
+    lines = [f"{'':{width}}  {'recorded':>10}  {'tried':>10}"]
     for key, value in tried.items():
         if isinstance(value, float):
             before = f"{own[key]:10.4f}" if key in own else f"{'-':>10}"

@@ -14,10 +14,10 @@ RED = 1  # pytest: tests ran and some failed; an import error or a test that is 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("copy")
-    for name in ("deeplab", "pipeline", "tests", "benchmarks", "examples", "docs"):
+    for name in ("deeplab", "pipeline", "tests", "benchmarks", "examples", "docs", "requirements"):
         if (ROOT / name).exists():
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("params.yaml", "dvc.yaml", "pyproject.toml", "README.md", "requirements.in", "requirements.txt"):
+    for name in ("params.yaml", "dvc.yaml", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, folder)
     return folder
 
