@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from deeplab.errors import DataError
 from pipeline import cli
+from pipeline.cluster.snapshot import committed, snapshot
 from pipeline.data.classes import read_list
 from pipeline.data.formats import folder
 from pipeline.data.look import describe
@@ -324,3 +325,17 @@ def test_the_settings_that_all_projects_share_are_those_of_the_grid(project):
 )  # fmt: skip
 def test_the_other_files_are_those_of_the_grid(own, theirs):
     assert (scaffold.TEMPLATES / own).read_text() == (ROOT / theirs).read_text()
+
+
+def test_a_cell_elsewhere_finds_a_project_in_a_folder_of_a_repository(project, tmp_path, monkeypatch):
+    around = tmp_path / "around"
+    around.mkdir()
+    subprocess.run(["git", "init", "--quiet", around], check=True)
+    monkeypatch.chdir(around)
+    CliRunner().invoke(cli.grid, ["new", "own", "--images", "../photos", "--masks", "../labels"])
+    commit = ["git", "-c", "user.name=a", "-c", "user.email=a@host.example", "commit", "--quiet", "-m", "own"]
+    subprocess.run(["git", "add", "."], check=True)
+    subprocess.run(commit, check=True)
+    with snapshot(around / "own", committed(around / "own"), tmp_path / "cells/a", "own_resnet18_os8") as copy:
+        assert str(around / "own/.dvc/cache") in (copy / ".dvc/config.local").read_text()
+        assert (copy / "data/raw/own/images/a_0.jpg").is_file()
