@@ -224,7 +224,9 @@ def test_masks_of_one_class_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("Odd-Name --images photos --masks labels", "'Odd-Name': expected a name of lower-case letters, digits and _ only"),
+        ("Odd-Name --images photos --masks labels", "'Odd-Name': expected a name of lower-case letters, digits and _ that begins with a letter, and none of "),
+        ("raw --images photos --masks labels", "'raw': expected a name of lower-case letters, digits and _ that begins with a letter, and none of "),
+        ("123 --images photos --masks labels", "'123': expected a name of lower-case letters, digits and _ that begins with a letter, and none of "),
         ("taken --images photos --masks labels", "taken: exists, and nothing is overwritten. Choose another name, or move it away."),
         ("own --images nowhere --masks labels", "nowhere: no such folder"),
         ("own --images photos", "expected --images and --masks, or --pairs instead of both"),

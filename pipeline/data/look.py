@@ -84,7 +84,7 @@ def describe(images: Path | None, masks: Path | None, pairs: Sequence[Path], cla
     ignore = [row.label for row in rows if row.is_ignored]
     if len(rows) - len(ignore) < 2:
         raise DataError(f"{found.masks}: every mask is {rows[0].name!r} only, expected 2 classes or more")
-    note = f"Names from {file.name}" if file else "No list of classes was found: write the names here"
+    note = f"names from {file.name}" if file else "no list of classes was found: write the names into classes.txt"
     return Source(
         images=found.images,
         masks=found.masks,
@@ -112,7 +112,7 @@ def report(found: Found, seen: Seen, note: str, rows: Sequence[Row]) -> Iterator
     yield f"sizes    {', '.join([*sizes[:SHOWN], *more])}"
     yield f"masks    {'colours' if colored else 'labels'}, mode {modes}"
     yield f"splits   {counts}; {found.note}"
-    yield f"classes  {len(rows)}. {note}"
+    yield f"classes  {len(rows)}; {note}"
     yield ""
     yield f"label  {'colour        ' if colored else ''}{'name':24}{'pixels':>7}{'masks':>8}"
     yield from map(str, rows)
