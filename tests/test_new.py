@@ -180,6 +180,22 @@ def test_the_colours_of_a_list_are_the_labels_of_colour_masks(tmp_path):
     assert (source.masks_are, source.classes, source.ignore) == ("colors", expected, [3])
 
 
+def test_a_list_without_colours_names_grey_masks_that_were_saved_in_colour(tmp_path):
+    images, masks = folders(tmp_path, ["a1", "a2"], values=((0, 0, 0), (1, 1, 1), (7, 7, 7)))
+    (masks / "class_names.txt").write_text("sky\nroad\ncat\n")
+    source = look(images, masks)
+    assert (source.masks_are, source.classes) == ("colors", ["0 sky 0 0 0", "1 road 1 1 1", "2 class_2 7 7 7"])
+    assert source.class_note == "names from class_names.txt in labels"
+
+
+def test_a_list_that_fits_no_mask_is_not_believed(tmp_path):
+    images, masks = folders(tmp_path, ["a1", "a2"], values=((9, 0, 0), (0, 1, 1)))
+    (masks / "class_names.txt").write_text("sky\nroad\n")
+    source = look(images, masks)
+    assert source.class_note == "class_names.txt fits no mask: write the names into classes.txt"
+    assert source.classes == ["0 class_0 0 1 1", "1 class_1 9 0 0"]
+
+
 def test_palettes_that_differ_between_masks_mean_colours(tmp_path):
     images, masks = folders(tmp_path, ["a1", "a2"], palette=[0, 0, 0, 9, 9, 9, 7, 7, 7])
     assert look(images, masks).masks_are == "labels"
