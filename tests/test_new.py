@@ -1,6 +1,8 @@
 """`grid new`: what it finds in folders as other people have them, and the project that it writes."""
 
+import json
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ from pipeline.data.formats import folder
 from pipeline.data.look import describe
 from pipeline.data.pairing import Pair, find, propose
 from pipeline.errors import ParamsError
+from pipeline.runner.graph import outdated
+from pipeline.runner.run import read_fresh_stages
 from pipeline.settings import scaffold
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
@@ -357,3 +361,18 @@ def test_a_cell_elsewhere_finds_a_project_in_a_folder_of_a_repository(project, t
     with snapshot(around / "own", committed(around / "own"), tmp_path / "cells/a", "own_resnet18_os8") as copy:
         assert str(around / "own/.dvc/cache") in (copy / ".dvc/config.local").read_text()
         assert (copy / "data/raw/own/images/a_0.jpg").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # in DVC
+def test_a_check_that_always_runs_leaves_the_others_up_to_date(project, monkeypatch):
+    """The code of such a project is not in its folder, so DVC cannot see whether it has changed."""
+    monkeypatch.chdir(project)
+    stages = {
+        "check": {"cmd": "echo 1 >> ran; echo {} > code.json", "always_changed": True, "outs": [{"code.json": {"cache": False}}]},
+        **{name: {"cmd": f"cp code.json {name}", "deps": ["code.json"], "outs": [name]} for name in ("kept", "lost")},
+    }  # fmt: skip
+    (project / "dvc.yaml").write_text(json.dumps({"stages": stages}))
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet"], check=True)
+    (project / "lost").unlink()
+    assert outdated(read_fresh_stages(())) == {"lost": "lost deleted"}
+    assert (project / "ran").read_text() == "1\n1\n"
