@@ -1,6 +1,8 @@
 """`grid new`: what it finds in folders as other people have them, and the project that it writes."""
 
+import json
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,14 @@ from ruamel.yaml import YAML
 
 from deeplab.errors import DataError
 from pipeline import cli
+from pipeline.cluster.snapshot import committed, snapshot
 from pipeline.data.classes import read_list
 from pipeline.data.formats import folder
 from pipeline.data.look import describe
 from pipeline.data.pairing import Pair, find, propose
 from pipeline.errors import ParamsError
+from pipeline.runner.graph import outdated
+from pipeline.runner.run import read_fresh_stages
 from pipeline.settings import scaffold
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
@@ -179,6 +184,22 @@ def test_the_colours_of_a_list_are_the_labels_of_colour_masks(tmp_path):
     assert (source.masks_are, source.classes, source.ignore) == ("colors", expected, [3])
 
 
+def test_a_list_without_colours_names_grey_masks_that_were_saved_in_colour(tmp_path):
+    images, masks = folders(tmp_path, ["a1", "a2"], values=((0, 0, 0), (1, 1, 1), (7, 7, 7)))
+    (masks / "class_names.txt").write_text("sky\nroad\ncat\n")
+    source = look(images, masks)
+    assert (source.masks_are, source.classes) == ("colors", ["0 sky 0 0 0", "1 road 1 1 1", "2 class_2 7 7 7"])
+    assert source.class_note == "names from class_names.txt in labels"
+
+
+def test_a_list_that_fits_no_mask_is_not_believed(tmp_path):
+    images, masks = folders(tmp_path, ["a1", "a2"], values=((9, 0, 0), (0, 1, 1)))
+    (masks / "class_names.txt").write_text("sky\nroad\n")
+    source = look(images, masks)
+    assert source.class_note == "class_names.txt fits no mask: write the names into classes.txt"
+    assert source.classes == ["0 class_0 0 1 1", "1 class_1 9 0 0"]
+
+
 def test_palettes_that_differ_between_masks_mean_colours(tmp_path):
     images, masks = folders(tmp_path, ["a1", "a2"], palette=[0, 0, 0, 9, 9, 9, 7, 7, 7])
     assert look(images, masks).masks_are == "labels"
@@ -223,7 +244,9 @@ def test_masks_of_one_class_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("Odd-Name --images photos --masks labels", "'Odd-Name': expected a name of lower-case letters, digits and _ only"),
+        ("Odd-Name --images photos --masks labels", "'Odd-Name': expected a name of lower-case letters, digits and _ that begins with a letter, and none of "),
+        ("raw --images photos --masks labels", "'raw': expected a name of lower-case letters, digits and _ that begins with a letter, and none of "),
+        ("123 --images photos --masks labels", "'123': expected a name of lower-case letters, digits and _ that begins with a letter, and none of "),
         ("taken --images photos --masks labels", "taken: exists, and nothing is overwritten. Choose another name, or move it away."),
         ("own --images nowhere --masks labels", "nowhere: no such folder"),
         ("own --images photos", "expected --images and --masks, or --pairs instead of both"),
@@ -324,3 +347,32 @@ def test_the_settings_that_all_projects_share_are_those_of_the_grid(project):
 )  # fmt: skip
 def test_the_other_files_are_those_of_the_grid(own, theirs):
     assert (scaffold.TEMPLATES / own).read_text() == (ROOT / theirs).read_text()
+
+
+def test_a_cell_elsewhere_finds_a_project_in_a_folder_of_a_repository(project, tmp_path, monkeypatch):
+    around = tmp_path / "around"
+    around.mkdir()
+    subprocess.run(["git", "init", "--quiet", around], check=True)
+    monkeypatch.chdir(around)
+    CliRunner().invoke(cli.grid, ["new", "own", "--images", "../photos", "--masks", "../labels"])
+    commit = ["git", "-c", "user.name=a", "-c", "user.email=a@host.example", "commit", "--quiet", "-m", "own"]
+    subprocess.run(["git", "add", "."], check=True)
+    subprocess.run(commit, check=True)
+    with snapshot(around / "own", committed(around / "own"), tmp_path / "cells/a", "own_resnet18_os8") as copy:
+        assert str(around / "own/.dvc/cache") in (copy / ".dvc/config.local").read_text()
+        assert (copy / "data/raw/own/images/a_0.jpg").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # in DVC
+def test_a_check_that_always_runs_leaves_the_others_up_to_date(project, monkeypatch):
+    """The code of such a project is not in its folder, so DVC cannot see whether it has changed."""
+    monkeypatch.chdir(project)
+    stages = {
+        "check": {"cmd": "echo 1 >> ran; echo {} > code.json", "always_changed": True, "outs": [{"code.json": {"cache": False}}]},
+        **{name: {"cmd": f"cp code.json {name}", "deps": ["code.json"], "outs": [name]} for name in ("kept", "lost")},
+    }  # fmt: skip
+    (project / "dvc.yaml").write_text(json.dumps({"stages": stages}))
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet"], check=True)
+    (project / "lost").unlink()
+    assert outdated(read_fresh_stages(())) == {"lost": "lost deleted"}
+    assert (project / "ran").read_text() == "1\n1\n"

@@ -54,7 +54,7 @@ def snapshot(root: Path, commit: str, folder: Path, cell: str) -> Iterator[Path]
         git("clone", "--quiet", "--shared", "--no-checkout", str(top), str(folder.resolve()), folder=root)
         git("checkout", "--quiet", "--detach", commit, folder=folder)
         share(root, project)
-        configure(root, folder)
+        configure(root, project)
         names = (f"train@{cell}", f"evaluate@{cell}")
         code = Places(project).code
         if (kept := folder.parent / code.name).exists():
@@ -86,17 +86,18 @@ def share(root: Path, project: Path) -> None:
         (project / name).symlink_to((root / name).resolve(), target_is_directory=True)
 
 
-def configure(root: Path, folder: Path) -> None:
-    """Let the DVC of the clone `folder` use the cache of `root`."""
+def configure(root: Path, project: Path) -> None:
+    """Let the DVC of the clone that holds `project` use the cache of `root`."""
     from configobj import ConfigObj
 
     own = dvc_folder(root) / "config.local"
     local = ConfigObj(str(own)) if own.exists() else ConfigObj()
     for name in [name for name in local.sections if name.startswith(("remote", "'remote"))]:
         del local[name]  # no cell needs a remote, and its password may be here
-    local.filename = str(folder / ".dvc/config.local")
+    clone = dvc_folder(project)
+    local.filename = str(clone / "config.local")
     local.setdefault("cache", {})["dir"] = str(cache_folder(root))
-    local.setdefault("core", {})["site_cache_dir"] = str(folder.resolve() / ".dvc/site")  # goes with the snapshot
+    local.setdefault("core", {})["site_cache_dir"] = str(clone / "site")  # goes with the snapshot
     local.write()
 
 

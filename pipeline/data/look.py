@@ -80,11 +80,14 @@ def describe(images: Path | None, masks: Path | None, pairs: Sequence[Path], cla
         raise ParamsError("expected --images and --masks, or --pairs instead of both")
     found = find(images, masks) if images and masks else listed_files(pairs)
     seen, file = look(found), classes or find_list(found.images, found.masks)
-    rows = settle(seen, read_list(file) if file else [])
+    listed = read_list(file) if file else []
+    rows = settle(seen, listed)
     ignore = [row.label for row in rows if row.is_ignored]
     if len(rows) - len(ignore) < 2:
         raise DataError(f"{found.masks}: every mask is {rows[0].name!r} only, expected 2 classes or more")
-    note = f"Names from {file.name}" if file else "No list of classes was found: write the names here"
+    note = f"names from {file.name} in {file.resolve().parent.name}" if file else "no list of classes was found"
+    if not {each.name for each in listed} & {row.name for row in rows if row.masks}:
+        note = f"{f'{file.name} fits no mask' if file else note}: write the names into classes.txt"
     return Source(
         images=found.images,
         masks=found.masks,
@@ -112,7 +115,7 @@ def report(found: Found, seen: Seen, note: str, rows: Sequence[Row]) -> Iterator
     yield f"sizes    {', '.join([*sizes[:SHOWN], *more])}"
     yield f"masks    {'colours' if colored else 'labels'}, mode {modes}"
     yield f"splits   {counts}; {found.note}"
-    yield f"classes  {len(rows)}. {note}"
+    yield f"classes  {len(rows)}; {note}"
     yield ""
     yield f"label  {'colour        ' if colored else ''}{'name':24}{'pixels':>7}{'masks':>8}"
     yield from map(str, rows)
@@ -171,8 +174,9 @@ def settle(seen: Seen, listed: Sequence[Listed]) -> list[Row]:
         masks[value.key(colored)] += seen.masks[value]
     names: dict[Key, str] = {}
     for place, each in enumerate(listed):
-        key = each.color if colored else place if each.label is None else each.label
-        if key is not None:
+        label = place if each.label is None else each.label
+        key = each.color or (label,) * 3 if colored else label
+        if each.color or not colored or key in pixels:  # a list without colours names grey ones only
             names[key] = each.name
     if not listed and len(pixels) == 2 and min(pixels) in (0, (0, 0, 0)):
         names = dict(zip(sorted(pixels), ("background", "foreground"), strict=True))

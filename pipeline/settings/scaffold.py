@@ -24,6 +24,7 @@ FILES = {
     "reference.csv": "reports/reference.csv",
     "equivalent_code.txt": "reports/equivalent_code.txt",
 }  # template -> file. A `.dvc` of its own makes the folder a DVC repository, whatever is around it.
+TAKEN = {"archives", "downloads", "pretrained", "raw", "true", "false", "null"}  # folders in data/, and words of YAML
 STRIDE = 16  # sizes are multiples of the larger output stride
 
 Lists = Mapping[str, Sequence[tuple[Path, Path]]]  # split -> image and mask, below their folders
@@ -68,8 +69,11 @@ class Network:
 
 def check_new(name: str) -> Path:
     """The folder of the new project `name`. Raises ParamsError for an odd name, and for one that is taken."""
-    if not NAME.fullmatch(name):
-        raise ParamsError(f"{name!r}: expected a name of lower-case letters, digits and _ only")
+    if not (NAME.fullmatch(name) and name[0].isalpha()) or name in TAKEN:
+        raise ParamsError(
+            f"{name!r}: expected a name of lower-case letters, digits and _ that begins with a letter, and none of "
+            f"{', '.join(sorted(TAKEN))}"
+        )
     if (folder := Path(name)).exists() or folder.is_symlink():
         raise ParamsError(f"{folder}: exists, and nothing is overwritten. Choose another name, or move it away.")
     return folder
@@ -134,19 +138,16 @@ def recipe(size: tuple[int, int], images: int, gpu: bool) -> dict[str, Any]:
     height, width = size
     short, long = sorted(size)
     most = min(long, 1024 if gpu else 224)
-    sides = range(max(STRIDE, most // STRIDE * STRIDE), most * 2 // 3, -STRIDE)
-    best = min(
-        sides or [STRIDE], key=lambda side: abs(side * short / long / STRIDE - round(side * short / long / STRIDE))
-    )
+    sides = range(max(STRIDE, most // STRIDE * STRIDE), most * 2 // 3, -STRIDE) or [STRIDE]
 
     def multiple(value: float) -> int:
         return max(STRIDE, round(value / STRIDE) * STRIDE)
 
-    factor, batch = best / long, max(2, min(8, images))
-    crop = [min(512, multiple(side * factor * (1 if gpu else 0.8))) for side in (height, width)]
+    best = min(sides, key=lambda side: abs(side * short / long - multiple(side * short / long)))
+    batch = max(2, min(8, images))
     return {
-        "crop": crop,
-        "resize": [best, min(best, multiple(short * factor))],
+        "crop": [min(512, multiple(side * best / long * (1 if gpu else 0.8))) for side in (height, width)],
+        "resize": [best, multiple(short * best / long)],
         "batch": batch,
         "epochs": max(1, round((6000 if gpu else 100) * batch / images)),
         "channels": 512 if gpu else 64,
@@ -155,9 +156,8 @@ def recipe(size: tuple[int, int], images: int, gpu: bool) -> dict[str, Any]:
 
 def keep_history(folder: Path) -> str:
     """Make the project a git repository, unless it is in one that does not ignore it. Returns a text about it."""
-    if run_git(folder, "rev-parse", "--is-inside-work-tree") and not run_git(
-        folder, "check-ignore", "--quiet", "dvc.yaml"
-    ):
+    is_inside = run_git(folder, "rev-parse", "--is-inside-work-tree")
+    if is_inside and not run_git(folder, "check-ignore", "--quiet", "dvc.yaml"):
         return "part of the git repository around it, with a .dvc of its own"
     if not run_git(folder, "init", "--quiet"):
         raise ParamsError(f"{folder}: git init failed, and DVC needs it. Install git, or run it in a folder of yours.")
