@@ -70,7 +70,7 @@ def segment(model: "Segmenter", source: Path, out: Path, batch: int, tiling: Til
         waiting: Batch = []
         for index in shown(range(len(files)), "segmented"):
             try:
-                image = read_image(files[index], upright=True)
+                image = read_image(files[index])
             except DataError as error:
                 print(f"left out: {error}", file=sys.stderr, flush=True)
                 broken += 1
