@@ -122,6 +122,8 @@ def pillow_size(path: Path, content: bytes) -> tuple[int, int]:
     """Height and width as Pillow reads them from the header. Refuses what is no single picture of 1 to 4 bands."""
     try:
         check_pages(path, content)
+        if content.startswith(TIFF_STARTS):
+            check_bands(path, content)
         with open_picture(content) as picture:
             return picture.height, picture.width
     except DataError:
@@ -131,23 +133,25 @@ def pillow_size(path: Path, content: bytes) -> tuple[int, int]:
 
 
 def check_pages(path: Path, content: bytes) -> None:
-    """Raise DataError for several pages or frames, and for a TIFF of floats or of more than four bands."""
+    """Raise DataError for several pages or frames. Smaller copies of a page and the preview of a phone do not count."""
     if content.startswith(TIFF_STARTS):
-        pages = [page for page in tiff_pages(content) if not page.get(NEW_SUBFILE, 0) & SMALLER_OR_MASK]
-        first = pages[0] if pages else {}
-        bits, form = int(np.max(first.get(BITS, 1))), int(np.max(first.get(FORM, 1)))
-        bands = first.get(BANDS, 1)
-        if form != 1 or bits > 16:
-            kind = {1: "integers", 2: "signed integers", 3: "floats"}.get(form, "an unknown form")
-            raise DataError(f"{path}: a TIFF of {bits}-bit {kind}, expected 8 bits, grey or RGB. Scale all alike.")
-        if bands > 4:
-            raise DataError(f"{path}: a TIFF of {bands} bands, expected grey or RGB. Save the three to train on.")
-        count = len(pages)
+        count = sum(not page.get(NEW_SUBFILE, 0) & SMALLER_OR_MASK for page in tiff_pages(content))
     else:
         with open_picture(content) as picture:
-            count = getattr(picture, "n_frames", 1) if picture.format != "MPO" else 1  # a phone's photo and its preview
+            count = getattr(picture, "n_frames", 1) if picture.format != "MPO" else 1
     if count > 1:
         raise DataError(f"{path}: has {count} pages or frames, expected one picture. Save the one that is meant.")
+
+
+def check_bands(path: Path, content: bytes) -> None:
+    """Raise DataError for a TIFF whose first page is no picture of up to four bands of 8 or 16 bits."""
+    page = (tiff_pages(content) or [{}])[0]
+    bits, form, bands = int(np.max(page.get(BITS, 1))), int(np.max(page.get(FORM, 1))), page.get(BANDS, 1)
+    if form != 1 or bits > 16:
+        kind = {1: "integers", 2: "signed integers", 3: "floats"}.get(form, "numbers of another kind")
+        raise DataError(f"{path}: a TIFF of {bits}-bit {kind}, expected 8 bits, grey or RGB. Scale all images alike.")
+    if bands > 4:
+        raise DataError(f"{path}: a TIFF of {bands} bands, expected grey or RGB. Save the three to train on.")
 
 
 def tiff_pages(content: bytes) -> list[dict[int, Any]]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from deeplab.decode import check_pages, check_pixels, open_picture, quiet, read_content
 from deeplab.errors import DataError, LabelError, MaskModeError
 from deeplab.histogram import histogram
-from deeplab.store import Bytes, Color
+from deeplab.store import IGNORE, Bytes, Color
 from pipeline.data.formats.base import Mask
 
 if TYPE_CHECKING:
@@ -166,7 +166,8 @@ def to_train_ids(labels: Bytes, table: LabelTable, path: Path) -> Mask:
         row, column = divmod(int((table[labels] < 0).argmax()), width)
         raise LabelError(
             f"{path}: label {labels[row, column]} at row {row}, column {column} is out of range, expected "
-            f"{legal_labels(table)} ({unknown:,} such pixels)",
+            f"{legal_labels(table)} ({unknown:,} such pixels)"
+            + ("" if counts[1:IGNORE].any() else ". Masks in black and white are colours: masks_are: colors"),
             shape=(height, width),
         )
     ids = table.astype(np.uint8)
