@@ -31,7 +31,8 @@ def build_backbone(config: ModelConfig, weights: Path | None = None) -> tuple[nn
         backbone = timm.create_model(name, pretrained=False, **options)
     except (IndexError, NotImplementedError, TypeError, ValueError, AssertionError) as error:
         raise SettingsError(
-            f"backbone: timm cannot build {name!r} at output stride {config.output_stride} ({error}). Take a ResNet."
+            f"backbone: {name!r} cannot be used at output stride {config.output_stride} "
+            f"({type(error).__name__}: {error}). Choose a ResNet, which has five levels that timm can dilate."
         ) from None
     if config.pretrained:
         backbone = load_imagenet(name, options, weights)

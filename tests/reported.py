@@ -25,6 +25,7 @@ class Case:
     kind: str
     refused: str
     source: str  # of a public report: repository#number
+    module: str
 
     @property
     def line(self):
@@ -37,7 +38,7 @@ def case(kind, what, refused="", source=""):
 
     def mark(test):
         name = test.__name__.removeprefix("test_")
-        CASES[name] = Case(name=name, what=what, kind=kind, refused=refused, source=source)
+        CASES[name] = Case(name=name, what=what, kind=kind, refused=refused, source=source, module=test.__module__)
 
         def run(**fixtures):
             if not refused:

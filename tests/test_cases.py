@@ -1,9 +1,8 @@
 """Nothing silent: inputs that people reported in public, each read right or refused with its reason.
 
-`pytest -m cases` runs these; `CASES=write pytest -m cases` also writes the table of docs/reports.md.
+`pytest -m cases` runs these and those of test_cases_around; with `CASES=write` it writes the table of docs/reports.md.
 """
 
-import os
 import struct
 import unicodedata
 
@@ -20,7 +19,7 @@ from pipeline.predict import predict
 from pipeline.settings.schema import FolderOptions
 from pipeline.stages import prepare
 from tests.raw import dataset_config
-from tests.reported import PAGE, block, case, table
+from tests.reported import case
 
 COLORS = np.array([(20, 20, 20), (220, 30, 30), (30, 220, 30)], np.uint8)  # of the things in the pictures
 SAMPLES = [("train", "a", 1), ("train", "b", 2), ("val", "c", 3)]
@@ -657,14 +656,3 @@ def test_video_variable_rate(tmp_path, capsys):
 def test_video_that_is_none(tmp_path):
     (tmp_path / "film.mp4").write_bytes(b"x" * 100)
     predict.segment(Painter(), tmp_path / "film.mp4", tmp_path / "out", 8, None)
-
-
-# --- The table
-
-
-def test_the_page_of_reports_has_the_table_of_all_cases():
-    text = PAGE.read_text(encoding="utf-8")
-    if os.environ.get("CASES") == "write":
-        PAGE.write_text(block(text, table()), encoding="utf-8")
-    else:
-        assert block(text) == table(), "run: CASES=write pytest -m cases tests/test_cases.py"

@@ -29,6 +29,7 @@ from pipeline.settings.schema import DatasetConfig
 
 def run(name: str, places: Places = Places()) -> None:
     """Prepare the training and the validation split of the data set `name`."""
+    places.require_own(places.data)
     params = load_params(places.params)
     config, splits = params.dataset(name), pick(params.splits, name, "recipes")
     build(name, config, splits, places.raw(name), places.store(name), card=places.data_card(name))

@@ -19,6 +19,7 @@ from pipeline.settings.places import Places
 from pipeline.settings.published import departs
 from pipeline.tracking.client import Experiment, identity_tags, origin_tags, run_name, start_time, training_tags
 from pipeline.tracking.curves import read_curves
+from pipeline.tracking.variants import changes_of
 from pipeline.training.facts import Facts, flat_settings, read_run
 
 COST = ("images_per_second", "seconds", "peak_memory", "flops")  # of Facts
@@ -39,6 +40,7 @@ class Recording:
         self.experiment, self.cell, self.result, self.places = experiment, cell, result, places
         self.client = experiment.client
         self.facts = training_facts(result, places)
+        self.changes = changes_of(result.cell, cell, places)
 
     def complete(self) -> None:
         """Give the result a complete run. Continues a begun one, or the live run of its training, if there is one."""
@@ -63,12 +65,14 @@ class Recording:
         tags |= {"images": json.dumps(result.images), "key": result.key}
         if words := departs(self.cell):
             tags["departs"] = words
+        name = " ".join(filter(None, [run_name(result.cell, result.seed), self.changes]))
         if begun:
             run = str(begun[0].info.run_id)
             self.experiment.set_tags(run, tags)
+            self.client.update_run(run, name=name)
             return run
         start = start_time(facts) if facts else None
-        return self.experiment.create(run_name(result.cell, result.seed), tags, start)
+        return self.experiment.create(name, tags, start)
 
     def add_curves(self, run: str) -> int | None:
         """Add the history of the training. Returns its end in milliseconds since 1970, None when that is unknown."""
