@@ -10,6 +10,7 @@ Anything wrong with a file raises a DataError that names it.
 
 import io
 import logging
+import os
 import re
 import struct
 import warnings
@@ -198,6 +199,7 @@ def orientation(path: Path) -> int:
 
 def opencv() -> Any:
     """OpenCV, which no longer prints: what it has to say of a file becomes the message of an error."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read when the first film is opened
     import cv2
 
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

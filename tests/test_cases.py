@@ -4,7 +4,10 @@
 """
 
 import struct
+import subprocess
+import sys
 import unicodedata
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -21,6 +24,7 @@ from pipeline.stages import prepare
 from tests.raw import dataset_config
 from tests.reported import case
 
+ROOT = Path(__file__).parents[1]
 COLORS = np.array([(20, 20, 20), (220, 30, 30), (30, 220, 30)], np.uint8)  # of the things in the pictures
 SAMPLES = [("train", "a", 1), ("train", "b", 2), ("val", "c", 3)]
 STORED = {  # by the orientation that an image viewer undoes: how the pixels lie in the file
@@ -121,7 +125,11 @@ def segmented(folder, capsys=None):
 
 def photo(path, seed=1):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(painted(blocks(seed))).save(path, "JPEG" if path.suffix == ".jfif" else None)
+    photo_of(blocks(seed), path)
+
+
+def photo_of(mask, path):
+    Image.fromarray(painted(mask)).save(path, "JPEG" if path.suffix == ".jfif" else None)
 
 
 # --- One reader
@@ -656,3 +664,128 @@ def test_video_variable_rate(tmp_path, capsys):
 def test_video_that_is_none(tmp_path):
     (tmp_path / "film.mp4").write_bytes(b"x" * 100)
     predict.segment(Painter(), tmp_path / "film.mp4", tmp_path / "out", 8, None)
+
+
+# --- Neighbours
+
+
+@case("pictures", "an EXIF orientation that does not exist (9), and EXIF data that is cut")
+def test_exif_that_is_broken(tmp_path):
+    own = Own(tmp_path).fill(image=".jpg", save_image=with_exif(9))
+    path = own.raw / "train/a.jpg"
+    content = path.read_bytes()
+    place = content.index(b"Exif\0\0")
+    path.write_bytes(content[: place + 14] + b"\xff\xff" + content[place + 16 :])
+    own.prepared()
+
+
+@case("pictures", "an iPhone's photo that ends in .jpg but is a HEIC file", "not a readable image, or cut short")
+def test_heic_named_jpg(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x24ftypheic\0\0\0\0mif1MiHEmiafMiHBheic" + bytes(500))
+    read_image(tmp_path / "a.jpg")
+
+
+@case("pictures", "a PNG that ends in .jpg, and a JPEG that ends in .png: the content decides")
+def test_endings_that_lie(tmp_path):
+    Own(tmp_path).fill(image=".jpg", save_image=lambda c, path: Image.fromarray(c).save(path, "PNG")).prepared()
+
+
+@case("masks", "a palette shortened to the colours of each mask, in one order")
+def test_palette_shortened(tmp_path):
+    own = Own(tmp_path).fill(save_mask=with_palette(lambda mask: range(int(mask.max()) + 1)))
+    with_palette(lambda _: (0, 1))(blocks(1, kinds=2), own.raw / "train_mask/a.png")
+    photo_of(blocks(1, kinds=2), own.raw / "train/a.png")
+    own.prepared()
+
+
+@case("masks", "the same, sorted by what occurs: index 1 is green where red is missing",
+      "masks differ from those before them, for example index 1")  # fmt: skip
+def test_palette_of_what_occurs(tmp_path):
+    own = Own(tmp_path).fill(save_mask=with_palette(lambda _: (0, 1, 2)))
+    green = np.where(blocks(1) == 1, 0, blocks(1)).astype(np.uint8)
+    with_palette(lambda _: (0, 2))(green, own.raw / "train_mask/a.png")
+    photo_of(green, own.raw / "train/a.png")
+    own.prepared()
+
+
+@case("masks", "grey with an alpha channel that is not opaque", "a mask with transparent pixels (mode LA)")
+def test_mask_with_transparent_pixels(tmp_path):
+    def save(content, path):
+        alpha = Image.fromarray(np.where(content, 255, 0).astype(np.uint8))
+        Image.merge("LA", [Image.fromarray(content), alpha]).save(path)
+
+    Own(tmp_path).fill(save_mask=save).prepared()
+
+
+@case("masks", "two classes of which training shows one", "hold 'bg' alone, beside ignored pixels")
+def test_training_of_one_class(tmp_path):
+    own = Own(tmp_path).fill()
+    for name in "ab":
+        Image.fromarray(np.zeros((48, 64), np.uint8)).save(own.raw / f"train_mask/{name}.png")
+    config = dataset_config("folder", {"train": 2, "val": 1}, folder=FolderOptions(**own.options))
+    prepare.build("own", config, ("train", "val"), own.raw, own.root / "store", workers=1)
+
+
+@case("lists", "names in composed letters, files of a Mac in decomposed ones")
+def test_lists_with_composed_names(tmp_path):
+    own = listed(tmp_path, edit=lambda line: line.replace("/a.png", "/\u00e4.png"))
+    for folder in ("train", "train_mask"):
+        (own.raw / folder / "a.png").rename(own.raw / folder / unicodedata.normalize("NFD", "\u00e4.png"))
+    own.prepared()
+
+
+@case("lists", "one word in a line", "got 'train/a.png', expected `image mask`")
+def test_lists_of_images_alone(tmp_path):
+    listed(tmp_path, edit=lambda line: f"{line.split()[0]}\n").prepared()
+
+
+@case("names", "a folder of images that is a link to another disk")
+def test_linked_folder_of_images(tmp_path):
+    own = Own(tmp_path).fill()
+    (own.raw / "train").rename(tmp_path / "elsewhere")
+    (own.raw / "train").symlink_to(tmp_path / "elsewhere")
+    own.prepared()
+
+
+@case("photos", "a link to a photo that is gone: named, and exit code 1")
+def test_link_to_nothing(tmp_path, capsys):
+    photo(tmp_path / "photos/a.jpg")
+    (tmp_path / "photos/b.jpg").symlink_to(tmp_path / "gone.jpg")
+    assert segmented(tmp_path / "photos")[:2] == ({"a.png"}, 1)
+    assert "photos/b.jpg: missing" in capsys.readouterr().err
+
+
+@case("photos", "names in composed and in decomposed letters in one folder")
+def test_photos_of_two_unicode_forms(tmp_path):
+    for form in ("NFC", "NFD"):
+        photo(tmp_path / "photos" / unicodedata.normalize(form, "\u00dc.jpg"))
+    assert len(segmented(tmp_path / "photos")[0]) == 2
+
+
+@case("films", "an odd size (63x47), of which OpenCV would cut the last row and column")
+def test_video_of_odd_size(tmp_path, monkeypatch):
+    frames = [(np.full((47, 63, 3), 8 * number, np.uint8), number / 30) for number in range(5)]
+    monkeypatch.setattr("pipeline.predict.video.read_frames", lambda _: iter(frames))  # OpenCV writes no such film
+    assert predict.segment(Painter(), film(tmp_path / "film.avi", 30), tmp_path / "out", 8, None) == 0
+    made = cv2.VideoCapture(str(tmp_path / "out/overlay.mp4"))
+    assert made.read()[1].shape == (48, 64, 3)
+
+
+@case("films", "1000 frames a second")
+def test_video_of_1000_frames_a_second(tmp_path):
+    path = film(tmp_path / "film.avi", 1000)
+    assert predict.segment(Painter(), path, tmp_path / "out", 8, None) == 0
+    assert cv2.VideoCapture(str(tmp_path / "out/overlay.mp4")).get(cv2.CAP_PROP_FPS) == pytest.approx(1000)
+
+
+@case("films", "a film that is cut: the frames up to there, and a line")
+def test_video_that_is_cut(tmp_path):
+    path = film(tmp_path / "film.avi", 30)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    code = (
+        "from pathlib import Path; from pipeline.predict import predict; from tests.test_cases import Painter;"
+        f"predict.segment(Painter(), Path({str(path)!r}), Path({str(tmp_path / 'out')!r}), 8, None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.startswith(f"warning: {path}: ends after ")
+    assert done.stderr.count("\n") == 1  # none of ffmpeg

@@ -29,7 +29,6 @@ def segment_video(model: "Segmenter", source: Path, out: Path, batch: int, tilin
     from deeplab.decode import opencv
     from pipeline.pictures.overlay import tint
 
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # silences a line for each damaged block
     cv2 = opencv()
     reader = cv2.VideoCapture(str(source))
     frames = read_frames(reader)
@@ -38,7 +37,7 @@ def segment_video(model: "Segmenter", source: Path, out: Path, batch: int, tilin
         raise DataError(f"{source}: not a video that OpenCV can read: damaged, or in a codec that OpenCV lacks")
     frames = chain([first], frames)
     rate, expected = possible_rate(reader.get(cv2.CAP_PROP_FPS)), int(reader.get(cv2.CAP_PROP_FRAME_COUNT))
-    height, width = first[0].shape[:2]
+    height, width = (side + side % 2 for side in first[0].shape[:2])  # OpenCV would cut an odd row and column off
     path = out / "overlay.mp4"
     done, drift = 0, 0.0
     with whole(path) as partial, class_table(out / "classes.csv", ("frame", "seconds"), model.classes) as add_rows:
@@ -48,7 +47,7 @@ def segment_video(model: "Segmenter", source: Path, out: Path, batch: int, tilin
             raise DataError(f"{path}: OpenCV cannot write a video here: no {CODEC} codec, or not for this size")
         while some := list(islice(frames, batch)):
             for (image, shown), mask in zip(some, labels_of(model, [each for each, _ in some], tiling), strict=True):
-                writer.write(cv2.cvtColor(tint(image, mask, model.palette), cv2.COLOR_RGB2BGR))
+                writer.write(evened(cv2.cvtColor(tint(image, mask, model.palette), cv2.COLOR_RGB2BGR)))
                 seconds = done / rate if shown is None else shown
                 drift = max(drift, abs(seconds - done / rate))
                 add_rows((done, f"{seconds:.3f}"), mask)
@@ -66,6 +65,14 @@ def segment_video(model: "Segmenter", source: Path, out: Path, batch: int, tilin
             file=sys.stderr,
         )
     print(f"{done} frames segmented: {path}, {out}/classes.csv")
+
+
+def evened(picture: "Bytes") -> "Bytes":
+    """`picture` (H, W, 3) with its last row and column repeated where the number is odd."""
+    import numpy as np
+
+    height, width = picture.shape[:2]
+    return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
 def possible_rate(rate: float) -> float:
