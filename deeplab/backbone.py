@@ -35,8 +35,8 @@ def build_backbone(config: ModelConfig, weights: Path | None = None) -> tuple[nn
         backbone = timm.create_model(name, pretrained=False, **options)
     except (IndexError, NotImplementedError, TypeError, ValueError, AssertionError) as error:
         raise SettingsError(
-            f"backbone: timm cannot build {name!r} at output stride {config.output_stride} ({error}). "
-            f"Take a ResNet, or another family of the table in docs/use-a-model.md."
+            f"backbone: {name!r} cannot be used at output stride {config.output_stride} "
+            f"({type(error).__name__}: {error}). Choose one of the table in docs/use-a-model.md, such as a ResNet."
         ) from None
     if config.pretrained:
         backbone = load_imagenet(config, name, options, weights)

@@ -1,41 +1,58 @@
-"""Image files -> arrays. One decoder, so that packed pixels and those decoded in training are the same bits.
+"""Image files -> arrays. One decoder, so that training, the sheet of samples and prediction see the same picture:
+
+- upright, as an image viewer shows it: the EXIF or TIFF orientation is applied;
+- RGB with 8 bits per channel. Grey is repeated, a palette becomes its colours, an alpha channel is dropped;
+- 16 bits per channel become their upper 8. A file that leaves the upper two bits empty, as 12-bit cameras write, is
+  refused, and so are floats, more than four bands and several pages: nobody knows how to scale or choose them.
 
 Anything wrong with a file raises a DataError that names it.
 """
 
 import io
+import logging
+import os
 import re
 import struct
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deeplab.errors import DataError
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+ENDINGS: Final = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 JPEG_FRAMES = {0xC0 + kind for kind in range(16)} - {0xC4, 0xC8, 0xCC}  # the segments that contain the size
 JPEG_MARK = re.compile(rb"\xff+([^\x00\xff\x01\xd0-\xd7])")  # not those without a length
 PNG_START = b"\x89PNG\r\n\x1a\n"
+TIFF_STARTS = b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"
+NEW_SUBFILE, BITS, BANDS, FORM, ORIENTATION = 254, 258, 277, 339, 274  # tags of TIFF and EXIF
+SMALLER_OR_MASK = 0b101  # in NEW_SUBFILE: an overview or a transparency mask, as GeoTIFF has them
+KINDS = ("PNG", "BMP", "TIFF", "GIF", "JPEG", "WEBP", "PPM")  # Pillow reads more: for EPS it starts Ghostscript
+MAX_PAGES: Final = 1000  # counted of one TIFF
+RANGE: Final = 1 << 16  # values of 16 bits
 MAX_PIXELS: Final = 178_956_970  # of one picture, Pillow's own limit; a file of a few kB can claim billions
 MAX_SCANS: Final = 100  # of one JPEG: encoders make about ten, and each takes a pass over all pixels
 
 
-def read_image(path: Path, upright: bool = False) -> NDArray[np.uint8]:
-    """The picture in `path` as (H, W, 3) RGB; with `upright` turned as its EXIF tag says.
-
-    The pictures of a data set are not turned, because their masks are not.
-    """
-    import cv2
-
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """The picture in `path` as (H, W, 3) RGB, upright. Raises DataError for what the module's docstring refuses."""
+    cv2 = opencv()
     content = read_content(path)
     check_pixels(path, *(header_size(io.BytesIO(content)) or pillow_size(path, content)))
     check_scans(path, content)
-    flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
+    buffer = np.frombuffer(content, np.uint8)
     try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if is_whole(content) else None
+        image = cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB) if is_whole(content) else None
+        if image is not None and is_deep(content):
+            check_range(path, cv2.imdecode(buffer, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR))
     except cv2.error:
         image = None
     if image is None:
@@ -44,7 +61,10 @@ def read_image(path: Path, upright: bool = False) -> NDArray[np.uint8]:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Height and width of the picture in `path`: from the header of a JPEG or PNG, else by decoding it."""
+    """Height and width of the picture in `path`: from the header of a JPEG or PNG, else by decoding it.
+
+    A header has them as stored. An EXIF orientation swaps the two when it turns the picture by a quarter.
+    """
     try:
         with path.open("rb") as file:
             size = header_size(file)
@@ -100,14 +120,107 @@ def header_size(file: BinaryIO) -> tuple[int, int] | None:
 
 
 def pillow_size(path: Path, content: bytes) -> tuple[int, int]:
-    """Height and width as Pillow reads them from the header, whatever the format."""
-    from PIL import Image
-
+    """Height and width as Pillow reads them from the header. Refuses what is no single picture of 1 to 4 bands."""
     try:
-        with Image.open(io.BytesIO(content)) as picture:
+        check_pages(path, content)
+        if content.startswith(TIFF_STARTS):
+            check_bands(path, content)
+        with open_picture(content) as picture:
             return picture.height, picture.width
+    except DataError:
+        raise
     except Exception as error:  # noqa: BLE001  for a broken file Pillow raises nearly anything
         raise DataError(f"{path}: not a readable image, or cut short ({type(error).__name__})") from None
+
+
+def check_pages(path: Path, content: bytes) -> None:
+    """Raise DataError for several pages or frames. Smaller copies of a page and the preview of a phone do not count."""
+    if content.startswith(TIFF_STARTS):
+        count = sum(not page.get(NEW_SUBFILE, 0) & SMALLER_OR_MASK for page in tiff_pages(content))
+    else:
+        with open_picture(content) as picture:
+            count = getattr(picture, "n_frames", 1) if picture.format != "MPO" else 1
+    if count > 1:
+        raise DataError(f"{path}: has {count} pages or frames, expected one picture. Save the one that is meant.")
+
+
+def check_bands(path: Path, content: bytes) -> None:
+    """Raise DataError for a TIFF whose first page is no picture of up to four bands of 8 or 16 bits."""
+    page = (tiff_pages(content) or [{}])[0]
+    bits, form, bands = int(np.max(page.get(BITS, 1))), int(np.max(page.get(FORM, 1))), page.get(BANDS, 1)
+    if form != 1 or bits > 16:
+        kind = {1: "integers", 2: "signed integers", 3: "floats"}.get(form, "numbers of another kind")
+        raise DataError(f"{path}: a TIFF of {bits}-bit {kind}, expected 8 bits, grey or RGB. Scale all images alike.")
+    if bands > 4:
+        raise DataError(f"{path}: a TIFF of {bands} bands, expected grey or RGB. Save the three to train on.")
+
+
+def tiff_pages(content: bytes) -> list[dict[int, Any]]:
+    """The tags of each page of a TIFF. Raises what Pillow raises for a broken one."""
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    file = io.BytesIO(content)
+    directory = ImageFileDirectory_v2(content[: 16 if content[2:3] == b"+" else 8])  # of BigTIFF
+    pages: dict[int, dict[int, Any]] = {}
+    while (place := directory.next) and place not in pages and len(pages) < MAX_PAGES:
+        file.seek(place)
+        with quiet():
+            directory.load(file)
+            pages[place] = {tag: directory[tag] for tag in (NEW_SUBFILE, BITS, BANDS, FORM) if tag in directory}
+    return list(pages.values())
+
+
+def is_deep(content: bytes) -> bool:
+    """Whether a picture may have more than 8 bits per channel."""
+    return content.startswith(TIFF_STARTS) or (content.startswith(PNG_START) and content[24] == 16)
+
+
+def check_range(path: Path, picture: Any) -> None:
+    """Raise DataError for a picture of 16 bits per channel that uses less than a quarter of their range."""
+    if picture is not None and picture.dtype == np.uint16 and (largest := int(picture.max())) < RANGE // 4:
+        raise DataError(
+            f"{path}: 16 bits per channel, but its values end at {largest:,} of {RANGE - 1:,}: as 8 bits only "
+            f"{largest // 256 + 1} levels would be left. Scale all images by one factor, to 0..255 with 8 bits."
+        )
+
+
+def orientation(path: Path) -> int:
+    """The EXIF or TIFF orientation of the picture in `path`, 1..8; 1 for none, or when it cannot be read."""
+    try:
+        content = path.read_bytes()
+        if content.startswith(TIFF_STARTS) or b"Exif\0\0" in content or b"eXIf" in content or b"EXIF" in content:
+            with quiet(), open_picture(content) as picture:
+                found = picture.getexif().get(ORIENTATION, 1)
+                return found if found in range(1, 9) else 1
+    except Exception:  # noqa: BLE001  whatever is wrong with the file, read_image reports it
+        return 1
+    return 1
+
+
+def opencv() -> Any:
+    """OpenCV, which no longer prints: what it has to say of a file becomes the message of an error."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read when the first film is opened
+    import cv2
+
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    return cv2
+
+
+def open_picture(content: bytes) -> "Image.Image":
+    """The picture in `content`, opened by Pillow but not decoded. Raises nearly anything for a broken one."""
+    from PIL import Image
+
+    with quiet():
+        return Image.open(io.BytesIO(content), formats=KINDS)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Pillow from printing what it thinks of a file."""
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def jpeg_size(file: BinaryIO) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from deeplab.errors import DataError, NonFiniteError, SettingsError, WorkerError
+from pipeline.process import name_user
 
 
 class ParamsError(SettingsError):
@@ -38,7 +39,7 @@ EXIT_CODES: dict[type[BaseException], int] = {
 }
 
 FULL = "no space left on the disk. Free some and run the same command again."
-NO_PERMISSION = "no permission. Give yourself access to it, or link another folder there."
+NO_PERMISSION = "no permission. Give yourself access to it, or work in a copy of the project."
 NO_FOLDER = "a file is in the way of a folder. Move it away, or name another place."
 DISK_MESSAGES = {
     errno.ENOSPC: FULL,
@@ -62,6 +63,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
 
     What is not in EXIT_CODES is a bug and keeps its traceback. DEEPLAB_TRACEBACK=1 shows it for mistakes too.
     """
+    name_user()
     try:
         main()
     except tuple(EXIT_CODES) as mistake:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import getpass
 import os
 import signal
 import sys
@@ -88,6 +89,17 @@ def is_alive(process: int, then: float) -> bool:
         return bool(found.create_time() <= then and found.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def name_user() -> None:
+    """Set USER for this process and its children when the user has no name, as in a container that runs as any uid.
+
+    DVC, MLflow and torch ask for the name, and fail without one.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # the latter since Python 3.13
+        os.environ["USER"] = f"uid{os.getuid()}"
 
 
 def cores() -> int:

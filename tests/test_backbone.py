@@ -85,7 +85,7 @@ def test_an_unknown_backbone_is_answered_with_the_nearest_one():
 
 
 def test_a_network_that_cannot_be_dilated_is_refused():
-    with pytest.raises(SettingsError, match="backbone: timm cannot build 'vgg16' at output stride 8"):
+    with pytest.raises(SettingsError, match="backbone: 'vgg16' cannot be used at output stride 8"):
         build_backbone(model_config(backbone="vgg16"))
 
 

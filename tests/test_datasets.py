@@ -292,9 +292,11 @@ def test_a_list_with_a_repeated_id_or_more_than_ids_is_refused(tmp_path):
     path.write_text("a  1\nb -1\n")
     with pytest.raises(DataError, match=r"train.txt:1: got 'a  1', expected one id per line"):
         read_ids(path)
-    path.write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match=r"train.txt: not a readable list"):
+    path.write_bytes(b"a\xff")
+    with pytest.raises(DataError, match=r"train.txt: not a text in UTF-8 or UTF-16. Save it as UTF-8."):
         read_ids(path)
+    path.write_bytes("a\r\nb\r\n".encode("utf-16"))
+    assert read_ids(path) == ["a", "b"]
     path.write_bytes(b"a\r\nb\r\n")
     assert read_ids(path) == ["a", "b"]
 
@@ -332,7 +334,7 @@ def test_the_size_in_the_header_is_that_of_the_picture(tmp_path, ending, size):
 
 def test_the_size_of_a_jpeg_stands_behind_its_metadata(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees, which is not done here
+    exif[0x0112] = 6  # turned by 90 degrees, which the size in the header leaves out
     for progressive in (False, True):
         path = tmp_path / "a.jpg"
         Image.new("RGB", (36, 24)).save(path, exif=exif, icc_profile=b"x" * 3000, comment="y", progressive=progressive)
@@ -365,11 +367,14 @@ def test_images_are_read_as_rgb(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), np.full((2, 3, 3), 7))
 
 
-def test_an_orientation_in_the_metadata_does_not_turn_the_image_away_from_its_mask(tmp_path):
+def test_image_and_mask_are_turned_alike_by_an_orientation_in_the_metadata(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
-    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
-    assert read_image(tmp_path / "a.jpg").shape == (20, 40, 3)
+    stored = np.zeros((20, 40), np.uint8)
+    stored[:3, :5] = 7
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.png"), np.rot90(stored, -1))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png")[..., 0], np.rot90(stored, -1))
 
 
 @pytest.mark.parametrize("read", [read_image, read_labels])
@@ -420,13 +425,11 @@ def test_a_palette_mask_gives_its_indices_and_not_its_colours(tmp_path):
     np.testing.assert_array_equal(read_labels(tmp_path / "a.png"), labels((0, 1, 15, 255)))
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "1", "I;16"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 @tried.MASKS
-def test_a_mask_of_colours_or_of_other_depth_is_refused_with_the_reason(tmp_path, mode):
-    Image.new(mode, (4, 3)).save(tmp_path / "a.png")
-    with pytest.raises(
-        DataError, match=rf"a.png: a picture of mode {mode}, expected a mask with one 8-bit label per pixel"
-    ):
+def test_a_mask_of_colours_is_refused_with_the_reason(tmp_path, mode):
+    Image.new(mode, (4, 3), "red").save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=rf"a.png: a picture of mode {mode}, expected a mask with one label per pixel"):
         read_labels(tmp_path / "a.png")
 
 

@@ -95,15 +95,12 @@ def test_all_files_without_a_partner_are_listed_together(raw):
     (raw / "valannot/c.png").rename(raw / "valannot/C.png")
     assert refused(raw).split("\n  ") == [
         f"{raw}: 3 problems in pairing images and masks:",
-        f"{raw}/trainannot/a.png: no image of this name",
+        f"2 alike, for example {raw}/trainannot/a.png: no image of this name",
         f"{raw}/val/c.jpg: no mask of this name",
-        f"{raw}/valannot/C.png: no image of this name",
     ]
     for index in range(20):
         write_image(raw / f"train/{index}.jpg")
-    message = refused(raw)
-    assert message.startswith(f"{raw}: 23 problems in pairing images and masks:")
-    assert message.endswith("and 3 more")
+    assert refused(raw).startswith(f"{raw}: 23 problems in pairing images and masks:")
 
 
 @tried.LISTS
@@ -214,7 +211,7 @@ def test_a_mask_saved_as_jpeg_is_refused_for_it_blurs(raw, masks_are):
 
 @tried.MASKS
 def test_colours_where_labels_are_expected_name_the_setting(raw):
-    Image.fromarray(np.zeros((24, 36, 3), np.uint8)).save(raw / "trainannot/a.png")
+    Image.new("RGB", (36, 24), "red").save(raw / "trainannot/a.png")
     with pytest.raises(DataError, match=r"a.png: a picture of mode RGB, .* folder has masks_are: colors"):
         mask_of(scan(raw))
 
@@ -237,8 +234,8 @@ def test_every_class_of_the_default_palette_has_a_colour_of_its_own(count):
         ("0 sky\n0 cat\n", {}, "classes.txt:2: got '0 cat', but this label or name is already in use above"),
         ("0 sky\n1 sky\n", {}, "classes.txt:2: got '1 sky', but this label or name is already in use above"),
         ("0 sky 1 2 3\n1 cat\n", {}, "classes.txt: 'cat' has no colour, but other classes do. Add it, or remove all"),
-        ("11 void\n", {}, "classes.txt: 0 classes remain without ignore and map, expected 1 to 255"),
-        ("", {}, "classes.txt: 0 classes remain without ignore and map, expected 1 to 255"),
+        ("11 void\n", {}, "classes.txt: 0 classes remain without ignore and map, expected 2 to 255"),
+        ("1 thing\n", {}, "classes.txt: 1 classes remain without ignore and map, expected 2 to 255: a network of one"),
         (NAMES, {"masks_are": "colors"}, "classes.txt: no colours, but folder.masks_are is colors. Write red green blue"),
         ("0 a 1 1 1\n1 b 1 1 1\n", {"masks_are": "colors"}, "classes.txt: 'a' and 'b' have the same colour"),
         (NAMES, {"map": {5: 6}}, "folder.map: label 5 is mapped to 6, which is neither in"),
@@ -261,7 +258,7 @@ def test_a_classes_file_that_cannot_be_meant_is_refused_with_its_line(raw, conte
         ({"masks_are": "colours"}, "datasets.tiny.folder.masks_are: got 'colours', expected 'labels' or 'colors'"),
         ({"ignore": [256]}, "datasets.tiny.folder.ignore.0: got 256, expected less than or equal to 255"),
         ({"images": None}, "datasets.tiny.folder.images: expected images and masks, or pairs instead of both"),
-        ({"pairs": "a.txt"}, "datasets.tiny.folder.pairs: expected without images and masks"),
+        ({"pairs": "a.txt"}, "datasets.tiny.folder.pairs: expected without images, masks and ids"),
         ({"images": {"split": None}}, "datasets.tiny.folder.images: got {'split': None}, expected a valid string"),
         ({"masks": "{spilt}"}, "folder.masks: got '{spilt}', expected only {split} and {name} in braces, {name} behind"),
         ({"masks": "{name}/a.png"}, "folder.masks: got '{name}/a.png', expected only {split} and {name} in braces"),

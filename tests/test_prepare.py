@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -201,7 +202,7 @@ def break_ade20k(raw):
     images, masks = root / "images/training", root / "annotations/training"
     for index in range(2):
         write_grey_mask(masks / f"ADE_train_{index:08}.png", labels((0, 151)))
-    Image.new("RGB", (36, 24)).save(masks / "ADE_train_00000002.png")
+    Image.new("RGB", (36, 24), "red").save(masks / "ADE_train_00000002.png")
     write_image(images / "ADE_train_00000003.jpg", size=(24, 35))
     for index in range(5, 25):
         (images / f"ADE_train_{index:08}.jpg").write_bytes(b"broken")
@@ -215,20 +216,20 @@ def test_all_problems_are_told_together_worst_first_and_no_store_is_left(tmp_pat
         prepare_ade20k(tmp_path, 25, 1)
     first, *listed, last = str(caught.value).split("\n  ")
     assert first == f"{tmp_path}/raw: 24 of 26 samples cannot be used. Fix or replace these files. Nothing was written."
-    assert [line.partition(": ")[0][-12:] for line in listed] == [f"{index:08}.jpg" for index in range(5, 25)]
-    assert "ADE_train_00000005.jpg: not a readable image, or cut short" in listed[0]
-    assert last == f"and 5 more. All: {tmp_path}/store.problems.txt"
-    in_file = (tmp_path / "store.problems.txt").read_text().splitlines()
-    assert in_file[:20] == listed
     kinds = [
-        "00024.png: missing",
-        "00003.png: the mask is 36x24, but ",
-        "00002.png: a picture of mode RGB",
-        "00000.png: label 151",
-        "00001.png: label 151",
+        "20 alike, for example .*ADE_train_00000005.jpg: not a readable image, or cut short",
+        ".*00024.png: missing",
+        ".*00003.png: the mask is 36x24, but .*",
+        ".*00002.png: a picture of mode RGB, .*",
+        "2 alike, for example .*00000.png: label 151 .*",
     ]
-    for line, kind in zip(in_file[20:], kinds, strict=True):
-        assert kind in line
+    assert len(listed) == len(kinds)
+    for line, kind in zip(listed, kinds, strict=True):
+        assert re.match(kind, line)
+    assert last == f"All: {tmp_path}/store.problems.txt"
+    in_file = (tmp_path / "store.problems.txt").read_text().splitlines()
+    assert [line.partition(": ")[0][-12:] for line in in_file[:20]] == [f"{index:08}.jpg" for index in range(5, 25)]
+    assert len(in_file) == 25
     assert list((tmp_path / "store").iterdir()) == []
 
 

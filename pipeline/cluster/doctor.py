@@ -143,6 +143,7 @@ def ask_tracking(uri: str) -> str:
 
 def check_data(params: Params, places: Places) -> str:
     """The stores have to exist, the same for another process. A missing store is prepared before its cells."""
+    places.require_own(places.data, places.runs, places.reports)
     names = sorted({cell.dataset for cell in params.cells.values()})
     missing = [name for name in names if not places.manifest(name).exists()]
     for name in names:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deeplab.errors import DataError, LabelError, MaskModeError, SizeError
 from pipeline.data.duplicates import across, names
+from pipeline.data.formats.base import grouped
 from pipeline.files import write_whole
 from pipeline.settings.params import PARAMS, pick
 from pipeline.settings.schema import DatasetConfig
 
 if TYPE_CHECKING:
-    from deeplab.store import Record
+    from deeplab.store import Color, Record
     from pipeline.data.duplicates import Group
     from pipeline.data.formats.base import Layout
     from pipeline.data.pack import Problem
@@ -62,24 +63,56 @@ def report_problems(raw: Path, total: int, samples: Sequence[list[Problem]], fil
     """
     problems = sorted((one for each in samples for one in each), key=lambda problem: RANK.get(problem.kind, 0))
     write_whole(file, "".join(f"{problem.message}\n" for problem in problems))
-    alike: dict[str, list[str]] = {}  # masks of a wrong mode are mostly all of them, and the advice is the same
-    for problem in problems:
-        said = problem.message.partition(": ")[2] if problem.kind is MaskModeError else problem.message
-        alike.setdefault(said, []).append(problem.message)
-    lines = [
-        f"{first.removesuffix(': ' + said)} and {len(others)} more: {said}" if others else first
-        for said, (first, *others) in alike.items()
-    ]
     head = f"{raw}: {len(samples)} of {total} samples cannot be used. Fix or replace these files. Nothing was written."
-    if len(lines) > SHOWN:
-        more = f"and {len(lines) - SHOWN} more. All: {file}"
-    else:
-        more = f"This list: {file}" if len(lines) == len(problems) else f"All: {file}"
-    return "\n  ".join([head, *lines[:SHOWN], more])
+    lines = [problem.message for problem in problems]
+    shown = grouped(lines)
+    return "\n  ".join([head, *shown, f"{'This list' if shown == lines else 'All'}: {file}"])
 
 
-def warnings(duplicates: Sequence[Group]) -> Iterator[str]:
-    """Lines about images that occur more than once. The official sets have some, so that is no error."""
+class Palettes:
+    """Notices palette masks in which an index has another colour than in others, so that classes may be swapped."""
+
+    def __init__(self) -> None:
+        self.colors: dict[int, tuple[Color, Path]] = {}  # by index: the colour, and the first mask that has it
+        self.example, self.odd = "", 0
+
+    def add(self, mask: Path, colors: Mapping[int, Color]) -> None:
+        """Compare a mask with those before it. `colors` are those of the indices that occur in it."""
+        different = False
+        for index, color in colors.items():
+            before, file = self.colors.setdefault(index, (color, mask))
+            if color != before:
+                different = True
+                self.example = self.example or f"index {index} is {before} in {file} but {color} in {mask}"
+        self.odd += different
+
+    def check(self, raw: Path) -> None:
+        """Raise DataError when an index means two colours."""
+        if self.example:
+            raise DataError(
+                f"{raw}: the palettes of {self.odd} masks differ from those before them, for example {self.example}. "
+                "If the colours are right, set masks_are: colors and write them into the table of classes. If the "
+                "indices are, save the masks as grey (mode L)."
+            )
+
+
+def check_classes(name: str, splits: Sequence[str], raw: Path, layout: Layout, records: Sequence[Record]) -> None:
+    """Raise DataError for a first split with fewer than two classes: any network scores 100 % on one."""
+    from deeplab.store import IGNORE
+
+    found = {label for record in records if record.split == splits[0] for label in record.pixels} - {IGNORE}
+    if len(found) < 2:
+        seen = layout.classes[found.pop()] if found else "nothing"
+        raise DataError(
+            f"{raw}: the masks of {splits[0]} of {name} hold {seen!r} alone, beside ignored pixels: there is nothing "
+            "to learn. Check what the values in the masks mean, and what is ignored."
+        )
+
+
+def warnings(duplicates: Sequence[Group], turned: Sequence[Path] = ()) -> Iterator[str]:
+    """Lines about images that were `turned`, or that occur more than once, as some do in the official sets."""
+    if turned:
+        yield f"{len(turned)} images were turned upright by their EXIF orientation, for example {turned[0]}"
     leaks = across(duplicates)
     if leaks:
         yield f"WARNING: {len(leaks)} images are in several splits under different names, which makes results too good:"

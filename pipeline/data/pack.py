@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from deeplab.errors import DataError, MaskError, SizeError
 from pipeline.process import die_with_parent
 
 if TYPE_CHECKING:
-    from deeplab.store import Bytes, Record
+    from deeplab.store import Bytes, Color, Record
     from deeplab.store_writer import PixelFiles
     from pipeline.data.formats.base import Format, Mask, RawSample
 
@@ -51,6 +51,8 @@ class Packed:
 
     record: Record
     image_checksum: int  # CRC-32 of the image alone
+    colors: Mapping[int, Color]  # of the mask, as in formats.base.Mask
+    turned: bool  # whether the image has an orientation, which was applied
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Task:
     split: str
     sample: RawSample
     offset: int  # in the store, in pixels
-    size: Size  # by the header of the image
+    size: Size  # by the header of the image; an orientation may swap the two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,24 +172,30 @@ def pack_part(work: Work) -> list[Packed | list[Problem]]:
 
 def pack_one(kind: Format, files: PixelFiles, task: Task, packed: bool) -> Packed | list[Problem]:
     """Write a sample to its place and return its record, or everything that is wrong with it."""
+    from deeplab.decode import orientation
+
     sample, expected = task.sample, task.size
     image, size, unreadable = attempt(kind.load_image, sample)
-    of_image = 0
-    if image is not None and size == expected:
+    of_image, turn = 0, orientation(sample.image)
+    fits = size is not None and sorted(size) == sorted(expected)
+    if image is not None and fits:
         # Now, while it is in the processor's cache. If the mask is unusable there will be no store anyway.
         of_image = files.write_image(task.offset, image, packed)
     mask, shape, unusable = attempt(kind.load_mask, sample)
     problems = [problem for problem in (unreadable, unusable) if problem]
     if size and shape and size != shape:
         text = f"the mask is {shape[1]}x{shape[0]}, but {sample.image} is {size[1]}x{size[0]}"
+        if turn > 1 and size == shape[::-1]:
+            text += f" when turned upright by its EXIF orientation {turn}. Turn the mask, or remove the orientation"
         problems.append(Problem(SizeError, f"{sample.mask}: {text}"))
-    if size and size != expected:
+    if size and not fits:
         text = f"its header says {expected[1]}x{expected[0]}, but it is {size[1]}x{size[0]}. Save it again"
         problems.append(Problem(SizeError, f"{sample.image}: {text}"))
     if problems:
         return problems
     assert mask is not None
-    return Packed(files.write_mask(task.split, sample.id, task.offset, mask.ids, of_image, mask.pixels), of_image)
+    record = files.write_mask(task.split, sample.id, task.offset, mask.ids, of_image, mask.pixels)
+    return Packed(record, of_image, mask.colors, turn > 1)
 
 
 def attempt(

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from deeplab.decode import ENDINGS
 from deeplab.errors import DataError
 from pipeline.data.formats.base import read_lines
-from pipeline.data.formats.folder import PICTURES, listed_pairs
+from pipeline.data.formats.pairs import listed_pairs
 from pipeline.errors import ParamsError
 from pipeline.settings.schema import FolderOptions
 
@@ -46,7 +47,7 @@ def find(images: Path, masks: Path) -> Found:
     left, right = divide(images, masks)
     for root, files in ((images, left), (masks, right)):
         if not files:
-            raise DataError(f"{root}: no pictures here ({' '.join(PICTURES)})")
+            raise DataError(f"{root}: no pictures here ({' '.join(ENDINGS)})")
     with_folders = len({tuple(words(file, False)) for file in left}) < len(left)
     ours, theirs = keyed(left, right, with_folders), keyed(right, left, with_folders)
     for root, found in ((images, ours), (masks, theirs)):
@@ -82,7 +83,7 @@ def pictures(root: Path) -> list[Path]:
     """The pictures below `root`, as paths from there. Raises ParamsError when it is no folder."""
     if not root.is_dir():
         raise ParamsError(f"{root}: no such folder")
-    found = (path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in PICTURES)
+    found = (path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in ENDINGS)
     files = sorted(path for path in found if not any(part.startswith(".") for part in path.parts))
     if odd := [file for file in files if not str(file).isprintable() or "\t" in str(file)]:
         raise DataError(f"{root}: the file name {str(odd[0])!a} cannot be printed. Rename the file.")

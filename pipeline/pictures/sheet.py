@@ -1,4 +1,4 @@
-"""A sheet of samples in the colours of their masks, to check a data set by eye."""
+"""A sheet of samples, each image beside its mask, to check a data set by eye."""
 
 from pathlib import Path
 from random import Random
@@ -11,13 +11,15 @@ from pipeline.files import whole
 from pipeline.pictures.overlay import FONT, GAP, INK, LINE, draw_legend, legend_of, tint, wrap
 
 SAMPLES = 16
-COLUMNS = 4
+COLUMNS = 2  # of pairs
 TILE = 360, 270  # width and height that a sample has to fit into
 SEED = 0
 
 
 def write_sheet(store: Store, split: str, path: Path) -> None:
-    """Write a PNG of a few samples of `split` in the colours of their masks, with a legend of their classes."""
+    """Write a PNG of a few samples of `split`: each image as it is learned, beside it the same under the colours of its
+    mask. A legend names the classes.
+    """
     samples = store.split(split)
     chosen = sorted(Random(SEED).sample(range(len(samples)), min(SAMPLES, len(samples))))  # noqa: S311  not a secret
     pictures = [(samples.records[index].id, shrink(samples.image(index), samples.mask(index))) for index in chosen]
@@ -38,18 +40,19 @@ def shrink(image: Bytes, mask: Bytes) -> tuple[Bytes, Bytes]:
 def sheet(
     pictures: list[tuple[str, tuple[Bytes, Bytes]]], classes: tuple[str, ...], palette: tuple[Color, ...]
 ) -> Image.Image:
-    """Rows of overlays, each below its id, and a legend at the bottom."""
-    total = COLUMNS * (TILE[0] + GAP) + GAP
+    """Rows of images, each beside its overlay and below its id, and a legend at the bottom."""
+    total = 2 * COLUMNS * (TILE[0] + GAP) + GAP
     tall = max(mask.shape[0] for _, (_, mask) in pictures)
     rows = wrap(legend_of([mask for _, (_, mask) in pictures], classes, palette), total - 2 * GAP)
     bottom = -(-len(pictures) // COLUMNS) * (LINE + tall + GAP)
     canvas = Image.new("RGB", (total, bottom + LINE * len(rows) + GAP), "white")
     draw = ImageDraw.Draw(canvas)
     for index, (name, (image, mask)) in enumerate(pictures):
-        left = GAP + index % COLUMNS * (TILE[0] + GAP)
+        left = GAP + index % COLUMNS * 2 * (TILE[0] + GAP)
         top = index // COLUMNS * (LINE + tall + GAP)
         draw.text((left, top + 3), shortened(name), INK, FONT)
-        canvas.paste(Image.fromarray(tint(image, mask, palette)), (left, top + LINE))
+        canvas.paste(Image.fromarray(image), (left, top + LINE))
+        canvas.paste(Image.fromarray(tint(image, mask, palette)), (left + image.shape[1] + GAP, top + LINE))
     draw_legend(draw, rows, bottom)
     return canvas
 

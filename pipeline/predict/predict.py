@@ -6,7 +6,10 @@ Images of one size are segmented together, each resized into the box of the reci
 image keeps its own scale, which suits small objects, and memory does not grow with the image.
 """
 
+import hashlib
+import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +26,8 @@ if TYPE_CHECKING:
     from deeplab.segmenter import Segmenter
     from deeplab.store import Bytes
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
+LONGEST = 200  # bytes of the name of a result: file systems allow 255, and endings are added
 
 Batch = list[tuple[str, "Bytes"]]  # names, and images of one size
 
@@ -70,7 +73,7 @@ def segment(model: "Segmenter", source: Path, out: Path, batch: int, tiling: Til
         waiting: Batch = []
         for index in shown(range(len(files)), "segmented"):
             try:
-                image = read_image(files[index], upright=True)
+                image = read_image(files[index])
             except DataError as error:
                 print(f"left out: {error}", file=sys.stderr, flush=True)
                 broken += 1
@@ -104,22 +107,47 @@ def segment_batch(model: "Segmenter", images: Batch, out: Path, add_rows: AddRow
 
 
 def find_images(source: Path, out: Path) -> list[Path]:
-    """The images in a folder and its subfolders, sorted, without the results of an earlier call in `out`."""
+    """The images in a folder and its subfolders, sorted, without the results of an earlier call in `out`.
+
+    Prints how many other files there are.
+    """
+    from deeplab.decode import ENDINGS
+    from pipeline.data.find import endings_of, find_pictures
+
     if source.is_file():
         return [source]
-    own = [out / "masks", out / "overlays"]
-    found = (path for path in source.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
-    files = sorted(path for path in found if not any(path.is_relative_to(folder) for folder in own))
+    files, others = find_pictures(source, leave=[out / "masks", out / "overlays"])
+    others = [path for path in others if path.parent != out]
     if not files:
-        raise DataError(f"{source}: no image in this folder, expected files that end in {', '.join(sorted(IMAGES))}")
+        raise DataError(f"{source}: no image in this folder, expected files that end in {', '.join(sorted(ENDINGS))}")
+    if others:
+        films = " Name a film itself to segment it." if any(path.suffix.lower() in VIDEOS for path in others) else ""
+        print(f"left out: {len(others)} files that are no images: {endings_of(others)}.{films}", file=sys.stderr)
     return files
 
 
 def output_names(files: list[Path], base: Path) -> list[str]:
-    """The path of each file below `base`, with its suffix only where two files would get the same name without it."""
+    """The path of each file below `base`, without its ending where no two results get one name by that.
+
+    A part of more than LONGEST bytes is cut, and gets a few digits of its hash.
+    """
     paths = [path.relative_to(base) for path in files]
-    bare = [path.with_suffix("").as_posix() for path in paths]
-    return [name if bare.count(name) == 1 else path.as_posix() for name, path in zip(bare, paths, strict=True)]
+    bare = Counter(path.with_suffix("").as_posix() for path in paths)
+    whole_names = {path.as_posix() for path in paths}
+
+    def name_of(path: Path) -> str:
+        name = path.with_suffix("").as_posix()
+        return path.as_posix() if bare[name] > 1 or name in whole_names else name
+
+    return ["/".join(shortened(part) for part in name_of(path).split("/")) for path in paths]
+
+
+def shortened(part: str) -> str:
+    """`part` of a path, at most LONGEST bytes long."""
+    content = os.fsencode(part)
+    if len(content) <= LONGEST:
+        return part
+    return f"{content[: LONGEST - 9].decode(errors='ignore')}~{hashlib.sha256(content).hexdigest()[:8]}"
 
 
 def tiling_of(window: Size | None, stride: Size | None) -> Tiling | None:

@@ -36,7 +36,13 @@ def open_repo() -> Iterator[Any]:
     except LockError as error:
         raise BusyError(f"DVC is at work in this folder: {' '.join(str(error).split())}") from None
     except DvcException as error:
-        raise ParamsError(f"dvc.yaml: {' '.join(str(error).split())} (`dvc status` says more)") from None
+        said = " ".join(str(error).split())
+        if "not a git repository" in said or "not a DVC repository" in said:
+            raise ParamsError(
+                f"{said}. In a copy without .git, such as an unpacked zip, run: git init && git add . && git commit "
+                "-m start. Or without git: dvc config core.no_scm true"
+            ) from None
+        raise ParamsError(f"dvc.yaml: {said} (`dvc status` says more)") from None
     except sqlite3.OperationalError as error:
         remedy = "Free some space there, or name another folder in DVC_SITE_CACHE_DIR."
         raise OSError(f"{site_cache_dir()}: DVC cannot write its notes about files: {error}. {remedy}") from None

@@ -23,6 +23,7 @@ from pipeline.runner.local import dvc_command, environment, misses_cache
 from pipeline.runner.repair import repair
 from pipeline.runner.status import Screen
 from pipeline.settings.params import Params, load_params
+from pipeline.settings.places import Places
 from pipeline.settings.stage_names import kind_and_name
 
 LOGS = Path("runs/.logs")
@@ -78,6 +79,8 @@ def run_stages(stages: Mapping[str, Stage], reasons: Mapping[str, str], engine: 
 
 def load_settings() -> Params:
     """params.yaml, with all names checked: its errors are clearer than DVC's, and no odd name becomes a path."""
+    places = Places()
+    places.require_own(places.data, places.runs, places.reports)
     params = load_params()
     check_names(params)
     return params

@@ -58,6 +58,11 @@ class Params:
 def load_params(path: Path = PARAMS) -> Params:
     """Read and check `path`. Raises ParamsError with file, key, value and remedy."""
     raw = read_yaml(path)
+    for section in ("grid", "datasets", "recipes", "protocols"):
+        for name in raw[section] if isinstance(raw.get(section), dict) else ():
+            if not isinstance(name, str):
+                kind = "a number" if isinstance(name, (int, float)) and not isinstance(name, bool) else "no text"
+                raise ParamsError(f"{path}: {section}: a name is {kind} for YAML, {name}. Write the name in quotes.")
     sections = validate(Sections, raw, lambda location: f"{path}: {'.'.join(location)}")
     for names in (sections.grid, sections.datasets, sections.protocols):
         if odd := [name for name in names if not NAME.fullmatch(name)]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import ParamsError
+
 
 @dataclass(frozen=True)
 class Places:
@@ -11,6 +13,16 @@ class Places:
     """
 
     root: Path = Path()
+
+    def require_own(self, *folders: Path) -> None:
+        """Raise ParamsError when one of `folders` is a link: DVC in git would not keep what a stage writes into it."""
+        here = self.root.resolve()
+        links = [folder for folder in folders if folder.is_symlink()]
+        if links and any((place / ".git").exists() for place in (here, *here.parents)):
+            raise ParamsError(
+                f"{links[0]}: links to {links[0].readlink()}, but DVC keeps results only in a real folder of the "
+                "project. For more space put the whole project on the larger disk, or DVC's cache: dvc cache dir"
+            )
 
     # What a person writes, and what DVC writes about it.
     @property

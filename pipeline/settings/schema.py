@@ -54,7 +54,8 @@ class FolderOptions:
 
     images: str | None = None  # the folder of a split's images, or the pattern of their files, with {name}
     masks: str | None = None  # the same for the masks; an image and a mask with the same {name} are a pair
-    pairs: str | None = None  # instead of the two above: a file with a line `image mask` for each pair
+    ids: str | None = None  # beside the two above: a file with one {name} a line, if not all files are meant
+    pairs: str | None = None  # instead of the three above: a file with a line `image mask` for each pair
     classes: str  # a file with a line `label name` or `label name red green blue` for each class
     masks_are: Literal["labels", "colors"] = "labels"
     ignore: tuple[Label, ...] = ()  # labels that are neither trained on nor counted
@@ -63,9 +64,10 @@ class FolderOptions:
     def __post_init__(self) -> None:
         if self.pairs is None and (self.images is None or self.masks is None):
             raise ValueError("images: expected images and masks, or pairs instead of both")
-        if self.pairs is not None and (self.images is not None or self.masks is not None):
-            raise ValueError("pairs: expected without images and masks")
-        for key, words in (("images", ["split", "name"]), ("masks", ["split", "name"]), ("pairs", ["split"])):
+        if self.pairs is not None and (self.images, self.masks, self.ids) != (None, None, None):
+            raise ValueError("pairs: expected without images, masks and ids")
+        named, plain = ["split", "name"], ["split"]
+        for key, words in (("images", named), ("masks", named), ("ids", plain), ("pairs", plain)):
             pattern = getattr(self, key) or ""
             odd = set(re.findall(r"\{(.*?)\}", pattern)) - set(words)
             if odd or pattern.count("{name}") > 1 or "{name}" in pattern.rpartition("/")[0]:

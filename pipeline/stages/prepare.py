@@ -9,7 +9,15 @@ import argparse
 from pathlib import Path
 
 from deeplab.errors import DataError
-from pipeline.data.checks import check_counts, check_overlap, report_problems, summary, warnings
+from pipeline.data.checks import (
+    Palettes,
+    check_classes,
+    check_counts,
+    check_overlap,
+    report_problems,
+    summary,
+    warnings,
+)
 from pipeline.data.pack import Packed, Problem, Work, pack, sizes, started, tasks
 from pipeline.errors import run_command
 from pipeline.process import cores
@@ -21,6 +29,7 @@ from pipeline.settings.schema import DatasetConfig
 
 def run(name: str, places: Places = Places()) -> None:
     """Prepare the training and the validation split of the data set `name`."""
+    places.require_own(places.data)
     params = load_params(places.params)
     config, splits = params.dataset(name), pick(params.splits, name, "recipes")
     build(name, config, splits, places.raw(name), places.store(name), card=places.data_card(name))
@@ -56,6 +65,7 @@ def build(
     workers, packed, total, title = workers or cores(), config.store == "packed", len(samples), f"prepare {name}"
     problems: list[list[Problem]] = []
     checksums: list[int] = []
+    palettes, turned = Palettes(), list[Path]()
     with StoreWriter(out, layout.classes, layout.palette) as store, started(workers) as pool:
         found = list(shown(sizes(kind, [sample for _, sample in samples]), f"{title}: sizes", total=total))
         store.reserve(sum(height * width for height, width in found), packed)
@@ -67,8 +77,12 @@ def build(
             elif not problems:  # after the first problem the rest is only checked
                 store.keep(result.record, None if packed else sample.image)
                 checksums.append(result.image_checksum)
+                palettes.add(sample.mask, result.colors)
+                turned += [sample.image] * result.turned
         if problems:
             raise DataError(report_problems(raw, total, problems, problems_file(out)))
+        palettes.check(raw)
+        check_classes(name, splits, raw, layout, store.records)
     problems_file(out).unlink(missing_ok=True)
     written = Store(out)
     duplicates = find_duplicates(written, checksums)
@@ -78,7 +92,7 @@ def build(
     for split in splits:
         records = [record for record in store.records if record.split == split]
         print(f"{name} {split}: {summary(records, len(layout.classes))}")
-    for line in warnings(duplicates):
+    for line in warnings(duplicates, turned):
         print(f"{name}: {line}")
 
 

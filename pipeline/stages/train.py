@@ -32,6 +32,7 @@ def run(name: str, places: Places = Places()) -> None:
     Under torchrun this is one of several processes that do so together. Raises StoppedError after a signal (the state
     is saved), BusyError when another process trains this cell.
     """
+    places.require_own(places.runs)
     params = load_params(places.params)
     dataset = params.cell(name).dataset  # raises for an unknown name
     resume = places.resume(name)

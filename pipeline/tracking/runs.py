@@ -19,6 +19,7 @@ from pipeline.settings.places import Places
 from pipeline.settings.published import departs
 from pipeline.tracking.client import Experiment, identity_tags, origin_tags, run_name, start_time, training_tags
 from pipeline.tracking.curves import read_curves
+from pipeline.tracking.variants import changes_of
 from pipeline.training.facts import Facts, flat_settings, read_run
 
 COST = ("images_per_second", "seconds", "peak_memory", "flops")  # of Facts
@@ -38,7 +39,8 @@ class Recording:
     def __init__(self, experiment: Experiment, result: Result, params: Params, places: Places) -> None:
         self.experiment, self.result, self.places = experiment, result, places
         self.cell, self.client = params.cell(result.cell), experiment.client
-        self.name = run_name(result.cell, result.seed, params.overrides[result.cell])
+        own = changes_of(result.cell, self.cell, places) or params.overrides[result.cell]
+        self.name = run_name(result.cell, result.seed, own)
         self.facts = training_facts(result, places)
 
     def complete(self) -> None:
@@ -67,6 +69,7 @@ class Recording:
         if begun:
             run = str(begun[0].info.run_id)
             self.experiment.set_tags(run, tags)
+            self.client.update_run(run, name=self.name)
             return run
         start = start_time(facts) if facts else None
         return self.experiment.create(self.name, tags, start)

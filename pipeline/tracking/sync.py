@@ -21,6 +21,7 @@ from pipeline.tracking.client import (
 )
 from pipeline.tracking.models import register, write_notes
 from pipeline.tracking.runs import Recording, end_leftovers, mark_current, read_back
+from pipeline.tracking.variants import is_variant
 
 Results = dict[Place, Result]
 
@@ -46,7 +47,8 @@ def synchronise(dataset: str, local: Results, params: Params, places: Places) ->
                 own = local.get(place)
                 if found := read_back(complete, {"key": own.key} if own else tags) or own:
                     results[place] = found
-            mark_current(experiment, complete, [result.run for result in results.values()])
+            if not is_variant(places):
+                mark_current(experiment, complete, [result.run for result in results.values()])
             end_leftovers(experiment, complete)
             return results, address_of(experiment.page)
     except TrackingError as error:
@@ -70,7 +72,9 @@ def wanted_tags(dataset: str, local: Results, params: Params, places: Places) ->
 
 
 def show_rows(dataset: str, rows: list[Row], params: Params, places: Places) -> None:
-    """Make the runs of the table easy to find in MLflow; a failure costs a warning."""
+    """Make the runs of the table easy to find in MLflow, unless it is that of a variant; a failure costs a warning."""
+    if is_variant(places):
+        return
     results = [result for row in rows for result in row.results if result.run]  # without runs that are damaged
     if not results:
         return

@@ -1,5 +1,6 @@
 """The training of one seed of a cell, in a folder of its own."""
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,6 +105,9 @@ class SeedRun:
         inputs = self.run.inputs
         before = read_facts(self.folder / "facts.json")
         provenance: dict[str, Any] = {**machine(self.device), **git_state()}
+        if (why := provenance.get("why_unknown")) and self.run.ranks.first:
+            remedy = ". If this folder is yours: git config --global --add safe.directory '*'" * ("ownership" in why)
+            print(f"warning: the record will not name the commit: {why}{remedy}", file=sys.stderr, flush=True)
         return Facts(
             cell=self.run.name,
             dataset=self.cell.dataset,

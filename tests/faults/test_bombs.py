@@ -122,7 +122,7 @@ def test_prepare_names_the_picture_and_reserves_no_disk_for_it(tmp_path):
         for name in ("a", "b"):
             write_image(raw / f"images/{split}/{name}.png")
             write_grey_mask(raw / f"masks/{split}/{name}.png", np.zeros((24, 36), np.uint8))
-    (raw / "classes.txt").write_text("0 ground\n")
+    (raw / "classes.txt").write_text("0 ground\n1 thing\n")
     (raw / "images/train/b.png").write_bytes(png(SIDE, SIDE))
     options = FolderOptions(images="images/{split}", masks="masks/{split}", classes="classes.txt")
     config = dataset_config("folder", {"train": 2, "val": 2}, folder=options)

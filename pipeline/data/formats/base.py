@@ -1,8 +1,11 @@
 """What every raw format has: a list of the samples in a raw folder, and functions that read them."""
 
+import codecs
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +13,8 @@ from numpy.typing import NDArray
 from deeplab.errors import DataError
 from deeplab.store import Bytes, Color
 from pipeline.settings.schema import DatasetConfig
+
+SHOWN: Final = 20  # kinds of problems that a message lists; it counts the others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,7 @@ class Mask(NamedTuple):
 
     ids: Bytes  # (H, W) train ids, 255 ignored
     pixels: NDArray[np.int64]  # (256,) how many have each id
+    colors: Mapping[int, Color] = {}  # of a palette whose meaning is not known: the colour of each label that occurs
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -49,7 +55,10 @@ class Format(Protocol):
         ...
 
     def size(self, sample: RawSample, /) -> tuple[int, int]:
-        """Height and width of the image, if possible without decoding it. Raises DataError as load_image does."""
+        """Height and width of the image, if possible without decoding it. Raises DataError as load_image does.
+
+        An orientation in the file may swap the two.
+        """
         ...
 
     def load_image(self, sample: RawSample, /) -> Bytes:
@@ -78,11 +87,27 @@ def require(path: Path, raw: Path, holds: str) -> Path:
 def read_lines(path: Path, form: str) -> list[str]:
     """The lines of the text file `path`. Raises DataError if it cannot be read; `form` is how a line should look."""
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        content = path.read_bytes()
+        wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Windows PowerShell writes
+        return content.decode("utf-16" if wide else "utf-8-sig").splitlines()
     except FileNotFoundError:
         raise DataError(f"{path}: not found. Write a text file with lines `{form}`.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable list ({error})") from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not a text in UTF-8 or UTF-16. Save it as UTF-8.") from None
+
+
+def grouped(problems: Sequence[str]) -> list[str]:
+    """`problems` for a person: one line for each kind, with the number of its files and the first as an example.
+
+    Problems are of one kind when they differ in paths and numbers only. At most SHOWN kinds are listed.
+    """
+    kinds: dict[str, list[str]] = {}
+    for problem in problems:
+        kinds.setdefault(re.sub(r"\S*/\S*|'[^']*'|\d[\d,]*", "", problem), []).append(problem)
+    lines = [each[0] if len(each) == 1 else f"{len(each)} alike, for example {each[0]}" for each in kinds.values()]
+    return [*lines[:SHOWN], *([f"and {len(lines) - SHOWN} other kinds"] if len(lines) > SHOWN else [])]
 
 
 def read_ids(path: Path) -> list[str]:

@@ -1,22 +1,18 @@
 """Your own images and masks, found by the `folder` options in params.yaml: docs/bring-your-own-images.md."""
 
 import colorsys
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from deeplab.decode import read_image, read_size
-from deeplab.errors import DataError
+from deeplab.errors import DataError, MaskModeError
 from deeplab.store import IGNORE, Bytes, Color
-from pipeline.data.formats.base import Layout, Mask, RawSample, read_lines
-from pipeline.data.formats.masks import LabelTable, label_table, read_colors, read_labels, to_train_ids
+from pipeline.data.formats.base import Layout, Mask, RawSample, grouped, read_lines
+from pipeline.data.formats.masks import LabelTable, label_table, read_colors, read_indexed, to_train_ids
+from pipeline.data.formats.pairs import listed_pairs, paired_files
 from pipeline.errors import ParamsError
 from pipeline.settings.schema import DatasetConfig, FolderOptions
-
-PICTURES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-SHOWN: Final = 20  # problems that a message lists; it counts the others
-
-Pairs = dict[str, tuple[Path, Path]]  # id -> image, mask; below the raw folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +21,7 @@ class FolderSample(RawSample):
 
     table: LabelTable
     colors: dict[Color, int] | None  # the label of each colour; None if masks contain labels
+    named: dict[Color, int]  # the label of each colour that one class alone has in the table of classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,23 +41,27 @@ def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:
         raise DataError(f"{raw}: not found. Put or link the folder with your images and masks there.")
     classes = read_classes(raw / options.classes)
     kept = [label for label in sorted(classes.names) if label not in (*options.ignore, *options.map)]
-    if not 1 <= len(kept) <= IGNORE:
-        raise DataError(f"{classes.path}: {len(kept)} classes remain without ignore and map, expected 1 to {IGNORE}")
+    if not 2 <= len(kept) <= IGNORE:
+        raise DataError(
+            f"{classes.path}: {len(kept)} classes remain without ignore and map, expected 2 to {IGNORE}: a network of "
+            "one class has nothing to decide. The background can be a class."
+        )
     table = make_table(options, kept, classes)
     colors = color_table(classes) if options.masks_are == "colors" else None
+    once = [color for color in classes.colors.values() if list(classes.colors.values()).count(color) == 1]
+    named = {color: label for label, color in classes.colors.items() if color in once}
     samples: dict[str, list[RawSample]] = {}
     problems: list[str] = []
     for split in splits:
         pairs, odd = listed_pairs(raw, options, split) if options.pairs else paired_files(raw, options, split)
         problems += odd
         samples[split] = [
-            FolderSample(id=name, image=raw / image, mask=raw / mask, table=table, colors=colors)
+            FolderSample(id=name, image=raw / image, mask=raw / mask, table=table, colors=colors, named=named)
             for name, (image, mask) in sorted(pairs.items())
         ]
     if problems:
-        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         title = f"{raw}: {len(problems)} problems in pairing images and masks:"
-        raise DataError("\n  ".join([title, *problems[:SHOWN], *more]))
+        raise DataError("\n  ".join([title, *grouped(problems)]))
     palette = tuple(classes.colors[label] for label in kept) if classes.colors else default_palette(len(kept))
     return Layout(classes=tuple(classes.names[label] for label in kept), palette=palette, samples=samples)
 
@@ -76,10 +77,19 @@ def load_image(sample: RawSample) -> Bytes:
 
 
 def load_mask(sample: RawSample) -> Mask:
-    """The mask (H, W)."""
+    """The mask (H, W). Raises MaskModeError for an index whose colour is that of another class."""
     assert isinstance(sample, FolderSample)
-    labels = read_labels(sample.mask) if sample.colors is None else read_colors(sample.mask, sample.colors)
-    return to_train_ids(labels, sample.table, sample.mask)
+    if sample.colors is not None:
+        return to_train_ids(read_colors(sample.mask, sample.colors), sample.table, sample.mask)
+    labels, colors = read_indexed(sample.mask, sample.table)
+    for label, color in colors.items():
+        if sample.named.get(color, label) != label:
+            raise MaskModeError(
+                f"{sample.mask}: index {label} of its palette has the colour {color} of the class "
+                f"{sample.named[color]}. If the colours are right, set masks_are: colors, else save it in mode L.",
+                (labels.shape[0], labels.shape[1]),
+            )
+    return to_train_ids(labels, sample.table, sample.mask)._replace(colors=colors)
 
 
 def read_classes(path: Path) -> Classes:
@@ -90,6 +100,8 @@ def read_classes(path: Path) -> Classes:
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
+        if len(words) > 2 and re.fullmatch("#[0-9a-fA-F]{6}", words[-1]):
+            words[-1:] = (str(channel) for channel in bytes.fromhex(words[-1][1:]))
         last = words[-3:] if len(words) > 4 and all(word.isdecimal() for word in words[-3:]) else []
         label, name = words[0], " ".join(words[1 : len(words) - len(last)])
         if not name or not name.isprintable() or not all(w.isdecimal() and int(w) < 256 for w in (label, *last)):
@@ -131,63 +143,6 @@ def color_table(classes: Classes) -> dict[Color, int]:
                 f"{classes.path}: {classes.names[label]!r} and {classes.names[table[color]]!r} have the same colour"
             )
     return table
-
-
-def listed_pairs(raw: Path, options: FolderOptions, split: str) -> tuple[Pairs, list[str]]:
-    """The pairs in the list of `split`, and the problems of its lines. The files may be missing."""
-    path = raw / (options.pairs or "").replace("{split}", split)
-    pairs: Pairs = {}
-    problems: list[str] = []
-    for number, line in enumerate(read_lines(path, "image mask"), start=1):
-        words = [word.strip() for word in line.split("\t")] if "\t" in line else line.split()
-        if not words:
-            continue
-        name = Path(words[0]).with_suffix("").as_posix() if words[0] else ""
-        if len(words) != 2 or not all(word and word.isprintable() for word in words):
-            problems.append(f"{path}:{number}: got {line!r}, expected `image mask`, with a tab if a path has spaces")
-        elif name in pairs:
-            problems.append(f"{path}:{number}: the image {name} is already listed above")
-        else:
-            pairs[name] = (Path(words[0]), Path(words[1]))
-    return pairs, problems
-
-
-def paired_files(raw: Path, options: FolderOptions, split: str) -> tuple[Pairs, list[str]]:
-    """The images and masks of `split` with equal names, and the problems of all others."""
-    problems: list[str] = []
-    masks = find_files(raw, options.masks or "", split, problems)
-    images = find_files(raw, options.images or "", split, problems, other=set(masks.values()))
-    problems += [f"{raw / images[name]}: no mask of this name" for name in sorted(images.keys() - masks.keys())]
-    problems += [f"{raw / masks[name]}: no image of this name" for name in sorted(masks.keys() - images.keys())]
-    both = images.keys() & masks.keys()
-    return {images[name].with_suffix("").as_posix(): (images[name], masks[name]) for name in both}, problems
-
-
-def find_files(
-    raw: Path, pattern: str, split: str, problems: list[str], other: frozenset[Path] | set[Path] = frozenset()
-) -> dict[str, Path]:
-    """Name -> path below `raw` of the images that match `pattern` and are not in `other`. Adds to `problems`."""
-    pattern = pattern.replace("{split}", split)
-    folder, file = pattern.rsplit("/", 1) if "{name}" in pattern else (pattern, "{name}")
-    start, end = file.split("{name}")
-    if not (raw / folder).is_dir():
-        raise DataError(f"{raw / folder}: not found. This is where folder.images or folder.masks looks for {split!r}.")
-    found: dict[str, Path] = {}
-    for path in sorted((raw / folder).iterdir()):
-        text = path.name if end.lower().endswith(PICTURES) else path.stem
-        relative = path.relative_to(raw)
-        if path.name.startswith(".") or path.suffix.lower() not in PICTURES or relative in other:
-            continue
-        if not (text.startswith(start) and text.endswith(end) and len(text) > len(start) + len(end)):
-            continue
-        name = text[len(start) : len(text) - len(end)]
-        if not name.isprintable():
-            problems.append(f"{raw / folder}: the file name {path.name!a} cannot be printed. Rename the file.")
-        elif name in found:
-            problems.append(f"{path}: {found[name].name} has the same name. Remove or rename one of them.")
-        else:
-            found[name] = relative
-    return found
 
 
 def default_palette(count: int) -> tuple[Color, ...]:

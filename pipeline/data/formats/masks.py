@@ -1,6 +1,5 @@
 """Read mask files as arrays of train ids. Every problem of a file is a DataError that names it."""
 
-import io
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,16 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from deeplab.decode import read_content
+from deeplab.decode import check_pages, check_pixels, open_picture, quiet, read_content
 from deeplab.errors import DataError, LabelError, MaskModeError
 from deeplab.histogram import histogram
-from deeplab.store import Bytes, Color
+from deeplab.store import IGNORE, Bytes, Color
 from pipeline.data.formats.base import Mask
 
 if TYPE_CHECKING:
     from PIL import Image
 
-KINDS = ("PNG", "BMP", "TIFF", "GIF", "JPEG", "WEBP")  # Pillow reads more: for EPS it would start Ghostscript
 TILE = 256  # side of a tile whose colours are looked up at once: a whole image would take 30 bytes per pixel
 LabelTable = NDArray[np.int16]  # (256,): a file's label -> train id, -1 for a label that the data set does not have
 
@@ -28,16 +26,69 @@ COLORED = (
 
 
 def read_labels(path: Path) -> Bytes:
-    """The labels (H, W) in the mask `path`: of a palette the indices, never the colours."""
-    picture = read_picture(path)
-    if picture.mode not in ("P", "L"):
+    """The labels (H, W) in the mask `path`: of a palette the indices, never the colours.
+
+    Any mode that holds one number per pixel will do, such as 1, 16 or 32 bits, grey with an opaque alpha channel, and
+    RGB of three equal channels. Raises MaskModeError for colours and LabelError for a number beyond 0..255.
+    """
+    return labels_in(path, read_picture(path))
+
+
+def labels_in(path: Path, picture: "Image.Image") -> Bytes:
+    """The labels (H, W) of a decoded mask."""
+    if picture.mode in ("L", "P"):
+        return np.asarray(picture)
+    bands = picture.getbands()
+    values = np.atleast_3d(np.asarray(picture))
+    shape = (picture.height, picture.width)
+    if bands[-1] in ("A", "a") and len(bands) > 1:
+        if (values[..., -1] != 255).any():
+            raise MaskModeError(
+                f"{path}: a mask with transparent pixels (mode {picture.mode}), whose labels are unclear. Save it "
+                "without an alpha channel.",
+                shape,
+            )
+        values = values[..., :-1]
+    numbers = values[..., 0]
+    if picture.mode in ("CMYK", "YCbCr", "LAB", "HSV") or (values != numbers[..., None]).any():
         raise MaskModeError(
-            f"{path}: a picture of mode {picture.mode}, expected a mask with one 8-bit label per pixel (mode P or L). "
-            + (COLORED if picture.mode.startswith("RGB") else "Save its labels with 8 bits per pixel."),
-            shape=(picture.height, picture.width),
+            f"{path}: a picture of mode {picture.mode}, expected a mask with one label per pixel. {COLORED}", shape
         )
-    labels: Bytes = np.asarray(picture)
+    with np.errstate(invalid="ignore"):  # of NaN
+        labels: Bytes = numbers.astype(np.uint8)
+    if (odd := labels != numbers).any():
+        row, column = divmod(int(odd.argmax()), shape[1])
+        raise LabelError(
+            f"{path}: label {numbers[row, column]} at row {row}, column {column} is not a whole number from 0 to 255 "
+            f"({int(odd.sum()):,} such pixels)",
+            shape,
+        )
     return labels
+
+
+def read_indexed(path: Path, table: LabelTable) -> tuple[Bytes, dict[int, Color]]:
+    """The labels (H, W) in the mask `path`, and of a palette the colour of each label that occurs.
+
+    Raises MaskModeError when indices and greys of the palette both are labels of `table`, but different ones: some
+    programs number the greys of a mask anew when they save it with a palette.
+    """
+    picture = read_picture(path)
+    labels = labels_in(path, picture)
+    if picture.mode not in ("P", "PA"):
+        return labels, {}
+    flat = picture.getpalette("RGB") or []
+    used = np.flatnonzero(histogram(labels)).tolist()
+    colors = {label: (*flat[3 * label : 3 * label + 3],) for label in used if 3 * label + 3 <= len(flat)}
+    greys = {label: red for label, (red, green, blue) in colors.items() if red == green == blue}
+    moved = [label for label, grey in greys.items() if grey != label]
+    legal = table >= 0
+    if moved and len(greys) == len(used) and legal[used].all() and legal[list(greys.values())].all():
+        raise MaskModeError(
+            f"{path}: index {moved[0]} of its palette is the grey {greys[moved[0]]}, and both are labels. Save it as "
+            "grey (mode L), which has one meaning.",
+            (picture.height, picture.width),
+        )
+    return labels, colors  # type: ignore[return-value]
 
 
 def read_colors(path: Path, labels: dict[Color, int]) -> Bytes:
@@ -75,17 +126,21 @@ def color_lookup(labels: tuple[tuple[Color, int], ...]) -> NDArray[np.int16]:
 
 
 def read_picture(path: Path) -> "Image.Image":
-    """The decoded mask `path`. Raises MaskModeError for JPEG and WebP, which blur labels, before decoding them."""
-    from PIL import Image
+    """The decoded mask `path`, upright. Raises MaskModeError for JPEG and WebP, which blur labels."""
+    from PIL import ImageOps
 
     content = read_content(path)
     try:
-        picture = Image.open(io.BytesIO(content), formats=KINDS)
-        blurred = picture.format in ("JPEG", "WEBP")
+        picture = open_picture(content)
+        check_pixels(path, picture.height, picture.width)
+        blurred = picture.format in ("JPEG", "MPO", "WEBP")
         if not blurred:
-            picture.verify()  # the checksums of a PNG, which decoding does not check
-            picture = Image.open(io.BytesIO(content), formats=KINDS)
-            picture.load()
+            check_pages(path, content)
+            with quiet():
+                picture.verify()  # the checksums of a PNG, which decoding does not check
+                picture = ImageOps.exif_transpose(open_picture(content))  # as images are
+    except DataError:
+        raise
     except Exception as error:  # noqa: BLE001  Pillow raises nearly anything for a broken file
         raise DataError(f"{path}: not a readable mask, or cut short ({type(error).__name__})") from None
     if blurred:
@@ -111,7 +166,8 @@ def to_train_ids(labels: Bytes, table: LabelTable, path: Path) -> Mask:
         row, column = divmod(int((table[labels] < 0).argmax()), width)
         raise LabelError(
             f"{path}: label {labels[row, column]} at row {row}, column {column} is out of range, expected "
-            f"{legal_labels(table)} ({unknown:,} such pixels)",
+            f"{legal_labels(table)} ({unknown:,} such pixels)"
+            + ("" if counts[1:IGNORE].any() else ". Masks in black and white are colours: masks_are: colors"),
             shape=(height, width),
         )
     ids = table.astype(np.uint8)
