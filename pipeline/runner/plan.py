@@ -1,7 +1,7 @@
 """What would run, why, and what it costs.
 
-Hours, memory and disk come from trainings of the same network and batch on the same kind of device. Without one they
-are unknown: the plan measures nothing and guesses nothing.
+Hours, memory and disk come from trainings of the same network and batch on the same kind of device, or else from its
+page in reports/benchmarks. Without one they are unknown: the plan measures nothing and guesses nothing.
 """
 
 import json
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from textwrap import shorten
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from deeplab.config import Cell
 from pipeline.files import readable
@@ -19,12 +19,8 @@ from pipeline.settings.params import Params
 from pipeline.settings.places import Places
 from pipeline.settings.stage_names import kind_and_name
 from pipeline.training.facts import Facts, flat_settings, read_run
+from pipeline.training.speeds import Speed, pace, pace_of_cell, read_speeds
 
-# The settings that decide how fast a network trains.
-PACE = (
-    "backbone", "output_stride", "aspp_channels", "projection_kernel", "auxiliary_channels", "crop", "batch_size",
-    "precision", "tf32", "compile", "threads", "deterministic",
-)  # fmt: skip
 Number = TypeVar("Number", int, float)
 WHY = 70  # letters of a reason that the text shows
 HEADS = ("stage", "why", "iterations", "hours", "disk GB", "memory GB", "missing")
@@ -63,6 +59,7 @@ def plan(params: Params, reasons: Mapping[str, str], places: Places = Places()) 
     """A line for each stage of `reasons`, which maps it to why it would run."""
     device = this_device()
     measured, weights = read_measurements(places, device), weights_at_hand(places)
+    benchmarks = read_speeds(places.benchmarks, device)
     lines = []
     for stage, why in reasons.items():
         kind, name = kind_and_name(stage)
@@ -71,23 +68,26 @@ def plan(params: Params, reasons: Mapping[str, str], places: Places = Places()) 
             cell = params.cell(name)
             missing = tuple(find_missing(params, places, cell, weights))
             images = count_images(params, places, cell.dataset)
-            cost = cost_of(params, cell, images, measured.get(pace(flat_settings(cell, 0))), missing)
+            settings = flat_settings(cell, 0)
+            like = measured.get(pace(settings)) or benchmarks.get(pace_of_cell(settings))
+            cost = cost_of(params, cell, images, like, missing)
         lines.append(Line(stage=stage, why=why, cost=cost))
     return Plan(device=device, to_run=tuple(lines))
 
 
-def cost_of(params: Params, cell: Cell, images: int, like: Facts | None, missing: tuple[str, ...]) -> Cost:
-    """The cost of a cell with `images` in an epoch; `like` is a training of the same pace."""
+def cost_of(params: Params, cell: Cell, images: int, like: Facts | Speed | None, missing: tuple[str, ...]) -> Cost:
+    """The cost of a cell with `images` in an epoch; `like` is a training, or a row of a benchmark, of the same pace."""
     seeds, batch = len(params.seeds), cell.recipe.batch_size
     iterations = cell.recipe.epochs * (images // batch) * seeds
     speed = like.images_per_second if like else None
-    gpus = 1 if like and like.device == "cpu" else params.runtime.gpus_per_cell
+    # A benchmark is of one device.
+    gpus = params.runtime.gpus_per_cell if isinstance(like, Facts) and like.device != "cpu" else 1
     return Cost(
         iterations=iterations,
         images_per_second=speed,
         hours=gpus * iterations * batch / speed / 3600 if speed else None,
         disk=4 * like.parameters * (5 + 2 * seeds) if like and like.parameters else None,
-        memory=like.peak_memory if like else None,
+        memory=like.peak_memory or None if like else None,
         missing=missing,
     )
 
@@ -111,11 +111,6 @@ def read_measurements(places: Places, device: str) -> dict[str, Facts]:
                 found.setdefault(pace(facts.settings), []).append((facts.images_per_second, facts))
     middle = {key: sorted(group, key=lambda pair: pair[0])[(len(group) - 1) // 2] for key, group in found.items()}
     return {key: facts for key, (_, facts) in middle.items()}
-
-
-def pace(settings: Mapping[str, Any]) -> str:
-    """What trainings of the same speed have in common."""
-    return json.dumps([settings.get(key) or None for key in PACE])  # facts of older versions lack what is off
 
 
 def find_missing(params: Params, places: Places, cell: Cell, weights: set[str]) -> Iterator[str]:
