@@ -47,7 +47,7 @@ def visible() -> tuple[int, str]:
         if torch.cuda.is_available():
             return torch.cuda.device_count(), ""
         try:
-            torch.cuda.init()
+            torch.cuda.init()  # type: ignore[no-untyped-call]
         except (RuntimeError, AssertionError) as error:  # the latter in a torch without CUDA
             return 0, str(error).partition(". ")[0].rstrip(".")
     return 0, "none is visible"
