@@ -20,6 +20,7 @@ class Setting:
     """`small` is for a look at the code on a CPU: tiny networks and batches, in fp32."""
 
     out: Path
+    work: Path  # for projects, which are thrown away
     name: str  # of the device, as runtime.device
     small: bool
     camvid: Path | None
@@ -56,7 +57,7 @@ class Setting:
 
     def rounds(self, count: int) -> int:
         """How often something is timed."""
-        return 2 if self.small else count
+        return 1 if self.small else count
 
     def peak(self, precision: str) -> float | None:
         """The data sheet's TFLOP/s; None for a device that is not listed."""

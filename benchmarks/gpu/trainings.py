@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -54,10 +53,11 @@ def resume(setting: Setting) -> None:
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     steps = [int(path.name.split("-")[1]) for path in kept(broken, cell)]
-    time.sleep(2)
+    time.sleep(1)
     left = subprocess.run(["pgrep", "-g", str(killed.pid)], capture_output=True, check=False).stdout.split()
     stage(broken, "train", cell)
-    rows = [list(csv.DictReader(places.history(cell).open(encoding="utf-8"))) for places in (whole, broken)]
+    histories = [places.history(cell).read_text(encoding="utf-8").splitlines() for places in (whole, broken)]
+    rows = [list(csv.DictReader(lines)) for lines in histories]
     plain = [[(row["step"], row["train/lr"]) for row in history] for history in rows]
     losses = [[float(row["train/loss"]) for row in history] for history in rows]
     apart = max(abs(one - other) / max(one, 1e-9) for one, other in zip(*losses, strict=True))
@@ -77,16 +77,19 @@ def project(setting: Setting, name: str, short: bool = False) -> Places:
     """A project with CamVid, or with shapes, prepared. `short` is for a training that is broken on purpose: few epochs,
     a checkpoint as often as possible, deterministic kernels.
     """
-    places, dataset = Places(Path(tempfile.gettempdir()) / f"gpu-{os.getppid()}-{name}"), "shapes"
-    places.root.mkdir(exist_ok=True)
+    dataset = "camvid" if setting.camvid else "shapes"
+    places = Places(setting.work / name)
+    places.root.mkdir(parents=True, exist_ok=True)
     params = read_yaml(setting.root / ("examples/camvid/params.yaml" if setting.camvid else "params.yaml"))
-    if setting.camvid:
-        dataset = "camvid"
-        places.raw(dataset).parent.mkdir(parents=True, exist_ok=True)
-        if not places.raw(dataset).exists():
-            places.raw(dataset).symlink_to(setting.camvid.resolve())
     adapt(params, dataset, setting, short)
     places.params.write_text(json.dumps(params), encoding="utf-8")  # JSON is YAML
+    shared = setting.work / dataset  # its data is prepared once
+    shared.mkdir(exist_ok=True)
+    if not places.data.exists():
+        places.data.symlink_to(shared)
+    if setting.camvid and not places.raw(dataset).exists():
+        places.raw(dataset).parent.mkdir(exist_ok=True)
+        places.raw(dataset).symlink_to(setting.camvid.resolve())
     if not places.manifest(dataset).exists():
         stage(places, "prepare", dataset)
     shutil.rmtree(places.runs, ignore_errors=True)
@@ -125,5 +128,6 @@ def command(kind: str, name: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """That of this process; the runs of a benchmark are nobody's results."""
-    return {**os.environ, "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
+    """That of this process, with the code of this checkout; the runs of a benchmark are nobody's results."""
+    path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
