@@ -82,7 +82,7 @@ def test_a_training_that_was_killed_is_compared_with_an_unbroken_one(setting, mo
     trainings.resume(setting)
     (found,) = setting.results.read("resume")
     assert found["killed_at_checkpoints"] == [0]
-    assert found["processes_left"] == 0
+    assert found["seconds_until_workers_end"] < trainings.ORPHANS
     assert found["steps_and_rates_equal"]
     assert found["largest_relative_difference_of_a_loss"] == 0
     assert found["weights_equal_to_the_bit"] is same

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.setting import Setting
+from pipeline.process import members
 from pipeline.settings.places import Places
 from pipeline.settings.yaml import read_yaml
 from pipeline.training.provenance import file_sha256
 
 CAMVID = ("camvid_resnet50_os8", "camvid_resnet18_os8", "camvid_resnet101_os8", "camvid_resnet50_os16")
+ORPHANS = 20.0  # seconds that processes of a killed training may live
 PATIENCE = 60.0  # seconds until the first checkpoint of a training that is to be killed
 
 
@@ -53,8 +55,10 @@ def resume(setting: Setting) -> None:
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     steps = [int(path.name.split("-")[1]) for path in kept(broken, cell)]
-    time.sleep(1)
-    left = subprocess.run(["pgrep", "-g", str(killed.pid)], capture_output=True, check=False).stdout.split()
+    began = time.monotonic()
+    while members(killed.pid) and time.monotonic() < began + ORPHANS:
+        time.sleep(0.05)
+    alone = round(time.monotonic() - began, 1)
     stage(broken, "train", cell)
     histories = [places.history(cell).read_text(encoding="utf-8").splitlines() for places in (whole, broken)]
     rows = [list(csv.DictReader(lines)) for lines in histories]
@@ -63,7 +67,7 @@ def resume(setting: Setting) -> None:
     apart = max(abs(one - other) / max(one, 1e-9) for one, other in zip(*losses, strict=True))
     hashes = [file_sha256(places.weights(cell) / "seed0.safetensors") for places in (whole, broken)]
     setting.results.add(
-        "resume", killed_at_checkpoints=steps, processes_left=len(left), steps_and_rates_equal=plain[0] == plain[1],
+        "resume", killed_at_checkpoints=steps, seconds_until_workers_end=alone, steps_and_rates_equal=plain[0] == plain[1],
         largest_relative_difference_of_a_loss=apart, weights_equal_to_the_bit=hashes[0] == hashes[1],
     )  # fmt: skip
 
