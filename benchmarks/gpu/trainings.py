@@ -67,7 +67,8 @@ def resume(setting: Setting) -> None:
     apart = max(abs(one - other) / max(one, 1e-9) for one, other in zip(*losses, strict=True))
     hashes = [file_sha256(places.weights(cell) / "seed0.safetensors") for places in (whole, broken)]
     setting.results.add(
-        "resume", killed_at_checkpoints=steps, seconds_until_workers_end=alone, steps_and_rates_equal=plain[0] == plain[1],
+        "resume", killed_at_checkpoints=steps, seconds_until_workers_end=alone,
+        steps_and_rates_equal=plain[0] == plain[1],
         largest_relative_difference_of_a_loss=apart, weights_equal_to_the_bit=hashes[0] == hashes[1],
     )  # fmt: skip
 
