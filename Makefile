@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE  # without compiled files each stage starts twi
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help demo test test-faults test-ray test-slurm test-wheel check audit ui pins clean
+.PHONY: help demo test test-faults test-ray test-slurm test-wheel check audit gpu ui pins clean
 
 demo: .venv/ready  ## train four small networks on synthetic shapes and fill the table "Demo" (3 minutes)
 	grid run readme@shapes
@@ -52,6 +52,9 @@ test-wheel: .venv/ready  ## build the wheel and fill the table of a new project 
 
 audit: .venv/ready  ## write docs/dependency-audit.md: what is known about the pinned packages
 	python -m benchmarks.audit
+
+gpu: .venv/ready  ## measure this machine's GPU: reports/benchmarks/<device>.md (9 minutes; CAMVID=FOLDER trains on CamVid)
+	python -m benchmarks.gpu --out runs/.gpu --minutes 9 $(if $(CAMVID),--camvid $(CAMVID))
 
 ui: .venv/ready mlflow.db  ## compare the runs in MLflow, on this machine only; PORT=5001 for another port
 	grid ui --port $(PORT)

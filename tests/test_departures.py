@@ -1,9 +1,14 @@
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from pipeline.settings.params import load_params
 from pipeline.settings.published import PUBLISHED, departs, departures
+from pipeline.settings.yaml import read_yaml
 from tests.tiny import tiny_cell
 
 CELLS = load_params().cells
@@ -46,3 +51,16 @@ def test_several_departures_are_one_text():
 def test_a_data_set_without_a_published_recipe_has_nothing_to_depart_from():
     assert departures(tiny_cell()) == ()
     assert departures(CELLS["shapes_resnet18_os8"]) == ()
+
+
+def test_the_lines_for_a_gpu_in_the_docs_are_read_and_depart_in_their_precision_alone(tmp_path):
+    root = Path(__file__).parents[1]
+    params = read_yaml(root / "params.yaml")
+    lines = re.findall(r"^    (train|runtime): +\{(.*)\}$", (root / "docs/training.md").read_text(), re.MULTILINE)
+    for section, text in lines:
+        params[section].update(YAML(typ="safe").load(f"{{{text}}}"))
+    assert [section for section, _ in lines] == ["train", "runtime"]
+    (tmp_path / "params.yaml").write_text(json.dumps(params))
+    found = load_params(tmp_path / "params.yaml")
+    assert {departs(cell) for name, cell in found.cells.items() if "shapes" not in name} == {"precision bf16"}
+    assert (found.runtime.workers, found.cell("voc_resnet50_os8").train.compile) == (4, True)

@@ -67,6 +67,36 @@ def test_deterministic_kernels_are_neither_fast_and_loose_nor_chosen_by_time(wan
     assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None) == (":4096:8" if wanted else None)
 
 
+def refuse(reason):
+    def init():
+        raise RuntimeError(reason)
+
+    return init
+
+
+OLD = "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by ..."
+NONE = "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver from ..."
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda", "cuda:0"])
+def test_a_driver_that_is_too_old_is_named_and_not_answered_by_the_cpu(gpus, monkeypatch, name):
+    gpus(0)
+    monkeypatch.setattr(torch.cuda, "init", refuse(OLD))
+    match = rf"runtime.device: got '{name}', but The NVIDIA driver .* too old \(found version 11040\). Install a newer driver, or say cpu"
+    with pytest.raises(ParamsError, match=match):
+        select_device(name)
+    assert select_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize(("name", "count"), [("cuda", 0), ("cuda:9", 1)])
+def test_a_gpu_that_is_not_there_is_one_line(gpus, monkeypatch, name, count):
+    gpus(count)
+    monkeypatch.setattr(torch.cuda, "init", refuse(NONE))
+    known = "cpu, cuda, cuda:0" if count else r"cpu \(no GPU: Found no NVIDIA driver on your system\)"
+    with pytest.raises(ParamsError, match=f"runtime.device: got '{name}', expected one of auto, {known}$"):
+        select_device(name)
+
+
 def test_each_process_of_a_cell_has_a_gpu_of_its_own(gpus):
     gpus(2)
     assert [select_device("auto", 2, rank) for rank in (0, 1)] == [torch.device("cuda", rank) for rank in (0, 1)]

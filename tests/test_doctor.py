@@ -1,10 +1,16 @@
 """`grid doctor` on one machine: each check from two real processes."""
 
 import os
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from pipeline.cluster import doctor
+from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
 from tests.tiny import tiny_params
 
@@ -51,3 +57,63 @@ def test_a_second_process_that_does_not_answer_is_given_up(monkeypatch):
     monkeypatch.setattr(doctor, "PATIENCE", 0)
     with pytest.raises(OSError, match="no answer from a second process"), doctor.second_process() as call:
         call(os.getpid)
+
+
+@pytest.fixture
+def simulated(monkeypatch):
+    """A GPU whose memory is that of the CPU. `code` is what registering memory returns."""
+
+    def simulate(code=0, square=torch.square):
+        runtime = SimpleNamespace(cudaHostRegister=lambda *_: code, cudaHostUnregister=lambda _: None)
+        monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        monkeypatch.setattr(torch, "compile", lambda _: square)
+        monkeypatch.setattr(shutil, "which", lambda name: None if name == "nvidia-smi" else f"/usr/bin/{name}")
+
+    return simulate
+
+
+def test_a_gpu_is_tried_with_a_product_a_copy_and_a_compiled_function(simulated):
+    simulated()
+    assert "are right" in doctor.try_device("cpu")
+
+
+def test_memory_that_cannot_be_page_locked_is_a_doubt(simulated):
+    simulated(code=2)
+    with pytest.raises(doctor.DoubtError, match=r"not pinned \(CUDA error 2\): copies to the device are slower"):
+        doctor.try_device("cpu")
+
+
+def test_a_missing_compiler_is_a_doubt(simulated, monkeypatch):
+    simulated()
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(doctor.DoubtError, match="no C compiler .*, which train.compile needs. Install gcc"):
+        doctor.try_device("cpu")
+
+
+def test_what_a_gpu_gets_wrong_or_refuses_is_one_line(simulated):
+    simulated(square=torch.neg)
+    with pytest.raises(OSError, match="cpu: a compiled function gives wrong numbers"):
+        doctor.try_device("cpu")
+
+    def broken(_):
+        raise RuntimeError("CUDA error: no kernel image is available\nCompile with ...")
+
+    simulated(square=broken)
+    with pytest.raises(OSError, match="^cpu: CUDA error: no kernel image is available$"):
+        doctor.try_device("cpu")
+
+
+def test_a_visible_gpu_is_tried_in_a_second_process(places, monkeypatch):
+    @contextmanager
+    def same_process():
+        yield lambda job, *arguments: f"{job.__name__} {arguments}"
+
+    monkeypatch.setattr(doctor, "visible_gpus", lambda: ["0"])
+    monkeypatch.setattr(doctor, "find_slots", lambda *_: [{}])
+    monkeypatch.setattr(doctor, "second_process", same_process)
+    params = load_params(places.params)
+    said = "1 visible, 1 cells at a time"
+    assert doctor.check_gpus(params, "here", None) == said  # the device is the CPU
+    params = replace(params, runtime=replace(params.runtime, device="auto"))
+    assert doctor.check_gpus(params, "here", None) == f"{said}; try_device ('auto',)"

@@ -10,6 +10,7 @@ from pipeline.runner.estimate import train_flops
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
 from pipeline.training.facts import Facts, flat_settings, forward_flops
+from pipeline.training.speeds import Speed, pace_of_cell, page_of, write_speeds
 from tests.tiny import tiny_params
 
 
@@ -180,3 +181,32 @@ def test_a_prepared_store_is_counted_as_it_is(params, places):
     samples = [{"split": "train"}] * 9 + [{"split": "val"}]
     places.manifest("tiny").write_text(json.dumps({"samples": samples, "classes": ["a", "b"]}))
     assert cost(params, places).iterations == 2 * (9 // 4)
+
+
+def write_benchmark(params, places, **changes):
+    settings = {**flat_settings(params.cells["tiny_os8"], 0), **changes}
+    row = Speed("tiny_os8", "fp32", 4.0, 2_000_000_000, 1_000_000, pace_of_cell(settings))
+    write_speeds(page_of(places.benchmarks, "NVIDIA H100"), "NVIDIA H100", "Measured.", [row])
+
+
+def test_hours_come_from_the_benchmark_of_the_device_until_a_training_is_there(params, places, monkeypatch):
+    write_benchmark(params, places)
+    assert cost(params, places).hours is None  # on the CPU
+    monkeypatch.setattr(plan, "this_device", lambda: "NVIDIA H100")
+    found = cost(params, places)
+    assert found.hours == pytest.approx(6 * 4 / 4.0 / 3600)
+    assert (found.memory, found.disk) == (2_000_000_000, 4 * 1_000_000 * 7)
+    write_run(params, places, device="NVIDIA H100")
+    assert cost(params, places).images_per_second == 2.0
+
+
+@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"dataset": "other"}])
+def test_a_benchmark_of_something_else_is_not_used(params, places, monkeypatch, changes):
+    monkeypatch.setattr(plan, "this_device", lambda: "NVIDIA H100")
+    write_benchmark(params, places, **changes)
+    assert cost(params, places).hours is None
+
+
+def test_a_run_of_an_older_version_lacks_what_is_off(params, places):
+    write_run(params, places, deterministic=None)
+    assert cost(params, places).hours is not None

@@ -10,10 +10,11 @@ import shutil
 import sqlite3
 import urllib.request
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster.engines import ENGINES
 from pipeline.cluster.snapshot import cache_folder, committed
@@ -24,6 +25,9 @@ from pipeline.settings.params import Params, load_params
 from pipeline.settings.places import Places
 from pipeline.tracking.client import SQLITE, tracking_uri, without_password
 from pipeline.training.provenance import file_sha256
+
+if TYPE_CHECKING:
+    import torch
 
 SPACE = 5e9  # bytes free in the cache below which a grid is likely to fail
 PATIENCE = 60.0  # seconds that the second process has for an answer
@@ -102,10 +106,63 @@ def check_gpus(params: Params, on: str, address: str | None) -> str:
     """Raise an error when there are fewer GPUs than a cell needs."""
     runtime = params.runtime
     if on == "here":
-        slots = find_slots(None, runtime.device, 1, runtime.gpus_per_cell)
-        return f"{len(visible_gpus())} visible, {len(slots)} cells at a time"
+        gpus, slots = visible_gpus(), find_slots(None, runtime.device, 1, runtime.gpus_per_cell)
+        said = f"{len(gpus)} visible, {len(slots)} cells at a time"
+        if gpus and runtime.device != "cpu":
+            with second_process() as call:
+                said += f"; {call(try_device, runtime.device)}"
+        return said
     order = Order(params=runtime, stages=(), count=None, address=address, threads=1, logs=Places().logs, lock=None)
     return ENGINES[on](order).place
+
+
+def try_device(name: str) -> str:
+    """Use the GPU as a training does: a product, a copy from page-locked memory, a compiled function.
+
+    Raises OSError for what fails, DoubtError for what only some settings need.
+    """
+    import torch
+
+    from pipeline.training.device import select_device
+
+    device = select_device(name)
+    try:
+        ones = torch.ones(64, 64, device=device)
+        if float((ones @ ones).sum()) != 64**3:
+            raise OSError(f"{device}: a product of two matrices is wrong")
+        copy_from_ring(device)
+        require_compiler()
+        if not torch.equal(torch.compile(torch.square)(ones), ones):
+            raise OSError(f"{device}: a compiled function gives wrong numbers")
+    except RuntimeError as error:
+        raise OSError(f"{device}: {str(error).strip().partition(chr(10))[0]}") from None
+    return "a product, a page-locked copy and a compiled function are right"
+
+
+def copy_from_ring(device: "torch.device") -> None:
+    """Copy a batch from page-locked memory, as a step does. Raises OSError when it arrives changed."""
+    import numpy as np
+    import torch
+
+    from deeplab.ring import Ring, pinned
+
+    ring = Ring((((2**20,), np.uint8),), 1)
+    ring.slots[0][0][:] = 7
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            with pinned(ring.memory, wanted=True):
+                right = bool((torch.from_numpy(ring.slots[0][0]).to(device, non_blocking=True) == 7).all())
+        except UserWarning as warning:
+            raise DoubtError(f"{device}: {warning}") from None
+    if not right:
+        raise OSError(f"{device}: a copy from page-locked memory is wrong")
+
+
+def require_compiler() -> None:
+    """Raise DoubtError without a C compiler, which Triton calls for each kernel that torch.compile makes."""
+    if not any(shutil.which(name) for name in (os.environ.get("CC", "gcc"), "gcc", "clang")):
+        raise DoubtError("no C compiler (gcc, clang or $CC), which train.compile needs. Install gcc")
 
 
 def check_tracking(on: str) -> str:

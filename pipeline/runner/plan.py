@@ -1,7 +1,8 @@
 """What would run, why, and what it costs.
 
-Hours and memory come from trainings of the same network and batch on the same kind of device. Without one, hours are
-estimated (pipeline/runner/estimate.py) and memory is unknown. The plan measures nothing.
+Hours and memory come from trainings of the same network and batch on the same kind of device, or else from its page in
+reports/benchmarks. Without one, hours are estimated (pipeline/runner/estimate.py) and memory is unknown. The plan
+measures nothing.
 """
 
 import json
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from textwrap import shorten
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from deeplab.config import Cell
 from pipeline.files import readable
@@ -20,12 +21,8 @@ from pipeline.settings.params import Params
 from pipeline.settings.places import Places
 from pipeline.settings.stage_names import kind_and_name
 from pipeline.training.facts import Facts, flat_settings, read_run
+from pipeline.training.speeds import Speed, pace, pace_of_cell, read_speeds
 
-# The settings that decide how fast a network trains.
-PACE = (
-    "backbone", "output_stride", "aspp_channels", "projection_kernel", "auxiliary_channels", "crop", "batch_size",
-    "precision", "tf32", "compile", "threads", "deterministic",
-)  # fmt: skip
 Number = TypeVar("Number", int, float)
 WHY = 70  # letters of a reason that the text shows
 SLOW = ("download", "prepare")  # stages that have a row of their own beside the cells
@@ -65,6 +62,7 @@ def plan(params: Params, reasons: Mapping[str, str], places: Places = Places()) 
     """A line for each stage of `reasons`, which maps it to why it would run."""
     device = this_device()
     measured, weights = read_measurements(places, device), weights_at_hand(places)
+    benchmarks = read_speeds(places.benchmarks, device)
     lines = []
     for stage, why in reasons.items():
         kind, name = kind_and_name(stage)
@@ -73,7 +71,8 @@ def plan(params: Params, reasons: Mapping[str, str], places: Places = Places()) 
             cell = params.cell(name)
             missing = tuple(find_missing(params, places, cell, weights))
             images = count_images(params, places, cell.dataset)
-            like = measured.get(pace(flat_settings(cell, 0)))
+            settings = flat_settings(cell, 0)
+            like = measured.get(pace(settings)) or benchmarks.get(pace_of_cell(settings))
             speed = like.images_per_second if like else estimate.speed(cell, device, measured.values())
             cost = cost_of(params, cell, images, like, speed, missing)
         lines.append(Line(stage=stage, why=why, cost=cost))
@@ -81,14 +80,15 @@ def plan(params: Params, reasons: Mapping[str, str], places: Places = Places()) 
 
 
 def cost_of(
-    params: Params, cell: Cell, images: int, like: Facts | None, speed: float | None, missing: tuple[str, ...]
+    params: Params, cell: Cell, images: int, like: Facts | Speed | None, speed: float | None, missing: tuple[str, ...]
 ) -> Cost:
-    """The cost of a cell with `images` in an epoch, of which it trains `speed` a second; `like` is a training of the
-    same pace.
+    """The cost of a cell with `images` in an epoch, of which it trains `speed` a second; `like` is a training, or a row
+    of a benchmark, of the same pace.
     """
     seeds, batch = len(params.seeds), cell.recipe.batch_size
     iterations = cell.recipe.epochs * (images // batch) * seeds
-    gpus = params.runtime.gpus_per_cell if like and like.device != "cpu" else 1  # an estimate is for one
+    # A benchmark and an estimate are of one device.
+    gpus = params.runtime.gpus_per_cell if isinstance(like, Facts) and like.device != "cpu" else 1
     parameters = like.parameters if like else estimate.parameters(cell.model)
     return Cost(
         iterations=iterations,
@@ -96,7 +96,7 @@ def cost_of(
         hours=gpus * iterations * batch / speed / 3600 if speed else None,
         within=1 if like else estimate.WITHIN,
         disk=4 * parameters * (5 + 2 * seeds) if parameters else None,
-        memory=like.peak_memory if like else None,
+        memory=like.peak_memory or None if like else None,
         missing=missing,
     )
 
@@ -120,11 +120,6 @@ def read_measurements(places: Places, device: str) -> dict[str, Facts]:
                 found.setdefault(pace(facts.settings), []).append((facts.images_per_second, facts))
     middle = {key: sorted(group, key=lambda pair: pair[0])[(len(group) - 1) // 2] for key, group in found.items()}
     return {key: facts for key, (_, facts) in middle.items()}
-
-
-def pace(settings: Mapping[str, Any]) -> str:
-    """What trainings of the same speed have in common."""
-    return json.dumps([settings.get(key) or None for key in PACE])  # facts of older versions lack what is off
 
 
 def find_missing(params: Params, places: Places, cell: Cell, weights: set[str]) -> Iterator[str]:

@@ -111,6 +111,11 @@ class Places:
         return self.reports / "reference.csv"
 
     @property
+    def benchmarks(self) -> Path:
+        """The page of each device that was measured."""
+        return self.reports / "benchmarks"
+
+    @property
     def tables(self) -> Path:
         return self.reports / "tables"
 

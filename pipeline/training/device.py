@@ -1,6 +1,7 @@
 """The device and the arithmetic of torch."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,22 +17,40 @@ if TYPE_CHECKING:
 def select_device(name: str, processes: int = 1, local_rank: int = 0) -> "torch.device":
     """The device that runtime.device names, for one of the `processes` of a cell. auto is CUDA where available.
 
-    Raises ParamsError for a device that is missing or cannot be shared.
+    Raises ParamsError for a device that is missing or cannot be shared, and for a driver that is too old.
     """
     import torch
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count, why = visible()
+    if "too old" in why and name != "cpu":  # not for the CPU silently
+        raise ParamsError(f"{PARAMS}: runtime.device: got {name!r}, but {why}. Install a newer driver, or say cpu")
     if processes > 1:
         return shared_device(name, processes, local_rank, count)
     if name == "auto":
         name = "cuda" if count else "cpu"
     known = ["cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
     if name not in known:
-        raise ParamsError(f"{PARAMS}: runtime.device: got {name!r}, expected one of auto, {', '.join(known)}")
+        none = f" (no GPU: {why})" if why else ""
+        raise ParamsError(f"{PARAMS}: runtime.device: got {name!r}, expected one of auto, {', '.join(known)}{none}")
     device = torch.device(name)
     if device.index is not None:  # streams, events and page-locked memory are those of the current one
         torch.cuda.set_device(device)
     return device
+
+
+def visible() -> tuple[int, str]:
+    """How many GPUs torch can use and, when it is none, why."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of an old driver, and counts no GPU
+        if torch.cuda.is_available():
+            return torch.cuda.device_count(), ""
+        try:
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+        except (RuntimeError, AssertionError) as error:  # the latter in a torch without CUDA
+            return 0, str(error).partition(". ")[0].rstrip(".")
+    return 0, "none is visible"
 
 
 def shared_device(name: str, processes: int, local_rank: int, count: int) -> "torch.device":

@@ -1,0 +1,1 @@
+"""What this project does on a GPU, measured in one go: `python -m benchmarks.gpu --out DIR`."""
