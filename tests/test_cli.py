@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli
+from pipeline.__main__ import main
 from pipeline.cluster.engines import ENGINES
 from pipeline.predict.predict import tiling_of
 from pipeline.settings.places import Places
@@ -17,7 +18,7 @@ VERBS = list(cli.grid.commands)
 
 def call(*words, folder=ROOT):
     """The command in a process of its own, with the code of this repository."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pipeline.cli import main; main()"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pipeline.__main__ import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True, check=False, timeout=60
     )
@@ -27,7 +28,7 @@ def exit_of(monkeypatch, *words):
     """The exit code of the command in this process."""
     monkeypatch.setattr(sys, "argv", ["grid", *words])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        main()
     return end.value.code
 
 
@@ -35,7 +36,7 @@ def exit_of(monkeypatch, *words):
 def test_help_is_quick_and_imports_nothing_heavy(verb):
     code = (
         f"import sys, time; sys.argv = ['grid', {verb!r}, '--help']\n"
-        f"from pipeline.cli import main\n"
+        f"from pipeline.__main__ import main\n"
         f"try: main()\n"
         f"except SystemExit: pass\n"
         f"heavy = {{'torch', 'mlflow', 'pandas', 'numpy', 'cv2', 'dvc', 'matplotlib', 'timm'}} & set(sys.modules)\n"

@@ -107,7 +107,7 @@ def test_another_setting_is_tried_and_nothing_here_changes(places, folder, monke
     run("git", "add", "-A")
     run("git", "commit", "-qm", "start")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    grid = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pipeline.cli import main; main()"
+    grid = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pipeline.__main__ import main; main()"
     done = run(sys.executable, "-c", grid, "try", "tiny_os8", "lr=0.25", "multi_grid=[1,2,4]")
     head, score, last = done.stdout.splitlines()[-3:]
     assert head.split() == ["recorded", "tried"]

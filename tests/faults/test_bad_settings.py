@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli
+from pipeline.__main__ import start
 from pipeline.runner import run as runner
 from pipeline.settings.places import Places
 from pipeline.stages import readme
@@ -32,7 +32,7 @@ def edited(tmp_path, monkeypatch):
 def command(monkeypatch, *words):
     """Call `grid` as its user does."""
     monkeypatch.setattr(sys, "argv", ["grid", *words])
-    return outcome(cli.start)
+    return outcome(start)
 
 
 NAMES = [
