@@ -90,19 +90,20 @@ def try_step(network: nn.Module, joined: nn.Module, samples: Samples, cell: Cell
 
 
 def rehearse(network: nn.Module, joined: nn.Module, samples: Samples, cell: Cell, ranks: Ranks, where: str) -> None:
-    """`try_step`. When it does not fit into memory, half as many samples are tried and so on.
+    """`try_step`. When it does not fit into memory, half as many samples are tried and so on, in a single process.
 
     Raises SettingsError with the number of samples that fit.
     """
     size = len(samples[1])
-    for count in (size >> halved for halved in range(size.bit_length() - 1)):  # down to 2 or 3: one cannot be trained
+    halves = [size >> halved for halved in range(1, size.bit_length() - 1)]  # down to 2 or 3: one cannot be trained on
+    for count in (size, *halves):
         try:
             try_step(network, joined, (samples[0][:count], samples[1][:count]), cell, ranks, where)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             if ranks.world > 1:  # the others may have had enough, and wait
-                break
+                raise out_of_memory(cell, samples[1].device, ranks) from None
         else:
             if count == size:
                 return

@@ -33,9 +33,9 @@ def run(folder, split, network=None, pace=PACE, cell=None, **options):
     network = network or small()
     reports = []
     ranks = {"ranks": options.pop("ranks")} if "ranks" in options else {}
+    device = options.pop("device", torch.device("cpu"))
     job = Job(
-        network=network, split=split, cell=cell or tiny_cell(), seed=3, device=torch.device("cpu"), folder=folder,
-        pace=pace, **ranks,
+        network=network, split=split, cell=cell or tiny_cell(), seed=3, device=device, folder=folder, pace=pace, **ranks,
     )  # fmt: skip
     finished = fit(job, Watch(report=reports.append, **options))
     return finished, network.state_dict(), (folder / "history.csv").read_bytes(), reports

@@ -98,6 +98,12 @@ def test_the_command_runs_its_parts_in_processes_and_writes_summary_and_page(tmp
     assert not (tmp_path / "cpu.md").exists()  # no step was measured
 
 
+def test_the_process_that_starts_the_parts_never_imports_torch():
+    """An error of CUDA, or memory that ran out, would end it."""
+    code = "import sys, benchmarks.gpu.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
 def test_a_part_without_time_is_left_out_and_named(tmp_path):
     words = ["--out", str(tmp_path), "--device", "cpu", "--small", "--only", "train", "--minutes", "0.1"]
     subprocess.run([sys.executable, "-m", "benchmarks.gpu", *words], cwd=ROOT, check=True, capture_output=True)

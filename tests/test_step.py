@@ -9,7 +9,7 @@ from deeplab import step
 from deeplab.errors import NonFiniteError, SettingsError
 from deeplab.model import DeepLabV3
 from deeplab.monitor import Losses
-from deeplab.ranks import ALONE
+from deeplab.ranks import ALONE, Ranks
 from deeplab.step import build_optimizer, memory_explained, rehearse, set_rate, train_step, try_step
 from tests.fitting import small
 from tests.tiny import model_config, tiny_cell, train_config
@@ -145,11 +145,22 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(room, message):
         rehearse(network, network, draw(), tiny_cell(), ALONE, "here")
 
 
-def test_a_batch_that_fits_is_tried_once(monkeypatch):
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_batch_that_fits_is_tried_once(monkeypatch, size):
+    """One sample is the part of a process that shares a batch of two."""
     tried = []
     monkeypatch.setattr(step, "try_step", lambda *arguments: tried.append(len(arguments[2][1])))
-    rehearse(small(), small(), draw(), tiny_cell(), ALONE, "here")
-    assert tried == [4]
+    rehearse(small(), small(), [part[:size] for part in draw()], tiny_cell(), ALONE, "here")
+    assert tried == [size]
+
+
+def test_a_process_that_shares_a_batch_looks_for_no_smaller_one(monkeypatch):
+    """The others may have had enough memory, and wait for it."""
+    tried = []
+    monkeypatch.setattr(step, "try_step", lambda *arguments: tried.append(1) or too_much_on_a_gpu())
+    with pytest.raises(SettingsError, match="with 2 crops of 32x32 in fp32. Share"):
+        rehearse(small(), small(), draw(), tiny_cell(), Ranks(0, 2), "here")
+    assert tried == [1]
 
 
 def too_much_on_the_cpu():
