@@ -4,11 +4,11 @@ import csv
 import hashlib
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from deeplab.config import without_defaults
 from deeplab.counts import gather, write_counts
 from deeplab.metrics import score
 from pipeline.results.records import current_code
@@ -76,7 +76,7 @@ class Folder:
                 "cell": cell,
                 "dataset": "shapes",
                 "images": dict(zip(("train", "val"), images, strict=True)),
-                "protocols": {name: asdict(protocol) for name, protocol in params.protocols.items()},
+                "protocols": {name: without_defaults(protocol) for name, protocol in params.protocols.items()},
                 "seeds": {seed: dict.fromkeys(params.protocols, values) for seed, values in seeds.items()},
                 "fingerprint": self.fingerprint(cell),
                 "weights": {seed: self.weights(cell, int(seed)) for seed in seeds},

@@ -65,7 +65,8 @@ RUNS_AGAIN = {
     ),
     "tables": (
         "deeplab.intervals markdown pictures.charts results.model_card settings.links results.records results.scores "
-        "results.table settings.published stages.tables tracking.curves tracking.models tracking.runs tracking.sync"
+        "results.table settings.published stages.tables tracking.curves tracking.models tracking.runs tracking.sync "
+        "tracking.variants"
     ),
     "compare": (
         "deeplab.counts deeplab.decode deeplab.intervals deeplab.metrics deeplab.store results.records results.statistics "

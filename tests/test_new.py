@@ -222,7 +222,7 @@ def test_what_cannot_be_used_is_named(tmp_path):
         (lambda: cut(mask), f"{mask}: not a readable mask, or cut short"),
         (lambda: image.write_text("no picture"), f"{image}: not a readable image, or cut short"),
         (lambda: write(mask, size=(24, 40)), f"{mask}: 40x24, but {image} is 36x24. Give both the same size."),
-        (lambda: Image.fromarray(np.zeros((24, 36), np.uint16)).save(mask), f"{mask}: a picture of mode I;16, expected a mask"),
+        (lambda: Image.fromarray(np.full((24, 36), 300, np.uint16)).save(mask), f"{mask}: label 300"),
         (lambda: photo(mask), f"{mask}: 864 colours, expected one for each class. Is it a mask?"),
         (lambda: write(masks / "a-2.png"), f"{masks}: the names of a-2.png and a2.png look the same"),
     ]:  # fmt: skip

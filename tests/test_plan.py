@@ -191,7 +191,7 @@ def write_benchmark(params, places, **changes):
 
 def test_hours_come_from_the_benchmark_of_the_device_until_a_training_is_there(params, places, monkeypatch):
     write_benchmark(params, places)
-    assert cost(params, places).hours is None  # on the CPU
+    assert cost(params, places).within > 1  # on the CPU: an estimate
     monkeypatch.setattr(plan, "this_device", lambda: "NVIDIA H100")
     found = cost(params, places)
     assert found.hours == pytest.approx(6 * 4 / 4.0 / 3600)
@@ -204,7 +204,7 @@ def test_hours_come_from_the_benchmark_of_the_device_until_a_training_is_there(p
 def test_a_benchmark_of_something_else_is_not_used(params, places, monkeypatch, changes):
     monkeypatch.setattr(plan, "this_device", lambda: "NVIDIA H100")
     write_benchmark(params, places, **changes)
-    assert cost(params, places).hours is None
+    assert cost(params, places).hours is None  # no training is there to estimate from
 
 
 def test_a_run_of_an_older_version_lacks_what_is_off(params, places):

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deeplab.decode import read_size
+from deeplab.decode import orientation, read_size
 from deeplab.errors import DataError, SizeError
 from deeplab.histogram import histogram
 from deeplab.store import Color
 from pipeline.data.classes import Listed, find_list, read_list
-from pipeline.data.formats.masks import read_labels, read_picture
+from pipeline.data.formats.masks import labels_in, read_picture
 from pipeline.data.pairing import Found, find, listed_files
 from pipeline.errors import ParamsError
 from pipeline.process import cores
@@ -22,6 +22,7 @@ from pipeline.progress import shown
 from pipeline.settings.scaffold import Source
 
 MOST = 256  # labels or colours of a data set
+TRANSPOSED = 4  # EXIF orientations above it exchange the sides
 SHOWN = 3  # sizes that a report names
 NO_LABEL = re.compile(r"(?i)ignore|unlabel|void|unknown|don.?t.?care")
 BORDER: Color = (224, 224, 192)  # around the objects of PASCAL VOC, and of tools that write its form
@@ -142,10 +143,11 @@ def read_pair(pair: tuple[Path, Path]) -> tuple[str, tuple[int, int], dict[Value
     image, path = pair
     picture = read_picture(path)
     size = (picture.height, picture.width)
-    if (other := read_size(image)) != size:
+    stored = read_size(image)
+    if (other := stored[::-1] if orientation(image) > TRANSPOSED else stored) != size:
         raise SizeError(f"{path}: {size[1]}x{size[0]}, but {image} is {other[1]}x{other[0]}. Give both the same size.")
-    if picture.mode in ("P", "L"):
-        counts = histogram(np.asarray(picture))
+    if picture.mode not in ("1", "LA", "PA", "RGB", "RGBA"):
+        counts = histogram(labels_in(path, picture))
         palette = np.array(((picture.getpalette("RGB") or []) + [0] * 768)[:768]).reshape(256, 3).tolist()
         labels = np.flatnonzero(counts).tolist()
         has_palette = picture.mode == "P"
@@ -154,8 +156,6 @@ def read_pair(pair: tuple[Path, Path]) -> tuple[str, tuple[int, int], dict[Value
             size,
             {Value(label, tuple(palette[label]) if has_palette else None): int(counts[label]) for label in labels},
         )
-    if picture.mode not in ("1", "LA", "PA", "RGB", "RGBA"):
-        read_labels(path)  # says what is wrong with it
     rgb = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(np.int32)
     codes, totals = np.unique(rgb[:, 0] << 16 | rgb[:, 1] << 8 | rgb[:, 2], return_counts=True)
     if len(codes) > MOST:

@@ -177,7 +177,7 @@ def pack_one(kind: Format, files: PixelFiles, task: Task, packed: bool) -> Packe
     sample, expected = task.sample, task.size
     image, size, unreadable = attempt(kind.load_image, sample)
     of_image, turn = 0, orientation(sample.image)
-    fits = size is not None and sorted(size) == sorted(expected)
+    fits = size == expected or (turn > 4 and size == expected[::-1])  # 5 to 8 swap the sides
     if image is not None and fits:
         # Now, while it is in the processor's cache. If the mask is unusable there will be no store anyway.
         of_image = files.write_image(task.offset, image, packed)

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Final
 
-from deeplab.decode import read_image, read_size
 from deeplab.errors import DataError
-from deeplab.store import IGNORE, Bytes, Color
-from pipeline.data.formats.base import Layout, Mask, RawSample, pair_by_name, require
+from deeplab.store import IGNORE, Color
+from pipeline.data.formats.base import Layout, Mask, RawSample, image_of, image_size, pair_by_name, require
 from pipeline.data.formats.masks import label_table, read_labels, to_train_ids
 from pipeline.settings.params import pick
 from pipeline.settings.schema import DatasetConfig
@@ -15,6 +14,8 @@ HOLDS: Final = "ADEChallengeData2016"
 FOLDERS: Final = {"train": "training", "val": "validation"}
 CLASS_COUNT: Final = 150
 TABLE: Final = label_table({0: IGNORE} | {label: label - 1 for label in range(1, CLASS_COUNT + 1)})  # 0 is "other"
+
+size, load_image = image_size, image_of
 
 
 def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:  # noqa: ARG001
@@ -28,16 +29,6 @@ def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:  
         samples[split] = pair_by_name(images, masks, "*", ".jpg", ".png")
     classes = read_names(require(root / "objectInfo150.txt", raw, HOLDS))
     return Layout(classes=classes, palette=official_palette(), samples=samples)
-
-
-def size(sample: RawSample) -> tuple[int, int]:
-    """Height and width of the image."""
-    return read_size(sample.image)
-
-
-def load_image(sample: RawSample) -> Bytes:
-    """The image (H, W, 3)."""
-    return read_image(sample.image)
 
 
 def load_mask(sample: RawSample) -> Mask:

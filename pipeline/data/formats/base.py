@@ -10,6 +10,7 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deeplab.decode import read_image, read_size
 from deeplab.errors import DataError
 from deeplab.store import Bytes, Color
 from pipeline.settings.schema import DatasetConfig
@@ -71,6 +72,16 @@ class Format(Protocol):
     def load_mask(self, sample: RawSample, /) -> Mask:
         """The mask (H, W) of train ids, 255 ignored. Raises DataError with the file and its problem."""
         ...
+
+
+def image_size(sample: RawSample) -> tuple[int, int]:
+    """`size` of the formats whose images are files."""
+    return read_size(sample.image)
+
+
+def image_of(sample: RawSample) -> Bytes:
+    """`load_image` of the formats whose images are files."""
+    return read_image(sample.image)
 
 
 def require(path: Path, raw: Path, holds: str) -> Path:

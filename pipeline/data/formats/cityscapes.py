@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Final
 
-from deeplab.decode import read_image, read_size
-from deeplab.store import IGNORE, Bytes, Color
-from pipeline.data.formats.base import Layout, Mask, RawSample, pair_by_name, require
+from deeplab.store import IGNORE, Color
+from pipeline.data.formats.base import Layout, Mask, RawSample, image_of, image_size, pair_by_name, require
 from pipeline.data.formats.masks import label_table, read_labels, to_train_ids
 from pipeline.settings.params import pick
 from pipeline.settings.schema import DatasetConfig
@@ -40,6 +39,8 @@ TABLE: Final = label_table(
 HOLDS: Final = "leftImg8bit and gtFine"
 SPLITS: Final = ("train", "val")  # the labels of test are not published
 
+size, load_image = image_size, image_of
+
 
 def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:  # noqa: ARG001
     """All cities of each split."""
@@ -51,16 +52,6 @@ def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:  
         samples[split] = pair_by_name(images, masks, "*/*", "_leftImg8bit.png", "_gtFine_labelIds.png")
     names, _, palette = zip(*CLASSES, strict=True)
     return Layout(classes=names, palette=palette, samples=samples)
-
-
-def size(sample: RawSample) -> tuple[int, int]:
-    """Height and width of the image."""
-    return read_size(sample.image)
-
-
-def load_image(sample: RawSample) -> Bytes:
-    """The image (H, W, 3)."""
-    return read_image(sample.image)
 
 
 def load_mask(sample: RawSample) -> Mask:

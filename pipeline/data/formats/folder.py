@@ -5,14 +5,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from deeplab.decode import read_image, read_size
 from deeplab.errors import DataError, MaskModeError
-from deeplab.store import IGNORE, Bytes, Color
-from pipeline.data.formats.base import Layout, Mask, RawSample, grouped, read_lines
+from deeplab.store import IGNORE, Color
+from pipeline.data.formats.base import Layout, Mask, RawSample, grouped, image_of, image_size, read_lines
 from pipeline.data.formats.masks import LabelTable, label_table, read_colors, read_indexed, to_train_ids
 from pipeline.data.formats.pairs import listed_pairs, paired_files
 from pipeline.errors import ParamsError
 from pipeline.settings.schema import DatasetConfig, FolderOptions
+
+size, load_image = image_size, image_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +65,6 @@ def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:
         raise DataError("\n  ".join([title, *grouped(problems)]))
     palette = tuple(classes.colors[label] for label in kept) if classes.colors else default_palette(len(kept))
     return Layout(classes=tuple(classes.names[label] for label in kept), palette=palette, samples=samples)
-
-
-def size(sample: RawSample) -> tuple[int, int]:
-    """Height and width of the image."""
-    return read_size(sample.image)
-
-
-def load_image(sample: RawSample) -> Bytes:
-    """The image (H, W, 3)."""
-    return read_image(sample.image)
 
 
 def load_mask(sample: RawSample) -> Mask:

@@ -6,10 +6,10 @@ from typing import Final
 
 import numpy as np
 
-from deeplab.decode import read_content, read_image, read_size
+from deeplab.decode import read_content
 from deeplab.errors import DataError
 from deeplab.store import IGNORE, Bytes, Color
-from pipeline.data.formats.base import Layout, Mask, RawSample, read_ids, require
+from pipeline.data.formats.base import Layout, Mask, RawSample, image_of, image_size, read_ids, require
 from pipeline.data.formats.masks import label_table, read_labels, to_train_ids
 from pipeline.settings.params import pick
 from pipeline.settings.schema import DatasetConfig
@@ -28,6 +28,8 @@ PUBLISHED: Final = {
 
 TABLE: Final = label_table({label: label for label in (*range(len(CLASSES)), IGNORE)})
 
+size, load_image = image_size, image_of
+
 
 def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:
     """The splits in the lists of VOC and SBD. Raises DataError for a complete list that is not the published one."""
@@ -38,16 +40,6 @@ def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:
         if not config.allow_subset:
             check_list(raw, split, [sample.id for sample in samples[split]])
     return Layout(classes=CLASSES, palette=colormap(len(CLASSES)), samples=samples)
-
-
-def size(sample: RawSample) -> tuple[int, int]:
-    """Height and width of the image."""
-    return read_size(sample.image)
-
-
-def load_image(sample: RawSample) -> Bytes:
-    """The image (H, W, 3)."""
-    return read_image(sample.image)
 
 
 def load_mask(sample: RawSample) -> Mask:
