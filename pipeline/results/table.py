@@ -23,6 +23,7 @@ TITLES = {
     "resnet101": "ResNet101-7x7stem",
     "resnet50c": "ResNet50",
     "resnet101c": "ResNet101",
+    "tf_efficientnet_lite0": "EfficientNet-Lite0",
 }
 
 
