@@ -60,13 +60,13 @@ RUNS_AGAIN = {
     ),
     "evaluate": (
         "deeplab.backbone deeplab.counts deeplab.decode deeplab.inference deeplab.intervals deeplab.metrics deeplab.model "
-        "deeplab.precision deeplab.segmenter deeplab.store deeplab.transforms pictures.overlay pictures.panels "
+        "deeplab.precision deeplab.segmenter deeplab.store deeplab.transforms pictures.colors pictures.overlay pictures.panels "
         "results.records results.scores stages.evaluate training.device training.weights"
     ),
     "tables": (
-        "deeplab.intervals markdown pictures.charts results.model_card settings.links results.records results.scores "
-        "results.table settings.published stages.tables tracking.curves tracking.models tracking.runs tracking.sync "
-        "tracking.variants"
+        "deeplab.intervals markdown pictures.charts pictures.colors results.model_card settings.links results.records "
+        "results.scores results.table settings.published stages.tables tracking.curves tracking.models tracking.runs "
+        "tracking.sync tracking.variants"
     ),
     "compare": (
         "deeplab.counts deeplab.decode deeplab.intervals deeplab.metrics deeplab.store results.records results.statistics "
@@ -74,8 +74,9 @@ RUNS_AGAIN = {
     ),
     "readme": "results.readme stages.readme",
     "report": (
-        "deeplab.decode deeplab.store page.embedded page.html page.inputs page.layout page.plots page.predictions "
-        "page.sections page.verdicts pictures.charts pictures.overlay stages.report"
+        "deeplab.decode deeplab.store page.embedded page.html page.inputs page.layout page.predictions page.results "
+        "page.sections page.verdicts pictures.charts pictures.colors pictures.overlay results.records results.table "
+        "markdown settings.published stages.report"
     ),
 }
 MODULES = sorted(

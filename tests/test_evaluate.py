@@ -22,7 +22,8 @@ from deeplab.model import DeepLabV3
 from deeplab.store import Store
 from deeplab.store_writer import StoreWriter
 from pipeline.errors import ParamsError
-from pipeline.pictures.overlay import WRONG, comparison
+from pipeline.pictures.colors import WRONG
+from pipeline.pictures.panels import comparison
 from pipeline.results.scores import write_plots
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places

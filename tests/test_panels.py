@@ -13,6 +13,10 @@ from deeplab.inference import predict
 from deeplab.metrics import confusion_matrix, score
 from deeplab.model import DeepLabV3
 from deeplab.store import IGNORE, Store
+from pipeline.data.formats import ade20k, cityscapes, shapes, voc
+from pipeline.data.formats.folder import default_palette
+from pipeline.pictures.colors import COLORS, RIGHT, WRONG
+from pipeline.pictures.overlay import UNLABELLED
 from pipeline.pictures.panels import choose, image_score, image_scores, write_figures
 from tests.tiny import tiny_cell, write_store
 
@@ -80,3 +84,28 @@ def test_the_score_of_an_image_is_that_of_its_own_confusion_matrix():
     assert found[0] == pytest.approx(image_score(truth, predicted), abs=1e-6)
     assert np.isnan(found[1])
     assert image_score(np.full((2, 2), IGNORE, np.uint8), predicted[:2, :2]) is None
+
+
+def lab(colors):
+    """sRGB (N, 3) of 0..255 as CIELAB, where distances are those that a person sees."""
+    linear = np.asarray(colors) / 255
+    linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
+    xyz = linear @ np.array([[0.4124, 0.2126, 0.0193], [0.3576, 0.7152, 0.1192], [0.1805, 0.0722, 0.9505]])
+    x, y, z = np.moveaxis(np.cbrt(np.maximum(xyz / [0.9505, 1, 1.089], 0.008856)), -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+def test_the_colours_of_cells_and_errors_differ_from_each_other_and_from_those_of_all_classes():
+    """2 to 3 is the least that a person sees. ADE20k has 150 colours, which leave less room."""
+    own = lab([RIGHT, WRONG, UNLABELLED, *(tuple(bytes.fromhex(color[1:])) for color in COLORS)])
+    between = np.linalg.norm(own[:, None] - own, axis=-1) + 1000 * np.eye(len(own))
+    assert between.min() > 20
+    several = [
+        *shapes.PALETTE.values(),
+        *voc.colormap(21),
+        *(row[2] for row in cityscapes.CLASSES),
+        *default_palette(20),
+    ]
+    for palette, least in ((several, 18), (ade20k.official_palette(), 13)):
+        marks = np.delete(own, 2, axis=0)  # white means "not labelled" everywhere
+        assert np.linalg.norm(marks[:, None] - lab(palette), axis=-1).min() > least

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from pipeline.page.html import table
 from pipeline.page.inputs import read_pages
-from pipeline.pictures.charts import COLORS
+from pipeline.pictures.colors import COLORS
+from pipeline.results.records import Row
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
 from pipeline.stages import report
@@ -134,13 +135,93 @@ def test_every_published_cell_has_one_number_to_be_compared_with():
     assert set(primary["source"]) == {"sssegmentation"}
 
 
-def test_the_demo_stands_apart_and_has_no_published_number(whole):
+def test_what_is_measured_comes_first_and_the_rest_is_folded(grid, whole):
+    """And a data set without published numbers is compared with none."""
     text = words(parsed(whole[1]))
-    order = [text.index(title) for title in ("Results beside", "Other data sets", "Results on Demo")]
-    assert order == sorted(order)
-    after = text[order[1] : text.index("in detail")]
-    assert "reproduced" not in after
-    assert "below" not in after
+    titles = [text.index(f"Results on {title}") for title in ("PASCAL VOC", "ADE20k", "CityScapes", "Demo")]
+    assert titles == sorted(titles)
+    demo = text[titles[-1] :]
+    assert "reproduced" not in demo
+    assert "below" not in demo
+    grid.table("voc", [Row(results=(), **not_measured) for not_measured in rows_of(grid, "voc")])
+    tree = parsed(page(grid))
+    (folded,) = [each for each in tree.iter() if each.get("id") == "not-measured"]
+    assert [each.get("open") is None for each in elements(folded, "details")][:1] == [False]  # nothing else to see
+    assert "voc_resnet50_os8" in words(folded)
+
+
+def rows_of(grid: FakeGrid, dataset: str) -> list[dict[str, object]]:
+    return [
+        {
+            "name": name,
+            "cell": cell,
+            "overrides": "",
+            "dataset": grid.params.datasets[dataset],
+            "folder": None,
+            "card": None,
+        }
+        for name, cell in grid.params.cells_of(dataset).items()
+    ]
+
+
+def test_the_contents_lead_to_every_section(whole):
+    tree = parsed(whole[1])
+    (contents,) = [each for each in tree.iter() if each.get("id") == "contents"]
+    targets = {link.get("href") for link in elements(contents, "a")}
+    sections = [each for article in elements(tree, "article") for each in elements(article, "section")]
+    assert targets == {f"#{each.get('id')}" for each in (*elements(tree, "article"), *sections)}
+    assert len(sections) > 20
+
+
+def test_the_head_says_when_where_and_with_which_commit(grid):
+    path = grid.path / f"runs/{CELL}/run.json"
+    run = json.loads(path.read_text())
+    run["seeds"]["0"] |= {"started": "2001-02-03T04:05:06+00:00", "host": "a host", "commit": "e" * 40, "dirty": True}
+    path.write_text(json.dumps(run))
+    said = "trained on 2001-02-03 04:05 UTC at commit eeeeeeeeee with uncommitted changes, on a host, no device."
+    assert said in words(parsed(page(grid)))
+
+
+def test_a_click_enlarges_each_picture_and_another_one_leads_back(whole):
+    tree = parsed(whole[1])
+    links = {link.get("id"): link for link in elements(tree, "a") if link.get("id")}
+    shown = [link for link in links.values() if link.get("class") == "zoom"]
+    masks = [image for image in elements(tree, "img") if "svg" not in image.get("src")[:30]]
+    assert len(shown) == len(masks) > 500
+    for link in shown:
+        assert link.get("href") == f"#{link.get('id')}"
+        assert links[f"{link.get('id')}-"].get("class") == "close"
+
+
+def test_two_cells_that_differ_in_loss_have_different_names(tmp_path):
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    row = "  voc_resnet50_os8: {dataset: voc, backbone: resnet50c, output_stride: 8"
+    text = text.replace(f"{row}}}", f"{row}}}\n{row.replace('os8', 'smooth')}, train: {{loss: smooth}}}}")
+    kept = [line for line in text.splitlines() if not re.match(r"  (shapes|ade20k|city|voc_resnet101).*_os", line)]
+    titles = [words(small) for small in elements(parsed(page(FakeGrid(tmp_path, "\n".join(kept)).fill())), "small")]
+    assert "ResNet50 (OS=8, PRE=ImageNet, loss=smooth)" in titles
+    assert titles.count("ResNet50 (OS=8, PRE=ImageNet)") == 1
+
+
+def test_the_best_number_is_marked_units_do_not_mix_and_dashes_are_no_numbers(grid):
+    path = grid.path / f"runs/{CELL}/run.json"
+    path.write_text(path.read_text().replace("12345.0", "60.0"))
+    tree = parsed(page(grid))
+    tables = {words(each.find(f"{NAMESPACE}caption")): each for each in elements(tree, "table")}
+    results = tables["Results on PASCAL VOC, mIoU in percent"]
+    found = {float(words(link)) for link in elements(results, "a")}
+    assert [float(words(best)) for best in elements(results, "strong")] == [max(found)]
+    assert "0.0 h" in words(tables["Cost of training"])
+    assert "3.4 h" in words(tables["Cost of training"])
+    assert str(table([{"a": 1, "b": "-"}], "c")).count("number") == 0
+    assert str(table([{"a": 1, "b": "-"}, {"a": 1, "b": "2.0"}], "c")).count("number") == 3
+
+
+def test_a_single_cell_without_a_comparison_has_an_interval(grid):
+    path = grid.path / "reports/tables/voc.csv"
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False).head(1)
+    rows.assign(mIoU_low="0.01", mIoU_high="0.125").to_csv(path, index=False)
+    assert "[1.00, 12.50]" in words(parsed(page(grid)))
 
 
 def test_the_same_files_give_the_same_bytes(grid):
@@ -278,17 +359,18 @@ def test_intervals_and_paired_differences_are_shown_where_there_are_some(grid):
     text = words(parsed(page(grid)))
     assert "[4.00, 6.00]" in text
     assert f"{CELL} voc_resnet50_os16 +0.90 [+0.40, +1.40]" in text
-    assert "over images" in text
+    assert "what another set of as many validation images would change" in text
     assert "clear difference" in text
 
 
 def test_each_number_leads_to_its_key_weights_and_commit(grid):
     tree = parsed(page(grid))
     row = pd.read_csv(grid.path / "reports/tables/voc.csv", index_col="cell").loc[CELL]
-    (facts,) = [each for each in tree.iter() if each.get("id") == f"provenance-{CELL}"]
+    (facts,) = [each for each in tree.iter() if each.get("aria-label") == "Provenance, PASCAL VOC"]
+    assert f"provenance-{CELL}" in [each.get("id") for each in facts.iter()]
     for value in (row["keys"], row["weights_sha256"], row["cell_fingerprint"], "f" * 40):
         assert value in words(facts)
-    assert json.loads((grid.path / f"runs/{CELL}/run.json").read_text())["seeds"]["0"]["started"] in words(facts)
+    assert "2000-01-01 00:00" in words(facts)
 
 
 def test_a_cell_keeps_its_colour_when_another_has_no_curve(grid):
@@ -300,8 +382,8 @@ def test_a_cell_keeps_its_colour_when_another_has_no_curve(grid):
 
 def test_several_seeds_have_a_curve_and_a_provenance_each_and_one_mean_with_its_spread(tmp_path):
     tree = parsed(page(two_cells(tmp_path, seeds="[0, 7]").fill()))
-    (facts,) = [each for each in tree.iter() if each.get("id") == f"provenance-{CELL}"]
-    assert re.search(r"seed 0: key \w{64} .* seed 7: key \w{64} ", words(facts))
-    assert re.search(rf"{CELL} \d\.\d\d ± \d\.\d\d 77.72", words(tree))
+    (facts,) = [each for each in tree.iter() if each.get("aria-label") == "Provenance, PASCAL VOC"]
+    assert re.search(rf"{CELL}, seed 0 commit .* key \w{{64}} .* {CELL}, seed 7 commit .* key \w{{64}} ", words(facts))
+    assert re.search(rf"{CELL} ?ResNet50 .* \d\.\d\d ± \d\.\d\d \[?.* 77.72", words(tree))
     (rate,) = [svg for words, svg in drawings(tree).items() if words.startswith("learning rate over")]
     assert rate.count(f"stroke: {COLORS[0]}; stroke-width: 1.5") == 2

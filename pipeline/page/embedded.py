@@ -1,17 +1,30 @@
-"""Pictures inside the page itself, as data addresses."""
+"""Pictures and charts inside the page itself, as data addresses: the same bytes for the same content."""
 
 import base64
+import warnings
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
 from deeplab.store import IGNORE
-from pipeline.pictures.overlay import RIGHT, UNLABELLED, WRONG
+from pipeline.page.html import part
+from pipeline.pictures.colors import RIGHT, WRONG
+from pipeline.pictures.overlay import UNLABELLED
 
 SHEET = 1200  # width of a data sheet, pixels
+PIXELS = 96  # per inch, in a browser
+SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "page",
+}  # text stays text: small, in a font of the reader
+METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 Picture = tuple[str, tuple[int, int]]  # its data address, width and height
 
@@ -52,3 +65,13 @@ def sheet(path: Path) -> Picture:
     out = BytesIO()
     small.save(out, format="jpeg", quality=80)
     return embedded(out.getvalue(), "jpeg"), small.size
+
+
+def plot(figure: Figure, caption: str, description: str, tall: bool = False) -> Markup:
+    """The figure above its caption; `description` is for those who cannot see it. A `tall` one scrolls by itself."""
+    out = BytesIO()
+    with mpl.rc_context(SETTINGS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's browser has it
+        figure.savefig(out, format="svg", transparent=True, metadata=METADATA)
+    width, height = (round(PIXELS * side) for side in figure.get_size_inches())
+    return part("plot", embedded(out.getvalue(), "svg+xml"), (width, height), description, caption, tall)

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import pandas as pd
 from markupsafe import Markup, escape
 
 FOLDER = Path(__file__).parent
 NUMBER = re.compile(r"[-+]?[\d.,]+( ± [\d.]+)?( [%A-Za-z]{1,3})?|\[[-+\d., ]+\]|-")  # aligned right
+SHORT = 10  # digits of a hash
+
+Row = Mapping[str, Any]
 
 
 @cache
@@ -23,7 +25,6 @@ def environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    made.tests["numeral"] = lambda value: NUMBER.fullmatch(re.sub(r"<[^>]*>", "", str(value))) is not None
     made.filters["breakable"] = breakable
     return made
 
@@ -45,10 +46,31 @@ def page(**values: Any) -> str:
     return environment().get_template("page.html").render(style=style, **values)
 
 
-def table(rows: Sequence[Mapping[str, Any]], caption: str) -> Markup:
+def table(rows: Sequence[Row], caption: str) -> Markup:
     """A table with the keys of the first row as its head; the first column names the row. Empty without rows."""
-    # As objects: pandas would turn HTML into plain text, which would then be escaped once more.
-    return part("table", pd.DataFrame(rows, dtype=object), caption) if rows else Markup()
+    if not rows:
+        return Markup()
+    numbers = [name for name in list(rows[0])[1:] if is_numeric([row[name] for row in rows])]
+    return part("table", rows, numbers, caption)
+
+
+def is_numeric(values: Sequence[object]) -> bool:
+    """Whether a column holds numbers and dashes, and not dashes alone."""
+    texts = [re.sub(r"<[^>]*>", "", str(value)) for value in values]
+    return all(map(NUMBER.fullmatch, texts)) and set(texts) != {"-"}
+
+
+def marked(texts: Mapping[Any, Any], values: Mapping[Any, float | None]) -> dict[Any, Any]:
+    """`texts`, with that of the largest of `values` in bold where there are several."""
+    known = {key: value for key, value in values.items() if value is not None and value == value}
+    best = max(known, key=lambda key: known[key]) if len(known) > 1 else None
+    return {key: part("best", text) if key == best else text for key, text in texts.items()}
+
+
+def short(value: str) -> Markup:
+    """The first digits of a hash, and what follows it; all of it where the mouse rests."""
+    digest, _, rest = value.partition(" ")
+    return part("short", value, f"{digest[:SHORT]} {rest}".rstrip())
 
 
 def joined(parts: Sequence[Markup]) -> Markup:
@@ -60,13 +82,11 @@ def amount(value: float | None, form: str, unit: float = 1) -> str:
     return "-" if value is None else form.format(value / unit)
 
 
-def duration(seconds: float | None) -> str:
-    """Hours and minutes, or seconds when it is short."""
-    if seconds is None:
-        return "-"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min" if seconds >= 3600 else f"{seconds / 60:.0f} min"
+def durations(seconds: Sequence[float | None]) -> list[str]:
+    """All in the unit that suits the longest."""
+    longest = max((value for value in seconds if value is not None), default=0)
+    form, unit = ("{:.0f} s", 1) if longest < 120 else ("{:.1f} min", 60) if longest < 7200 else ("{:.1f} h", 3600)
+    return [amount(value, form, unit) for value in seconds]
 
 
 def percent(value: float | None) -> str:
@@ -78,9 +98,7 @@ def signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.2f}"
 
 
-def interval(
-    found: Mapping[str, Any], form: Callable[[float | None], str] = percent, low: str = "low", high: str = "high"
-) -> str:
+def interval(found: Row, form: Callable[[float | None], str] = percent, low: str = "low", high: str = "high") -> str:
     """The shares `low` to `high` in percent; a dash without them."""
     if found.get(low) is None or found.get(high) is None:
         return "-"

@@ -16,6 +16,7 @@ import pandas as pd
 from deeplab.config import Cell
 from deeplab.errors import DataError
 from pipeline.page.verdicts import COLUMNS, Comparison, compare, read_reference
+from pipeline.results.table import title_of
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
 
@@ -31,6 +32,7 @@ class CellPage:
     """A row of a table, and what its run left behind."""
 
     name: str
+    title: str  # as the tables of the README have it
     cell: Cell
     row: dict[str, str]  # of the CSV table
     comparison: Comparison
@@ -44,6 +46,11 @@ class CellPage:
     @property
     def measured(self) -> bool:
         return bool(self.row["mIoU"])
+
+    @property
+    def miou(self) -> float | None:
+        """As a share."""
+        return float(self.row["mIoU"]) if self.measured else None
 
     @property
     def seeds(self) -> list[str]:
@@ -77,16 +84,21 @@ class DatasetPage:
     def measured(self) -> list[CellPage]:
         return [cell for cell in self.cells if cell.measured]
 
+    def interval(self, cell: CellPage) -> dict[str, Any]:
+        """`low` and `high`, as shares: of the statistics, or else of the table, which need no comparison of cells."""
+        ends = {end: cell.row[f"mIoU_{end}"] for end in ("low", "high")}
+        found: dict[str, Any] = self.statistics.get("cells", {}).get(cell.name)
+        return found or {end: float(value) if value else None for end, value in ends.items()}
+
 
 def read_pages(params: Params, places: Places) -> list[DatasetPage]:
-    """A page for each data set that has cells, those with published numbers first."""
+    """A page for each data set that has cells: first those with results, then those with published numbers."""
     gaps: list[str] = []
     reference = attempt(read_reference, places.reference, gaps, "No published numbers are shown")
     if reference is None:
         reference = pd.DataFrame(columns=list(COLUMNS))
-    known = set(reference["dataset"])
-    names = sorted(filter(params.cells_of, params.datasets), key=lambda name: name not in known)
-    pages = [read_dataset(name, params, places, reference) for name in names]
+    pages = [read_dataset(name, params, places, reference) for name in params.datasets if params.cells_of(name)]
+    pages.sort(key=lambda page: (not page.measured, not page.published))
     if pages:
         pages[0].gaps += gaps
     return pages
@@ -119,7 +131,8 @@ def read_cell(row: dict[str, str], params: Params, reference: pd.DataFrame) -> C
     if name not in params.cells or row["cell_fingerprint"] != params.cells[name].fingerprint:
         raise DataError(f"{name} was made with other settings than those in params.yaml")
     cell = params.cells[name]
-    return CellPage(name=name, cell=cell, row=row, comparison=compare(row, cell, reference, params))
+    title = title_of(cell, params.overrides[name])
+    return CellPage(name=name, title=title, cell=cell, row=row, comparison=compare(row, cell, reference, params))
 
 
 def read_run(cell: CellPage, params: Params, places: Places, gaps: list[str]) -> None:
@@ -174,7 +187,8 @@ def read_pairs(path: Path, cell: CellPage) -> pd.DataFrame:
     assert cell.classes is not None
     pairs = read_plot(path, cell.seeds[:1])
     require(set(pairs["truth"]) | set(pairs["predicted"]) <= set(cell.classes["class"]))
-    return pairs.astype({"share": float})
+    pairs["share"] = pd.to_numeric(pairs["share"])  # empty for a class without pixels
+    return pairs
 
 
 def read_about(path: Path, cell: CellPage) -> dict[str, Any]:

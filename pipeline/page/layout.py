@@ -1,39 +1,37 @@
-"""The page as a whole: first all tables, those with published numbers apart, then each data set in detail."""
+"""The page as a whole: the data sets with results, each with its table and its sections; then the others, folded."""
 
 from collections.abc import Sequence
 
 from pipeline.page import html
 from pipeline.page.inputs import DatasetPage
-from pipeline.page.sections import SECTIONS, results
-from pipeline.pictures.charts import COLORS
-
-PUBLISHED = "Results beside published numbers"
-OWN = "Other data sets"
-COMPARED = (
-    "The first published number is that of sssegmentation, whose recipe this is: one scale, no flip. The same training "
-    "repeated moves by about 0.7 (PASCAL VOC, Cityscapes) to 0.8 (ADE20K): within that a number counts as reproduced. "
-    "No verdict is given for a subset of the images, for settings that differ from the recipe, or while a seed is "
-    "missing."
-)
-ALONE = "No numbers are published for these. They say nothing about the tables above."
+from pipeline.page.results import results
+from pipeline.page.sections import SECTIONS
+from pipeline.pictures.colors import COLORS
 
 
 def write_page(pages: Sequence[DatasetPage]) -> str:
     """The HTML of the page."""
-    total, measured = sum(len(page.cells) for page in pages), sum(len(page.measured) for page in pages)
-    parts = {
-        (PUBLISHED, COMPARED): [page for page in pages if page.published],
-        (OWN, ALONE): [page for page in pages if not page.published],
-    }
-    groups = [
-        {"title": title, "words": words, "pages": found, "results": {page.name: results(page) for page in found}}
-        for (title, words), found in parts.items()
-        if found
-    ]
     chapters = [
-        (page, {title: content for title, section in SECTIONS.items() if (content := section(page))})
+        (page, results(page), {title: content for title, section in SECTIONS.items() if (content := section(page))})
         for page in pages
         if page.measured
     ]
-    summary = f"{measured} of {total} cells are measured with the settings, data and code of this checkout."
-    return html.page(summary=summary, groups=groups, chapters=chapters, colors=COLORS)
+    waiting = [(page, results(page)) for page in pages if not page.measured]
+    return html.page(summary=summary(pages), chapters=chapters, waiting=waiting, colors=COLORS)
+
+
+def summary(pages: Sequence[DatasetPage]) -> str:
+    """How much is measured, and when, where and with which commit the newest of it was trained.
+
+    Nothing of now: the same files give the same page.
+    """
+    total, measured = sum(len(page.cells) for page in pages), sum(len(page.measured) for page in pages)
+    words = f"{measured} of {total} cells are measured with the settings, data and code of this checkout."
+    facts = [facts for page in pages for cell in page.measured for facts in cell.facts.values()]
+    if not facts:
+        return words
+    last = max(facts, key=lambda each: str(each.get("started", "")))
+    place = ", ".join(str(last[key]) for key in ("host", "device") if last.get(key))
+    when = str(last.get("started", "-"))[:16].replace("T", " ")
+    commit = str(last.get("commit", "-"))[: html.SHORT] + (" with uncommitted changes" if last.get("dirty") else "")
+    return f"{words} The newest was trained on {when} UTC at commit {commit}, on {place or 'an unknown machine'}."

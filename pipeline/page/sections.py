@@ -12,17 +12,21 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from pipeline.page.embedded import DAMAGED, sheet
-from pipeline.page.html import amount, duration, interval, joined, part, percent, signed, table
+from pipeline.page.embedded import DAMAGED, plot, sheet
+from pipeline.page.html import amount, durations, interval, joined, marked, part, percent, short, signed, table
 from pipeline.page.inputs import CellPage, DatasetPage
-from pipeline.page.plots import plot
 from pipeline.page.predictions import predictions
-from pipeline.page.verdicts import elsewhere, schedule, subset
 from pipeline.pictures import charts
 
-SOURCES = ("mmsegmentation 1.2.2", "paper")  # columns beside the number that is compared
 TOP = 12  # confusions that are listed
 CONFUSIONS_BELOW = 0.005  # of a class's pixels: not listed
+INTERVALS = (
+    "Intervals: what another set of as many validation images would change (95 %, bootstrap). What another training "
+    "seed would change is known only where a cell has several seeds."
+)
+CONFUSION = "percent of each true class's pixels. The colour grows with the root, so that small shares stay visible"
+FINGERPRINTS = {"settings": "cell", "data": "data", "code": "code"}  # title -> its name in the table
+HASHES = ("commit", "weights", "key", *FINGERPRINTS)
 CURVES = {  # column of a history -> caption and name of the axis
     "train/loss": ("Loss of training, smoothed; faint: as logged", "loss"),
     "train/lr": ("Learning rate", "learning rate"),
@@ -37,75 +41,21 @@ COST = {  # column -> the fact of run.json, its format and unit
 }
 
 
-def results(page: DatasetPage) -> Markup:
-    """The table of the cells, with the published numbers beside it."""
-    rows = [result_row(cell, page) for cell in page.cells]
-    pieces = [table(rows, f"Results on {page.title}, mIoU in percent"), part("notes", page.gaps)]
-    if page.published:
-        published = [
-            {
-                "backbone": f"{number['backbone']}, OS={number['output_stride']}",
-                "source": part("link", number["url"], number["source"], external=True),
-                "mIoU": percent(number["mIoU"]),
-                **{name: number[name] or "-" for name in ("protocol", "schedule", "note")},
-            }
-            for number in page.reference.to_dict("records")
-        ]
-        numbers = table(published, f"Published mIoU on {page.title}, percent")
-        pieces.append(part("more", f"All {len(published)} published numbers, with their sources", numbers))
-    return joined(pieces)
-
-
-def result_row(cell: CellPage, page: DatasetPage) -> dict[str, Any]:
-    """A row of the table, the numbers first: a phone shows three columns."""
-    found, row, recipe = cell.comparison, cell.row, cell.cell.recipe
-    spread = f" ± {100 * float(row['mIoU_std']):.2f}" if row["mIoU_std"] else ""
-    miou = f"{percent(100 * float(row['mIoU']))}{spread}" if cell.measured else "-"
-    shown: dict[str, Any] = {"cell": cell.name}
-    shown["mIoU"] = part("link", f"#provenance-{cell.name}", miou) if cell.measured else miou
-    if page.statistics:
-        shown["interval"] = interval(page.statistics.get("cells", {}).get(cell.name, {}))
-    if page.published:
-        shown[found.source or "published"] = percent(found.published)
-        shown["difference"] = signed(found.difference)
-        shown["verdict"] = part("verdict", found.verdict, found.reason)
-        others = elsewhere(row, page.reference, page.name)
-        shown |= {source: percent(others.get(source)) for source in SOURCES}
-    used = subset(row, recipe, page.images) if cell.measured else ""
-    shown["backbone"] = f"{row['backbone']}, OS={row['output_stride']}"
-    shown["pretrained"] = "ImageNet" if cell.cell.model.pretrained else "no"
-    shown["crop"] = row["crop"]
-    shown["schedule"] = schedule(recipe) + (f" (departs: {row['departs']})" if row["departs"] else "")
-    shown["train/eval split"] = f"{recipe.train_split}/{recipe.val_split}" + (f" (subset: {used})" if used else "")
-    return shown
-
-
 def statistics(page: DatasetPage) -> Markup:
-    """How far a number may move with other images, and which differences are clear."""
-    found = page.statistics
-    if not found:
-        return Markup()
-    level = f"{100 * found.get('level', 0.95):g} % interval"
-    several = any(each.get("low_seeds") is not None for each in found.get("cells", {}).values())
-    cells = [
-        {"cell": name, "mIoU": percent(100 * each["mIoU"]), level: interval(each)}
-        | ({"over seeds too": interval(each, low="low_seeds", high="high_seeds")} if several else {})
-        for name, each in found.get("cells", {}).items()
-    ]
+    """Which differences between cells are clear."""
+    level = f"{100 * page.statistics.get('level', 0.95):g} % interval"
     pairs = [
         {
             "better": pair["better"],
             "than": pair["than"],
             "by": signed(100 * pair["difference"]),
             level: interval(pair, signed),
-            "clear difference": "yes" if pair["low"] > 0 else "no",
+            "clear difference": "yes" if pair.get("clear", pair["low"] > 0) else "no",
         }
-        for pair in found.get("pairs", [])
+        for pair in page.statistics.get("pairs", [])
     ]
-    numbers = table(cells, "mIoU over the validation images, percent")
-    return joined(
-        [numbers, table(pairs, "Differences on the same images, percent"), part("text", found.get("note", ""))]
-    )
+    numbers = table(pairs, "Differences of mIoU on the same images, percent")
+    return joined([numbers, part("text", INTERVALS)]) if pairs else Markup()
 
 
 def curves(page: DatasetPage) -> Markup:
@@ -134,14 +84,17 @@ def classes(page: DatasetPage) -> Markup:
     names = {color: cells[color].name for color in found}
     rows = [
         {"class": title, "pixels": f"{percent(shares.get(title))} %"}
-        | {name: percent(scores[color][title]) for color, name in names.items()}
+        | marked(
+            {name: percent(scores[color][title]) for color, name in names.items()},
+            {name: scores[color][title] for color, name in names.items()},
+        )
         for title in order
     ]
     figure = charts.class_bars({color: dict(scores[color]) for color in found}, order)
     words = f"Bars of IoU per class for {', '.join(names.values())}: on average highest for {order[0]}"
     bars = plot(figure, "IoU of each class, percent", words, tall=len(order) > charts.NAMED)
     numbers = table(rows, "IoU of each class, percent, and its share of the pixels")
-    return joined([bars, part("more", "The same as a table", numbers)])
+    return part("row", [bars, numbers if len(order) <= charts.NAMED else part("more", "The same as a table", numbers)])
 
 
 def confusion(page: DatasetPage) -> Markup:
@@ -153,7 +106,7 @@ def confusion(page: DatasetPage) -> Markup:
         pairs = cell.pairs.sort_values("share", ascending=False, kind="stable")
         figure = charts.confusion_picture(list(cell.classes["class"]), pairs.to_dict("records"))
         right = pairs["truth"] == pairs["predicted"]
-        recognised = pairs["share"][right].sum() / pairs["truth"].nunique()
+        recognised = pairs["share"][right].mean()
         words = f"Confusion matrix of {cell.name}: on average {recognised:.0%} of the pixels of a class are recognised"
         rows = [
             {
@@ -163,17 +116,18 @@ def confusion(page: DatasetPage) -> Markup:
             }
             for pair in pairs[~right & (pairs["share"] >= CONFUSIONS_BELOW)].head(TOP).to_dict("records")
         ]
-        drawn = plot(figure, f"{cell.name}: share of each true class's pixels", words)
+        drawn = plot(figure, f"{cell.name}: {CONFUSION}", words)
         pieces.append(part("row", [drawn, table(rows, f"{cell.name}: largest confusions")]))
     return part("row", pieces) if pieces else Markup()
 
 
 def cost(page: DatasetPage) -> Markup:
     """Time, memory and size; a dash where it was not recorded."""
+    times = durations([mean(list(cell.facts.values()), "seconds") for cell in page.measured])
     rows = []
-    for cell in page.measured:
+    for cell, time in zip(page.measured, times, strict=True):
         seeds = list(cell.facts.values())
-        row: dict[str, Any] = {"cell": cell.name, "training, each seed": duration(mean(seeds, "seconds"))}
+        row: dict[str, Any] = {"cell": cell.name, "training, each seed": time}
         row |= {title: amount(mean(seeds, fact), form, unit) for title, (fact, form, unit) in COST.items()}
         rows.append(row | {"device": ", ".join(sorted({str(facts.get("device", "-")) for facts in seeds})) or "-"})
     words = (
@@ -194,7 +148,7 @@ def data(page: DatasetPage) -> Markup:
     if not card:
         return Markup()
     splits = [
-        {"split": name, "images": split["images"], "as published": split["published"]}
+        {"split": name, "images": split["images"], "expected": split["published"]}
         | {side: " / ".join(f"{value:g}" for value in split[side].values()) for side in ("width", "height")}
         | {"pixels ignored": percent(100 * split["ignored_share"]) + " %"}
         for name, split in card["splits"].items()
@@ -216,43 +170,56 @@ def data(page: DatasetPage) -> Markup:
     if repeated := card.get("duplicates"):
         pieces.append(part("text", f"{len(repeated)} images occur more than once. The data card lists them."))
     if page.sheet:
-        pieces.append(part("more", "Samples under their masks", drawn_sheet(page.sheet, page.title)))
+        pieces.append(part("more", "Samples under their masks", drawn_sheet(page.sheet, page.name, page.title)))
     return joined(pieces)
 
 
-def drawn_sheet(path: Path, title: str) -> Markup:
+def drawn_sheet(path: Path, name: str, title: str) -> Markup:
     """The sheet, or a note that it is damaged."""
     try:
-        return part("picture", *sheet(path), f"Samples of {title} under their masks, with a legend of the classes")
+        words = f"Samples of {title} under their masks, with a legend of the classes"
+        return part("picture", *sheet(path), words, f"sheet-{name}")
     except DAMAGED:
         return part("notes", [f"{path}: damaged"])
 
 
 def provenance(page: DatasetPage) -> Markup:
     """Which weights, commit, settings, data and code each number comes from."""
-    cards = [part("facts", cell.name, f"provenance-{cell.name}", origin(cell)) for cell in page.measured]
-    words = part(
-        "text",
+    rows = [row for cell in page.measured for row in origins(cell)]
+    shown = [{name: short(value) if name in HASHES else value for name, value in row.items()} for row in rows]
+    for row in shown:
+        if row["seed"] == rows[0]["seed"]:
+            row["cell"] = part("anchor", f"provenance-{row['cell']}", row["cell"])
+    words = (
         'To see a run in MLflow, search for tags.key = "the key". The weights are the file '
-        "runs/<cell>/weights/seed<seed>.safetensors. Settings, data and code are hashes.",
+        "runs/<cell>/weights/seed<seed>.safetensors. Settings, data and code are hashes."
     )
-    return joined([words, part("row", cards)]) if cards else Markup()
+    whole = [
+        part("facts", f"{row['cell']}, seed {row['seed']}", [(name, row[name]) for name in HASHES]) for row in rows
+    ]
+    pieces = [table(shown, "Where each number comes from; hashes by their first digits"), part("text", words)]
+    return joined([*pieces, part("more", "Whole hashes", part("row", whole))]) if rows else Markup()
 
 
-def origin(cell: CellPage) -> list[tuple[str, Any]]:
-    """Titles and values: four for each seed, then the hashes that all seeds share."""
-    row, pairs = cell.row, []
-    for seed, key, weights in zip(cell.seeds, row["keys"].split(), cell.weights, strict=True):
+def origins(cell: CellPage) -> list[dict[str, str]]:
+    """For each seed what it was trained on, and HASHES."""
+    rows = []
+    for seed, key, weights in zip(cell.seeds, cell.row["keys"].split(), cell.weights, strict=True):
         facts = cell.facts.get(seed, {})
-        changed = " with uncommitted changes" if facts.get("dirty") else ""
-        pairs += [
-            (f"seed {seed}: key", part("code", key)),
-            ("commit", part("code", f"{facts['commit']}{changed}") if facts.get("commit") else "-"),
-            ("weights, SHA-256", part("code", weights)),
-            ("trained", f"{facts.get('started', '-')}, {facts.get('device', '-')}, torch {facts.get('torch', '-')}"),
-        ]
-    named = {"settings": "cell_fingerprint", "data": "data_fingerprint", "code": "code_fingerprint"}
-    return [*pairs, *((title, part("code", row[column])) for title, column in named.items())]
+        dirty = " with uncommitted changes" if facts.get("dirty") else ""
+        rows.append(
+            {
+                "cell": cell.name,
+                "seed": seed,
+                "trained": str(facts.get("started", "-"))[:16].replace("T", " "),
+                "on": f"{facts.get('device', '-')}, torch {facts.get('torch', '-')}",
+                "commit": f"{facts.get('commit') or '-'}{dirty}",
+                "weights": weights,
+                "key": key,
+                **{name: cell.row[f"{column}_fingerprint"] for name, column in FINGERPRINTS.items()},
+            }
+        )
+    return rows
 
 
 SECTIONS: dict[str, Callable[[DatasetPage], Markup]] = {

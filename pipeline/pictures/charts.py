@@ -12,14 +12,16 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from pipeline.pictures.colors import COLORS
+
 if TYPE_CHECKING:
     import pandas as pd
 
 Rows = Iterable[Mapping[Any, Any]]
 
-COLORS = ("#0072b2", "#d55e00", "#008a64", "#b4558f", "#2b8fc4", "#a87000", "#5c4d9d", "#6b6b6b")
 NAMED = 40  # classes that can be named along an axis; more overlap
-WIDTH = 4.6  # inches
+WRITTEN = 25  # classes up to which a matrix has numbers
+WIDTH = 5.6  # inches
 POINTS = 300  # of a curve: more cannot be told apart
 
 
@@ -45,17 +47,25 @@ def class_bars(scores: Mapping[int, Mapping[str, float]], order: Sequence[str]) 
 
 
 def confusion_picture(classes: Sequence[str], pairs: Rows) -> Figure:
-    """Matrix of `share`: of the pixels of class `truth`, those that were predicted as class `predicted`."""
+    """Matrix of `share`: of the pixels of class `truth`, those that were predicted as class `predicted`.
+
+    Percents are written into the fields unless there are many. A class without pixels has an empty row.
+    """
     place = {name: index for index, name in enumerate(classes)}
     shares = np.zeros((len(classes), len(classes)))
     for pair in pairs:
-        shares[place[pair["truth"]], place[pair["predicted"]]] = float(pair["share"] or "nan")
-    side = 2.2 + 0.2 * min(len(classes), NAMED)
+        shares[place[pair["truth"]], place[pair["predicted"]]] = 100 * float(pair["share"] or "nan")
+    written = len(classes) <= WRITTEN
+    side = 2.0 + (0.3 if written else 0.2) * min(len(classes), NAMED)
     figure, axes = new_figure(side + 0.8, side)
-    drawn = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="none")
-    bar = figure.colorbar(drawn, label="share of the true class", shrink=0.6)
+    drawn = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="none")
+    bar = figure.colorbar(drawn, label="% of the true class's pixels", shrink=0.9)
     assert bar.solids
     bar.solids.set_rasterized(True)  # else a path for each of its 256 colours
+    for row, column in np.argwhere(shares >= 0.5) if written else ():
+        ink = "white" if shares[row, column] > 40 else "black"
+        text = f"{shares[row, column]:.0f}"
+        axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=7)
     axes.set(xlabel="predicted", ylabel="truth")
     axes.spines[["top", "right"]].set_visible(True)
     if len(classes) <= NAMED:
@@ -84,7 +94,7 @@ def curves(histories: "Mapping[int, pd.DataFrame]", column: str, title: str) -> 
             else:
                 axes.plot(points["step"], points[column], marker="o" if len(points) < 30 else "", ms=3, **style)
     axes.set(xlabel="iteration", ylabel=title)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 40k
     axes.grid(axis="y", alpha=0.4)
     return figure if axes.lines else None

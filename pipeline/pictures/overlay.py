@@ -1,53 +1,16 @@
-"""A segmentation as a picture: image, truth, prediction and error side by side."""
+"""A segmentation as a picture: an image under the colours of its classes, and their legend."""
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ImageDraw, ImageFont
 
 from deeplab.store import IGNORE, Bytes, Color
 
-LONG_SIDE = 480  # of a panel, pixels
 GAP = 10
 LINE = 22  # of text
 OPACITY = 0.7  # of the classes' colours over the image
 UNLABELLED: Color = (255, 255, 255)
 INK: Color = (20, 20, 20)
-RIGHT: Color = (200, 205, 210)
-WRONG: Color = (200, 30, 40)
-
-
-def comparison(
-    image: Bytes, truth: Bytes, predicted: Bytes, classes: tuple[str, ...], palette: tuple[Color, ...]
-) -> Image.Image:
-    """Image (H, W, 3), truth and prediction (H, W), and where they differ, above a legend of their classes."""
-    height, width = truth.shape
-    factor = LONG_SIDE / max(height, width)
-    panel = round(width * factor), round(height * factor)
-    total = 4 * panel[0] + 5 * GAP
-    rows = wrap(legend_of([truth, predicted], classes, palette), total - 2 * GAP)
-    canvas = Image.new("RGB", (total, LINE + panel[1] + GAP + LINE * len(rows) + GAP), "white")
-    draw = ImageDraw.Draw(canvas)
-    pictures = (
-        ("image", image),
-        ("truth", tint(image, truth, palette)),
-        ("prediction", tint(image, predicted, palette)),
-        ("error", errors(truth, predicted)),
-    )
-    for index, (title, picture) in enumerate(pictures):
-        left = GAP + index * (panel[0] + GAP)
-        draw.text((left, 3), title, INK, FONT)
-        method = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST  # the latter keeps its pixels
-        canvas.paste(Image.fromarray(picture).resize(panel, method), (left, LINE))
-    draw_legend(draw, rows, LINE + panel[1] + GAP)
-    return canvas
-
-
-def errors(truth: Bytes, predicted: Bytes) -> Bytes:
-    """Where (H, W) and (H, W) differ, as a picture (H, W, 3): RIGHT, WRONG, or UNLABELLED in the truth."""
-    picture = np.full((*truth.shape, 3), RIGHT, dtype=np.uint8)
-    picture[truth != predicted] = WRONG
-    picture[truth == IGNORE] = UNLABELLED
-    return picture
 
 
 def tint(image: Bytes, labels: Bytes, palette: tuple[Color, ...]) -> Bytes:

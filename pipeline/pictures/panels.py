@@ -8,18 +8,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from deeplab.errors import DataError
 from deeplab.metrics import confusion_matrix, score
 from deeplab.store import IGNORE, Bytes, Color, Store
 from pipeline.files import whole, write_whole
-from pipeline.pictures.overlay import UNLABELLED, comparison
+from pipeline.pictures.colors import RIGHT, WRONG
+from pipeline.pictures.overlay import FONT, GAP, INK, LINE, UNLABELLED, draw_legend, legend_of, tint, wrap
 
 SPREAD = 8  # images evenly spread over the split, the same ones for each cell
 EXTREMES = 4  # best ones of this cell alone, and as many worst ones
 LONG_SIDE = 400  # of a part, pixels
 PARTS = "parts"  # their folder
+PANEL = 480  # long side of each picture of a comparison, pixels
 
 
 def write_figures(
@@ -82,6 +84,41 @@ def image_score(truth: Bytes, predicted: Bytes) -> float | None:
         return round(score(confusion_matrix(truth, predicted, IGNORE)).mean_iou, 6)
     except DataError:
         return None
+
+
+def comparison(
+    image: Bytes, truth: Bytes, predicted: Bytes, classes: tuple[str, ...], palette: tuple[Color, ...]
+) -> Image.Image:
+    """Image (H, W, 3), truth and prediction (H, W), and where they differ, above a legend of their classes."""
+    height, width = truth.shape
+    factor = PANEL / max(height, width)
+    panel = round(width * factor), round(height * factor)
+    total = 4 * panel[0] + 5 * GAP
+    legend = [*legend_of([truth, predicted], classes, palette), ("right", RIGHT), ("wrong", WRONG)]
+    rows = wrap(legend, total - 2 * GAP)
+    canvas = Image.new("RGB", (total, LINE + panel[1] + GAP + LINE * len(rows) + GAP), "white")
+    draw = ImageDraw.Draw(canvas)
+    pictures = (
+        ("image", image),
+        ("truth", tint(image, truth, palette)),
+        ("prediction", tint(image, predicted, palette)),
+        ("error", errors(truth, predicted)),
+    )
+    for index, (title, picture) in enumerate(pictures):
+        left = GAP + index * (panel[0] + GAP)
+        draw.text((left, 3), title, INK, FONT)
+        method = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST  # the latter keeps its pixels
+        canvas.paste(Image.fromarray(picture).resize(panel, method), (left, LINE))
+    draw_legend(draw, rows, LINE + panel[1] + GAP)
+    return canvas
+
+
+def errors(truth: Bytes, predicted: Bytes) -> Bytes:
+    """Where (H, W) and (H, W) differ, as a picture (H, W, 3): RIGHT, WRONG, or UNLABELLED in the truth."""
+    picture = np.full((*truth.shape, 3), RIGHT, dtype=np.uint8)
+    picture[truth != predicted] = WRONG
+    picture[truth == IGNORE] = UNLABELLED
+    return picture
 
 
 def write_parts(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import BROKEN, readable
+from pipeline.pictures.colors import COLORS
 from pipeline.results.records import FINGERPRINTS, Result, numbers_in
 from pipeline.results.scores import first_protocol, read_rows
 from pipeline.settings.params import Params
@@ -23,9 +24,6 @@ from pipeline.tracking.variants import changes_of
 from pipeline.training.facts import Facts, flat_settings, read_run
 
 COST = ("images_per_second", "seconds", "peak_memory", "flops")  # of Facts
-
-# Of the curves: MLflow itself would give the same color to some runs.
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5c4d9d", "#7f7f7f")
 
 
 class Recording:
@@ -176,7 +174,10 @@ def read_back(runs: list[Any], tags: dict[str, str]) -> Result | None:
 
 
 def mark_current(experiment: Experiment, runs: list[Any], shown: list[str]) -> None:
-    """Tag the complete `runs` that the table shows with current=1 and a color, in its order, and the others with 0."""
+    """Tag the complete `runs` that the table shows with current=1 and a color, in its order, and the others with 0.
+
+    MLflow itself would give the same color to some runs.
+    """
     colors = dict(zip(shown, cycle(COLORS), strict=False))
     for run in runs:
         color = colors.get(run.info.run_id)
