@@ -12,7 +12,6 @@ import io
 import logging
 import os
 import re
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 ENDINGS: Final = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 JPEG_NOTES = b"\xe1"  # the segment of EXIF
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
-JPEG_FRAMES = {0xC0 + kind for kind in range(16)} - {0xC4, 0xC8, 0xCC}  # the segments that contain the size
 JPEG_MARK = re.compile(rb"\xff+([^\x00\xff\x01\xd0-\xd7])")  # not those without a length
 PNG_START = b"\x89PNG\r\n\x1a\n"
 TIFF_STARTS = b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"
@@ -40,7 +38,7 @@ SMALLER_OR_MASK = 0b101  # in NEW_SUBFILE: an overview or a transparency mask, a
 KINDS = ("PNG", "BMP", "TIFF", "GIF", "JPEG", "WEBP", "PPM")  # Pillow reads more: for EPS it starts Ghostscript
 MAX_PAGES: Final = 1000  # counted of one TIFF
 RANGE: Final = 1 << 16  # values of 16 bits
-MAX_PIXELS: Final = 178_956_970  # of one picture, Pillow's own limit; a file of a few kB can claim billions
+MAX_PIXELS: Final = 178_956_970  # in one picture, where Pillow stops; a file of a few kB can claim billions
 MAX_SCANS: Final = 100  # of one JPEG: encoders make about ten, and each takes a pass over all pixels
 
 
@@ -48,7 +46,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """The picture in `path` as (H, W, 3) RGB, upright. Raises DataError for what the module's docstring refuses."""
     cv2 = opencv()
     content = read_content(path)
-    check_pixels(path, *(header_size(io.BytesIO(content)) or pillow_size(path, content)))
+    check_header(path, content)
     check_scans(path, content)
     buffer = np.frombuffer(content, np.uint8)
     try:
@@ -63,28 +61,12 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Height and width of the picture in `path`: from the header of a JPEG or PNG, else by decoding it.
-
-    A header has them as stored. An EXIF orientation swaps the two when it turns the picture by a quarter.
-    """
+    """Height and width in the header of the picture in `path`, as stored: a quarter turn of its EXIF swaps the two."""
     try:
-        with path.open("rb") as file:
-            size = header_size(file)
-    except OSError:
-        size = None  # decoding will report the problem
-    if size is None:
-        height, width, _ = read_image(path).shape
-        return height, width
-    check_pixels(path, *size)
-    return size
-
-
-def check_pixels(path: Path, height: int, width: int) -> None:
-    """Raise DataError for a picture that would fill the memory, before it is decoded."""
-    if height * width > MAX_PIXELS:
-        raise DataError(
-            f"{path}: {width}x{height} pixels, expected at most {MAX_PIXELS:,} in one picture. Cut it into pieces."
-        )
+        with path.open("rb") as file, open_picture(file) as picture:
+            return picture.height, picture.width
+    except Exception as error:  # noqa: BLE001  for a broken file Pillow raises nearly anything
+        raise unreadable(path, "image", error) from None
 
 
 def check_scans(path: Path, content: bytes) -> None:
@@ -107,41 +89,34 @@ def is_whole(content: bytes) -> bool:
     return True
 
 
-def header_size(file: BinaryIO) -> tuple[int, int] | None:
-    """Height and width from the header of a JPEG or PNG; None for other files and broken headers."""
+def check_header(path: Path, content: bytes) -> None:
+    """Raise DataError for what is no single picture of up to four bands, or too large, before it is decoded."""
     try:
-        start = file.read(24)
-        if start.startswith(PNG_START):
-            width, height = struct.unpack(">II", start[16:])
-            return height, width
-        if start.startswith(JPEG_START):
-            return jpeg_size(file)
-    except (ValueError, struct.error):
-        pass
-    return None
-
-
-def pillow_size(path: Path, content: bytes) -> tuple[int, int]:
-    """Height and width as Pillow reads them from the header. Refuses what is no single picture of 1 to 4 bands."""
-    try:
-        check_pages(path, content)
         if content.startswith(TIFF_STARTS):
             check_bands(path, content)
-        with open_picture(content) as picture:
-            return picture.height, picture.width
-    except DataError:
-        raise
+        with open_picture(io.BytesIO(content)) as picture:
+            check_pages(path, content, picture)
     except Exception as error:  # noqa: BLE001  for a broken file Pillow raises nearly anything
-        raise DataError(f"{path}: not a readable image, or cut short ({type(error).__name__})") from None
+        raise unreadable(path, "image", error) from None
 
 
-def check_pages(path: Path, content: bytes) -> None:
+def unreadable(path: Path, kind: str, error: Exception) -> DataError:
+    """What to raise for an `error` of Pillow about `path`, an image or a mask by `kind`."""
+    if isinstance(error, DataError):
+        return error
+    if type(error).__name__ == "DecompressionBombError":
+        return DataError(
+            f"{path}: too large, expected at most {MAX_PIXELS:,} pixels in one picture. Cut it into pieces."
+        )
+    return DataError(f"{path}: not a readable {kind}, or cut short ({type(error).__name__})")
+
+
+def check_pages(path: Path, content: bytes, picture: "Image.Image") -> None:
     """Raise DataError for several pages or frames. Smaller copies of a page and the preview of a phone do not count."""
     if content.startswith(TIFF_STARTS):
         count = sum(not page.get(NEW_SUBFILE, 0) & SMALLER_OR_MASK for page in tiff_pages(content))
     else:
-        with open_picture(content) as picture:
-            count = getattr(picture, "n_frames", 1) if picture.format != "MPO" else 1
+        count = getattr(picture, "n_frames", 1) if picture.format != "MPO" else 1
     if count > 1:
         raise DataError(f"{path}: has {count} pages or frames, expected one picture. Save the one that is meant.")
 
@@ -191,7 +166,7 @@ def orientation(path: Path) -> int:
     try:
         content = path.read_bytes()
         if has_notes(content):
-            with quiet(), open_picture(content) as picture:
+            with quiet(), open_picture(io.BytesIO(content)) as picture:
                 found = picture.getexif().get(ORIENTATION, 1)
                 return found if found in range(1, 9) else 1
     except Exception:  # noqa: BLE001  whatever is wrong with the file, read_image reports it
@@ -215,36 +190,22 @@ def opencv() -> Any:
     return cv2
 
 
-def open_picture(content: bytes) -> "Image.Image":
-    """The picture in `content`, opened by Pillow but not decoded. Raises nearly anything for a broken one."""
+def open_picture(file: BinaryIO) -> "Image.Image":
+    """The picture in `file`, opened by Pillow but not decoded. Raises nearly anything for a broken one."""
     from PIL import Image
 
     with quiet():
-        return Image.open(io.BytesIO(content), formats=KINDS)
+        return Image.open(file, formats=KINDS)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep Pillow from printing what it thinks of a file."""
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    if (logger := logging.getLogger("PIL")).level != logging.CRITICAL:  # setting it takes longer than looking
+        logger.setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def jpeg_size(file: BinaryIO) -> tuple[int, int]:
-    """Height and width from the frame segment of a JPEG. Raises ValueError or struct.error if it is not found."""
-    file.seek(len(JPEG_START))
-    while True:
-        mark, kind, length = struct.unpack(">BBH", file.read(4))
-        if mark != 0xFF or kind == 0xFF:
-            raise ValueError("no segment begins here")
-        if kind in JPEG_FRAMES:
-            _, height, width = struct.unpack(">BHH", file.read(5))
-            if not height:
-                raise ValueError("the height follows later")
-            return height, width
-        file.seek(length - 2, 1)
 
 
 def jpeg_segments(content: bytes) -> Iterator[bytes]:

@@ -416,7 +416,7 @@ def test_an_image_of_an_absurd_size_is_an_error(tmp_path):
     content[16:24] = (70_000).to_bytes(4, "big") * 2  # width and height
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(DataError, match="a.png: 70000x70000 pixels, expected at most 178,956,970"):
+    with pytest.raises(DataError, match="a.png: too large, expected at most 178,956,970 pixels"):
         read_image(tmp_path / "a.png")
 
 

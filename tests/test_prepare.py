@@ -360,7 +360,7 @@ def test_a_place_without_permission_is_one_line(tmp_path):
     with pytest.raises(OSError, match="/sys/store") as caught:
         prepare.build("shapes", config, ("train", "val"), tmp_path, Path("/sys/store"), workers=1)
     if isinstance(caught.value, PermissionError):  # in some containers it is a read-only file system instead
-        assert describe(caught.value).startswith("/sys/store: no permission. Give yourself access to it, or link ")
+        assert describe(caught.value).startswith("/sys/store: no permission. Give yourself access to it, or work ")
 
 
 @tried.SMALL_DISK

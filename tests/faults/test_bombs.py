@@ -38,7 +38,7 @@ def test_a_picture_that_claims_billions_of_pixels_is_refused_by_its_header(tmp_p
     path.write_bytes(PICTURES[kind](SIDE, SIDE))
     monkeypatch.setattr("cv2.imdecode", lambda *_: pytest.fail("decoded"))
     for read in (read_image, read_size):
-        with pytest.raises(DataError, match=rf"bomb\.{kind}: (60000x60000 pixels|not a readable image)"):
+        with pytest.raises(DataError, match=rf"bomb\.{kind}: too large, expected at most"):
             read(path)
 
 
@@ -49,7 +49,7 @@ def test_a_mask_that_claims_billions_of_pixels_is_refused_by_its_header(tmp_path
     path.write_bytes(PICTURES[kind](SIDE, SIDE))
     tracemalloc.start()
     try:
-        with pytest.raises(DataError, match=r"not a readable mask, or cut short \(DecompressionBombError\)"):
+        with pytest.raises(DataError, match=rf"bomb\.{kind}: too large, expected at most"):
             read_labels(path)
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:
@@ -126,7 +126,7 @@ def test_prepare_names_the_picture_and_reserves_no_disk_for_it(tmp_path):
     (raw / "images/train/b.png").write_bytes(png(SIDE, SIDE))
     options = FolderOptions(images="images/{split}", masks="masks/{split}", classes="classes.txt")
     config = dataset_config("folder", {"train": 2, "val": 2}, folder=options)
-    with pytest.raises(DataError, match=r"b\.png: 60000x60000 pixels, expected at most 178,956,970"):
+    with pytest.raises(DataError, match=r"b\.png: too large, expected at most 178,956,970 pixels"):
         prepare.build("mine", config, ("train", "val"), raw, tmp_path / "out", workers=1)
     assert not list((tmp_path / "out").glob("*.bin"))
 

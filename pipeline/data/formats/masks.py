@@ -1,5 +1,6 @@
 """Read mask files as arrays of train ids. Every problem of a file is a DataError that names it."""
 
+import io
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from deeplab.decode import check_pages, check_pixels, open_picture, quiet, read_content
-from deeplab.errors import DataError, LabelError, MaskModeError
+from deeplab.decode import check_pages, open_picture, quiet, read_content, unreadable
+from deeplab.errors import LabelError, MaskModeError
 from deeplab.histogram import histogram
 from deeplab.store import IGNORE, Bytes, Color
 from pipeline.data.formats.base import Mask
@@ -131,18 +132,15 @@ def read_picture(path: Path) -> "Image.Image":
 
     content = read_content(path)
     try:
-        picture = open_picture(content)
-        check_pixels(path, picture.height, picture.width)
+        picture = open_picture(io.BytesIO(content))
         blurred = picture.format in ("JPEG", "MPO", "WEBP")
         if not blurred:
-            check_pages(path, content)
+            check_pages(path, content, picture)
             with quiet():
                 picture.verify()  # the checksums of a PNG, which decoding does not check
-                picture = ImageOps.exif_transpose(open_picture(content))  # as images are
-    except DataError:
-        raise
+                picture = ImageOps.exif_transpose(open_picture(io.BytesIO(content)))  # as images are
     except Exception as error:  # noqa: BLE001  Pillow raises nearly anything for a broken file
-        raise DataError(f"{path}: not a readable mask, or cut short ({type(error).__name__})") from None
+        raise unreadable(path, "mask", error) from None
     if blurred:
         raise MaskModeError(
             f"{path}: a mask saved as {picture.format}, which blurs labels. Use the original, for example a PNG.",
