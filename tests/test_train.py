@@ -77,10 +77,19 @@ def test_each_seed_is_trained_and_gives_other_weights(place):
 
 
 @pytest.fixture
-def one_seed(place):
-    """A project whose only cell is trained with seed 0 and recorded by DVC, which has deleted the result."""
-    import dvc.repo  # noqa: F401  its deprecated imports warn once
+def one_seed(one_seed_once, place):
+    """A copy of it, for one test."""
+    shutil.rmtree(place)
+    shutil.copytree(one_seed_once, place)
+    return place
 
+
+@pytest.fixture(scope="module")
+def one_seed_once(tmp_path_factory):
+    """A project whose only cell is trained with seed 0 and recorded by DVC, which has deleted the result."""
+    place = tmp_path_factory.mktemp("once")
+    tiny_params(place / "params.yaml")
+    write_store(place / "data/tiny", {"train": 12, "val": 3})
     check.run(Places(place))
     outs = ["runs/tiny_os8/weights", "runs/tiny_os8/run.json", "runs/tiny_os8/history.csv"]
     stage = {"cmd": "true", "params": ["seeds"], "outs": outs}
