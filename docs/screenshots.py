@@ -19,7 +19,7 @@ from pipeline.tracking.ui import HOST, answers
 DOCS = Path(__file__).parent
 PORT = 5128
 CELL, IMAGE = "shapes_resnet18_os8", "4_*.jpg"
-FLAGS = "--headless --no-sandbox --disable-gpu --hide-scrollbars --no-first-run --virtual-time-budget=20000".split()
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=20000"]
 
 
 def main() -> None:
@@ -40,9 +40,9 @@ def main() -> None:
                 sys.exit("error: MLflow's server ended")
             time.sleep(1)
         address = f"http://{HOST}:{PORT}/{pages()['deeplabv3-shapes']}"
-        # 340 pixels more, which MLflow's Assistant takes.
-        shoot(chromium, address, "mlflow-runs.png", (1640, 620), cut=340)
-        shoot(chromium, address.replace("=TABLE", "=CHART"), "mlflow-curves.png", (1640, 900), cut=340)
+        # 430 pixels more, which MLflow's Assistant takes.
+        shoot(chromium, address, "mlflow-runs.png", (1640, 620), cut=430)
+        shoot(chromium, address.replace("=TABLE", "=CHART"), "mlflow-curves.png", (1640, 900), cut=430)
     finally:
         server.terminate()
         server.wait()
