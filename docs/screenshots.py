@@ -19,7 +19,7 @@ from pipeline.tracking.ui import HOST, answers
 DOCS = Path(__file__).parent
 PORT = 5128
 CELL, IMAGE = "shapes_resnet18_os8", "4_*.jpg"
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=20000"]
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=120000"]
 
 
 def main() -> None:
