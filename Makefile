@@ -22,9 +22,8 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 demo: .venv/ready  ## train four small networks on synthetic shapes and fill the table "Demo" (3 minutes)
 	grid run readme@shapes
-	dvc repro --quiet --single-item report
-	@cat reports/tables/shapes.md
-	@echo "This table is in README.md too. Everything on one page: open reports/index.html in a browser."
+	@grid report
+	@echo "The same table is in README.md, with links."
 	@echo "To compare the runs in MLflow: make ui"
 
 test: .venv/all  ## run the whole gate, as CI does: ruff, mypy, pytest (8 minutes)

@@ -76,7 +76,7 @@ RUNS_AGAIN = {
     "report": (
         "deeplab.decode deeplab.store page.embedded page.html page.inputs page.layout page.predictions page.results "
         "page.sections page.verdicts pictures.charts pictures.colors pictures.overlay results.records results.table "
-        "markdown settings.published stages.report"
+        "markdown settings.links settings.published stages.report"
     ),
 }
 MODULES = sorted(

@@ -59,6 +59,13 @@ def markdown(rows: list[Row]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def plain_table(lines: list[tuple[str, str, str]]) -> str:
+    """Name, mIoU and interval of each cell, in columns for a terminal."""
+    lines = [("", "mIoU", "95 % interval"), *lines]
+    width = max(len(name) for name, *_ in lines)
+    return "".join(f"{name:{width}}  {miou:>14}  {between}".rstrip() + "\n" for name, miou, between in lines)
+
+
 def sheet(rows: list[Row]) -> str:
     """The table as CSV: shares instead of percent, and where each number comes from."""
     text = io.StringIO()

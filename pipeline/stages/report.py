@@ -15,16 +15,25 @@ from pipeline.settings.places import Places
 def run(places: Places = Places()) -> None:
     """Write the page."""
     params = load_params(places.params)
+    from pipeline.page.html import interval, percent
     from pipeline.page.inputs import read_pages
     from pipeline.page.layout import write_page
+    from pipeline.results.table import plain_table
 
     pages = read_pages(params, places)
     text = write_page(pages)
     places.page.parent.mkdir(parents=True, exist_ok=True)
     write_whole(places.page, text)
     for page in pages:
-        for gap in page.gaps:
-            print(f"{page.name}: {gap}")
+        if page.measured:
+            lines = [
+                (cell.name, f"{percent(100 * (cell.miou or 0))}%", interval(page.interval(cell)))
+                for cell in page.measured
+            ]
+            print(f"{page.title}\n{plain_table(lines)}")
+            print(*(f"{page.name}: {gap}\n" for gap in page.gaps), sep="", end="")
+    if waiting := [page.title for page in pages if not page.measured]:
+        print(f"Not measured: {', '.join(waiting)}. To see what they cost: grid plan")
     print(f"{places.page}: {len(text.encode()) / 1e6:.1f} MB. Open it in a browser.")
 
 

@@ -10,9 +10,9 @@ import sys
 
 from pipeline.errors import run_command
 from pipeline.files import write_whole
-from pipeline.results.model_card import make_cards, write_cards
+from pipeline.results.model_card import make_cards, value, write_cards
 from pipeline.results.records import read_results
-from pipeline.results.table import make_rows, markdown, sheet
+from pipeline.results.table import make_rows, markdown, mean_iou, plain_table, sheet
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
 from pipeline.tracking.sync import show_rows, synchronise
@@ -28,12 +28,12 @@ def run(dataset: str, places: Places = Places()) -> None:
     for row in rows:
         if not row.results:
             print(f"{row.name}: shown as -: {reasons[row.name]}", file=sys.stderr)
-    table = markdown(rows)
     write_cards(make_cards(dataset, rows, params), places.cards(dataset))
     places.tables.mkdir(parents=True, exist_ok=True)
-    write_whole(places.table(dataset), table)
+    write_whole(places.table(dataset), markdown(rows))
     write_whole(places.sheet(dataset), sheet(rows))
-    print(f"{config.title}\n\n{table}\nin {places.table(dataset)} and .csv")
+    lines = [(row.name, mean_iou(row), value(row).partition(" % ")[2]) for row in rows if row.results]
+    print(f"{config.title}\n{plain_table(lines)}in {places.table(dataset)} and .csv")
     if page:
         show_rows(dataset, rows, params, places)
         print(f"the runs: {page}")
