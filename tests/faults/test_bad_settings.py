@@ -158,7 +158,12 @@ BLOCK = "<!-- results:tiny -->\n| mIoU |\n<!-- /results:tiny -->\n"
 @tried.README
 @pytest.mark.parametrize(
     ("page", "wrong"),
-    [(BLOCK, ""), (BLOCK.replace("mIoU", "99.99%"), "edited by hand"), ("# none\n", "Put both lines")],
+    [
+        (BLOCK, ""),
+        (BLOCK.replace("mIoU", "99.99%"), "edited by hand"),
+        ("# none\n", "Run: dvc repro -s -f readme@tiny"),
+        ("<!-- results:tiny -->\n", "Put both lines"),
+    ],
 )
 def test_the_runner_names_a_readme_that_shows_something_else_than_its_table(tmp_path, monkeypatch, page, wrong):
     monkeypatch.chdir(tmp_path)
