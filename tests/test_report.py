@@ -157,7 +157,7 @@ def rows_of(grid: FakeGrid, dataset: str) -> list[dict[str, object]]:
             "cell": cell,
             "overrides": "",
             "dataset": grid.params.datasets[dataset],
-            "folder": None,
+            "published": (),
             "card": None,
         }
         for name, cell in grid.params.cells_of(dataset).items()

@@ -161,7 +161,8 @@ BLOCK = "<!-- results:tiny -->\n| mIoU |\n<!-- /results:tiny -->\n"
     [
         (BLOCK, ""),
         (BLOCK.replace("mIoU", "99.99%"), "edited by hand"),
-        ("# none\n<!-- results:tiny -->\n", "Put both lines"),
+        ("# none\n", "Run: dvc repro -s -f readme@tiny"),
+        ("<!-- results:tiny -->\n", "Put both lines"),
     ],
 )
 def test_the_runner_names_a_readme_that_shows_something_else_than_its_table(tmp_path, monkeypatch, page, wrong):
