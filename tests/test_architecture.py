@@ -157,3 +157,8 @@ def test_another_address_of_an_archive_or_another_title_prepares_nothing_again()
 def test_no_stage_depends_on_the_runtime_settings():
     for stage in STAGES.values():
         assert not any(str(param).startswith("runtime") for param in stage.get("params", []))
+
+
+def test_dvc_finds_no_pipeline_inside_the_code():
+    """DVC reads every dvc.yaml of a repository, so a template must have another name."""
+    assert not [*(ROOT / "pipeline").rglob("dvc.yaml"), *(ROOT / "pipeline").rglob("*.dvc")]

@@ -16,7 +16,8 @@ from pipeline.settings.places import Places
 
 TEMPLATES = Path(__file__).with_name("templates")
 FILES = {
-    **{name: name for name in ("params.yaml", "dvc.yaml", "README.md", "classes.txt")},
+    **{name: name for name in ("params.yaml", "README.md", "classes.txt")},
+    "stages.yaml": "dvc.yaml",  # under its own name DVC would take it for a pipeline of this repository
     **{name: f".{name}" for name in ("gitignore", "dvcignore", "dvc/config")},
     "dvc/gitignore": ".dvc/.gitignore",
     "dvc/class_iou.json": ".dvc/plots/class_iou.json",
