@@ -23,7 +23,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 demo: .venv/ready  ## train four small networks on synthetic shapes and fill the table "Demo" (3 minutes)
 	grid run readme@shapes
 	@grid report
-	@echo "The same table is in README.md, with links."
+	@echo "The same table is in README.md, with links. If git shows dvc.lock as changed: it lists the files of this run, with its times."
 	@echo "To compare the runs in MLflow: make ui"
 
 test: .venv/all  ## run the whole gate, as CI does: ruff, mypy, pytest (8 minutes)

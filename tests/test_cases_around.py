@@ -49,13 +49,12 @@ def test_number_names_in_quotes(tmp_path):
     assert "2024_01" in named(tmp_path, '"2024_01"').cells
 
 
-@case("settings", "a backbone with four levels of features (convnext_atto)",
-      "'convnext_atto' cannot be used at output stride 8 (IndexError")  # fmt: skip
+@case("settings", "a backbone with four levels of features (convnext_atto)")
 def test_timm_backbone_of_four_levels():
     build_backbone(model_config(backbone="convnext_atto"))
 
 
-@case("settings", "a backbone that timm cannot dilate (hrnet_w18_small)", "Choose a ResNet, which has five")
+@case("settings", "a backbone that timm cannot dilate (hrnet_w18_small)", "Choose one of the table")
 def test_timm_backbone_without_strides():
     build_backbone(model_config(backbone="hrnet_w18_small"))
 
@@ -118,7 +117,7 @@ def test_sweep_takes_over(folder, monkeypatch):
         tables.run("shapes", Places())
         assert seen(experiment) == before
         (run,) = [run for run in experiment.runs(cell=CELL, complete="1") if run.info.run_id not in before[2]]
-        assert run.info.run_name == f"{CELL} recipe.lr (0.02 -> 0.3)"
+        assert run.info.run_name == f"{CELL} (recipe.lr (0.02 -> 0.3))"
         assert run.data.metrics["final/mIoU"] == 0.9
         monkeypatch.chdir(folder.path)
         tables.run("shapes")

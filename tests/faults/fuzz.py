@@ -185,6 +185,9 @@ def try_readme(content, _):
     new = fill(content, "voc", table, Path("README.md"))
     assert fill(new, "voc", table, Path("README.md")) == new
     begin, end = b"<!-- results:voc -->", b"<!-- /results:voc -->"
+    if begin not in content and end not in content:  # then it is added at the end
+        assert new.startswith(content.rstrip())
+        return
     for one, other in (
         (content.partition(begin)[0], new.partition(begin)[0]),
         (content.partition(end)[2], new.partition(end)[2]),
