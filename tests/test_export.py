@@ -74,12 +74,14 @@ def std_of(model):
     return torch.tensor(model.settings.model.std).view(1, 3, 1, 1)
 
 
-def test_a_network_that_pads_by_the_size_of_the_image_is_exported_as_onnx(tmp_path, capsys):
-    settings = {"backbone": "tf_efficientnet_lite0", "output_stride": 16}
-    weights = write_weights(tmp_path / "seed0.safetensors", model=settings)
-    export.write(load_model(weights), weights, "onnx", tmp_path)
-    assert "largest difference of a logit" in capsys.readouterr().out
-    with pytest.raises(DataError, match="format pt2: torch cannot save this network for images of any size.*Use onnx"):
+def test_a_network_that_torch_cannot_save_for_any_size_is_one_line(weights, tmp_path, monkeypatch):
+    """As of EfficientNet-Lite, whose padding depends on the size: exporting one takes minutes, so torch's error is made."""
+
+    def refuse(*_, **__):
+        raise AssertionError("op ceil is not in _SYM_OPS\nand more")
+
+    monkeypatch.setattr(torch.export, "save", refuse)
+    with pytest.raises(DataError, match=r"any size \(op ceil is not in _SYM_OPS\)\. .* Use onnx"):
         export.write(load_model(weights), weights, "pt2", tmp_path)
     assert not (tmp_path / "model.pt2").exists()
 
