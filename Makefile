@@ -46,7 +46,7 @@ test-slurm: .venv/all  ## the same on Slurm; as root, after: apt-get install slu
 	.venv/bin/uv pip install --python .venv/bin/python submitit==1.5.4
 	pytest -n 0 tests/engines/slurm_grid.py
 
-test-wheel: .venv/ready  ## build the wheel and fill the table of a new project with it, outside of this repository (5 minutes)
+test-wheel: .venv/all  ## build the wheel and fill the table of a new project with it, outside of this repository (5 minutes)
 	pytest -n 0 tests/wheel.py
 
 audit: .venv/ready  ## write docs/dependency-audit.md: what is known about the pinned packages
