@@ -32,7 +32,9 @@ def run(port: int) -> None:
     uri = tracking_uri()
     local = uri.startswith(SQLITE)
     if local and not Path(uri.removeprefix(SQLITE)).exists():
-        raise FileNotFoundError(f"{uri.removeprefix(SQLITE)}: no runs yet. Run: grid run readme@shapes")
+        raise FileNotFoundError(
+            f"{uri.removeprefix(SQLITE)}: no runs yet. Run: dvc repro --force --single-item --glob 'tables@*'"
+        )
     if local:
         require_free(port)
     address = f"http://{HOST}:{port}" if local else without_password(uri).rstrip("/")
