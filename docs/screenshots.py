@@ -1,4 +1,4 @@
-"""Take the pictures of the documentation again: `python docs/screenshots.py`, after `make demo mlflow.db`. Needs Chromium.
+"""Take the pictures of docs/ again: `python docs/screenshots.py` after `make demo mlflow.db`. Needs Chromium.
 
 The page of results, MLflow's list and charts, and one prediction of the demo; each picture replaces the one in docs/.
 """
