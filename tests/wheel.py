@@ -118,4 +118,4 @@ def test_a_project_outside_of_the_repository_fills_its_table(environment, tmp_pa
         call(environment / "python", "-c", "import deeplab.step as s; print(s.__file__)", folder=tmp_path).strip()
     )
     loss.write_text(loss.read_text() + "\nEDITED = 1\n")
-    assert re.search("^streets_resnet18_os8 +.*code.json", call(grid, "plan", folder=streets, PATH=path), re.M)
+    assert re.search("^streets_resnet18_os8 ", call(grid, "plan", folder=streets, PATH=path), re.M)
