@@ -134,7 +134,7 @@ def count(mask: Bytes, label: int) -> int:
 def largest_share(mask: Bytes) -> float:
     """The share of the valid pixels in the most frequent class, 0..1; 0 when no pixel is valid."""
     counts = np.bincount(mask.reshape(-1), minlength=IGNORE + 1)[:IGNORE]
-    return float(counts.max() / max(1, counts.sum()))
+    return float(counts.max() / max(1, counts.sum()))  # type: ignore[operator, unused-ignore]  # numpy 2.5
 
 
 def normalise(images: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
