@@ -313,7 +313,7 @@ def test_palette_against_classes(tmp_path):
     Own(tmp_path, COLORED).fill(save_mask=with_palette(lambda _: (0, 2, 1))).prepared()
 
 
-@case("masks", "greys that a GIF numbers anew: 0, 1, 2 of a palette that shows 0, 2, 1",
+@case("masks", "greys that a GIF renumbers: 0, 1, 2 of a palette that shows 0, 2, 1",
       "of its palette is the grey 2, and both are labels")  # fmt: skip
 def test_palette_of_greys(tmp_path):
     def save(content, path):

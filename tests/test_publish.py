@@ -272,7 +272,7 @@ class FakeHub:
 
 @pytest.fixture
 def on_hub(folder, monkeypatch):
-    """Publish the cell to a hub that answers as told."""
+    """Publish the cell to a hub whose answers the test chooses."""
 
     def write(name, kind, out, *, places):
         assert (name, kind, places) == (CELL, "huggingface", Places())

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 CODEC = "mp4v"
 LARGEST_RATE = 65_535
-MOST_DRIFT = 0.1  # seconds between film and overlay that nobody is told of
+MOST_DRIFT = 0.1  # seconds between film and overlay without a warning
 
 
 def segment_video(model: "Segmenter", source: Path, out: Path, batch: int, tiling: Tiling | None) -> None:

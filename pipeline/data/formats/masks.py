@@ -71,7 +71,7 @@ def read_indexed(path: Path, table: LabelTable) -> tuple[Bytes, dict[int, Color]
     """The labels (H, W) in the mask `path`, and of a palette the colour of each label that occurs.
 
     Raises MaskModeError when indices and greys of the palette both are labels of `table`, but different ones: some
-    programs number the greys of a mask anew when they save it with a palette.
+    programs renumber the greys of a mask when they save it with a palette.
     """
     picture = read_picture(path)
     labels = labels_in(path, picture)
