@@ -14,6 +14,7 @@ from dvc.repo import Repo
 from huggingface_hub import RepoFile
 from huggingface_hub.errors import LocalTokenNotFoundError
 
+from deeplab.errors import DataError
 from pipeline.errors import MismatchError, ParamsError
 from pipeline.predict import export
 from pipeline.settings.links import Published, read_published, write_published
@@ -230,6 +231,19 @@ def test_a_cell_without_a_result_is_named(folder):
         list(publish([OTHER], Places()))
     with pytest.raises(ParamsError, match=f"{OTHER}: not published"):
         list(pull([OTHER], Places()))
+
+
+def test_an_unknown_cell_is_named_before_a_missing_remote(folder):
+    no_remote(folder, None)
+    with pytest.raises(ParamsError, match="grid: unknown name 'nope'"):
+        list(pull(["nope"], Places()))
+
+
+def test_a_damaged_list_names_its_file(folder):
+    Path(CSV).parent.mkdir(parents=True, exist_ok=True)
+    Path(CSV).write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match=f"{CSV}: damaged.* Restore it: git checkout"):
+        read_published(Path(CSV))
 
 
 def test_no_readme_links_into_a_folder_that_git_ignores():

@@ -55,9 +55,9 @@ def pull(names: list[str], places: Places) -> Iterator[str]:
     Raises OSError when the remote fails, MismatchError when a file is not the published one.
     """
     params = load_params(places.params)
+    datasets = {name: params.cell(name).dataset for name in names}
     target = required(params)
-    for name in names:
-        dataset = params.cell(name).dataset
+    for name, dataset in datasets.items():
         published = {entry.file: entry for entry in read_published(places.published(dataset)) if entry.cell == name}
         if not published:
             raise ParamsError(f"{name}: not published, by {places.published(dataset)}")
