@@ -1,5 +1,6 @@
 """Part of a test in a forked process, which never goes on as a second pytest."""
 
+import functools
 import os
 import traceback
 
@@ -15,3 +16,14 @@ def forked(work, *arguments):
         traceback.print_exc()
         os._exit(1)
     os._exit(0)
+
+
+def apart(test):
+    """`test` in a forked process: what it leaves behind in the libraries ends with it."""
+
+    @functools.wraps(test)
+    def run(*arguments, **fixtures):
+        child = forked(lambda: test(*arguments, **fixtures))
+        assert os.waitpid(child, 0)[1] == 0, "the traceback is on stderr"
+
+    return run

@@ -2,6 +2,8 @@
 
 An operation over two devices fails here as it would there, and so does reading a number, for which the host would wait.
 The backward pass of the network and the optimizer need a real device; the loss makes its gradient on the way forward.
+
+Pretending makes torch count a GPU for the rest of the process, and a process with one cannot fork: these tests are apart.
 """
 
 import re
@@ -25,6 +27,7 @@ from deeplab.ranks import ALONE
 from deeplab.step import build_optimizer, step_loss, train_step, try_step
 from deeplab.store import Store
 from pipeline.training.weights import load_network
+from tests.forked import apart
 from tests.tiny import model_config, tiny_cell, train_config, write_store, write_weights
 
 CUDA = torch.device("cuda")
@@ -62,6 +65,7 @@ def loss_of(network, pretended, precision="fp32"):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+@apart
 def test_a_step_up_to_its_loss_and_gradient_stays_on_the_device_and_waits_for_nothing(precision, pretended):
     loss = loss_of(build(), pretended, precision)
     assert (loss.device.type, loss.dtype) == ("cuda", torch.float32)
@@ -91,6 +95,7 @@ def found(monkeypatch):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+@apart
 def test_an_evaluation_waits_for_nothing_but_its_logits_check_and_its_labels(
     precision, protocol, pretended, found, tmp_path
 ):
@@ -102,6 +107,7 @@ def test_an_evaluation_waits_for_nothing_but_its_logits_check_and_its_labels(
     assert [(labels.device.type, labels.shape) for labels in found] == [("cuda", (1, 40, 48))] * 3
 
 
+@apart
 def test_a_prediction_in_tiles_waits_for_nothing_but_the_same(pretended, found):
     network = build().eval()
     with pretended:
@@ -150,6 +156,7 @@ SLIPS = {
 
 
 @pytest.mark.parametrize("slip", SLIPS.values(), ids=SLIPS)
+@apart
 def test_a_planted_slip_is_found(slip, pretended):
     network = build()
     network.classifier.register_forward_hook(lambda module, given, logits: slip(logits))
