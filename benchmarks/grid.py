@@ -44,7 +44,7 @@ stages:
     do:
       cmd: sleep %(seconds)s && cp runs/${key} metrics/${key}
       deps: ["runs/${key}"]
-      params: ["grid.${key}", model, train, augment, {code.json: ["evaluate.${key}"]}]
+      params: [protocols, {code.json: ["evaluate.${key}"]}]
       outs: [{"metrics/${key}": {cache: false}}]
 """
 HASH = hashlib.sha256().hexdigest()
@@ -118,8 +118,12 @@ def make_up_to_date(folder: Path, size: int) -> None:
             (folder / place / cell).write_text(cell)
         file = {"hash": "md5", "md5": hashlib.md5(cell.encode(), usedforsecurity=False).hexdigest(), "size": len(cell)}
         row = {"dataset": "shapes", "backbone": "resnet18", "output_stride": 8, "pretrained": False}
-        values = {f"grid.{cell}": row, **{name: params[name] for name in SHARED}}
-        for kind, source, target in (("train", "code", "runs"), ("evaluate", "runs", "metrics")):
+        trained = {f"grid.{cell}": row, **{name: params[name] for name in SHARED}}
+        evaluated = {"protocols": params["protocols"]}
+        for kind, source, target, values in (
+            ("train", "code", "runs", trained),
+            ("evaluate", "runs", "metrics", evaluated),
+        ):
             stages[f"{kind}@{cell}"] = {
                 "cmd": f"sleep 0.0 && cp {source}/{cell} {target}/{cell}",
                 "deps": [{"path": f"{source}/{cell}", **file}],
