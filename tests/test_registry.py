@@ -72,8 +72,8 @@ def test_the_model_has_a_signature_and_no_pickle(folder):
     folder.tables()
     (path, *_) = Path("mlartifacts").rglob("MLmodel")
     text = path.read_text()
-    assert '"name": "image"' in text
-    assert '"shape": [-1, -1, 3]' in text
+    assert '"name": "classes"' in text
+    assert '"shape": [-1, -1]' in text
     assert not [file for file in Path("mlartifacts").rglob("*") if file.suffix in (".pkl", ".pth", ".pt", ".bin")]
 
 

@@ -5,6 +5,7 @@ A model names the weights that DVC keeps: their SHA-256, their scores, and their
 """
 
 import json
+import platform
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,6 +21,7 @@ from pipeline.tracking.client import PREFIX, Experiment, cause
 NOTE = "mlflow.note.content"  # Markdown above a run or an experiment
 BEST = "best"
 VERSIONS = "mlflow.modelVersions"  # tag of a model: the list of models shows it as registered
+WEIGHTS = "weights"  # folder of a model's artifacts
 HIDDEN = ("mIoU", "Download")  # columns: the note begins with the first, the links of the other are of this folder
 
 
@@ -116,9 +118,9 @@ def version_of(experiment: Experiment, name: str, result: Result, weights: Place
 
 def add_weights(client: Any, model: str, weights: Path) -> None:
     """Copy `weights` to the model, unless they are there. A copy that was interrupted has another size."""
-    sizes = [file.file_size for file in client.list_logged_model_artifacts(model, "weights")]
+    sizes = [file.file_size for file in client.list_logged_model_artifacts(model, WEIGHTS)]
     if sizes != [weights.stat().st_size]:
-        client.log_model_artifact(model, str(weights), "weights")
+        client.log_model_artifact(model, str(weights), WEIGHTS)
 
 
 def versions_tag(name: str, version: str) -> str:
@@ -162,18 +164,23 @@ def finish_model(client: Any, model: Any, name: str, result: Result) -> None:
 
 
 def describe(client: Any, model: Any) -> None:
-    """Write the signature of the model: an image of any size, and a class for each of its pixels."""
+    """Write how MLflow loads the model, and the signature of what it gives back.
+
+    None of what it takes: MLflow would cast an image of floats in 0..1 to uint8 and give back the mask of a black one.
+    """
     import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.models.utils import get_external_mlflow_model_spec
+    from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    spec = get_external_mlflow_model_spec(model)
-    pixel = np.dtype(np.uint8)
-    spec.signature = ModelSignature(
-        inputs=Schema([TensorSpec(pixel, (-1, -1, 3), "image")]),
-        outputs=Schema([TensorSpec(pixel, (-1, -1), "classes")]),
+    spec = Model(
+        artifact_path=model.artifact_location,
+        model_uuid=model.model_id,
+        model_id=model.model_id,
+        run_id=model.source_run_id,
+        signature=ModelSignature(outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1), "classes")])),
     )
+    loaded_by = {"loader_module": "pipeline.tracking.served", "data": WEIGHTS}
+    spec.add_flavor("python_function", **loaded_by, python_version=platform.python_version())
     with TemporaryDirectory() as folder:
         spec.save(str(Path(folder) / "MLmodel"))
         client.log_model_artifacts(model.model_id, folder)
