@@ -200,6 +200,7 @@ def equivalent(reason: str) -> None:
 @click.option("--device", help="Such as cpu or cuda:1; by default as runtime.device says.")
 @click.option("--window", nargs=2, type=int, metavar="H W", help="Predict large images in tiles of this size.")
 @click.option("--stride", nargs=2, type=int, metavar="H W", help="Distance between two tiles.")
+@click.option("--truth", type=click.Path(path_type=Path), help="A folder of masks: score the predictions against them.")
 def predict(
     cell: str,
     source: Path,
@@ -207,6 +208,7 @@ def predict(
     seed: int,
     batch: int,
     device: str | None,
+    truth: Path | None,
     **tiles: tuple[int, int] | None,
 ) -> int:
     """Predict masks for images or a video.
@@ -215,9 +217,14 @@ def predict(
     model.safetensors.
     """
     from pipeline.predict import predict
+    from pipeline.predict.truth import pairs_of, score_masks
 
     tiling = predict.tiling_of(tiles["window"], tiles["stride"])
-    return predict.run(cell, source, out, seed=seed, batch=batch, device=device, tiling=tiling)
+    pairs = pairs_of(source, truth) if truth else {}
+    code = predict.run(cell, source, out, seed=seed, batch=batch, device=device, tiling=tiling)
+    if pairs:
+        print(score_masks(cell, seed, pairs, source, out))
+    return code
 
 
 @grid.command()

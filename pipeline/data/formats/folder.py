@@ -2,7 +2,9 @@
 
 import colorsys
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from deeplab.errors import DataError, MaskModeError
@@ -41,30 +43,42 @@ def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:
     if not raw.is_dir():
         raise DataError(f"{raw}: not found. Put or link the folder with your images and masks there.")
     classes = read_classes(raw / options.classes)
-    kept = [label for label in sorted(classes.names) if label not in (*options.ignore, *options.map)]
-    if not 2 <= len(kept) <= IGNORE:
-        raise DataError(
-            f"{classes.path}: {len(kept)} classes remain without ignore and map, expected 2 to {IGNORE}: a network of "
-            "one class has nothing to decide. The background can be a class."
-        )
-    table = make_table(options, kept, classes)
-    colors = color_table(classes) if options.masks_are == "colors" else None
-    once = [color for color in classes.colors.values() if list(classes.colors.values()).count(color) == 1]
-    named = {color: label for label, color in classes.colors.items() if color in once}
+    kept = kept_labels(options, classes)
+    sample = sampler(raw, options)
     samples: dict[str, list[RawSample]] = {}
     problems: list[str] = []
     for split in splits:
         pairs, odd = listed_pairs(raw, options, split) if options.pairs else paired_files(raw, options, split)
         problems += odd
         samples[split] = [
-            FolderSample(id=name, image=raw / image, mask=raw / mask, table=table, colors=colors, named=named)
-            for name, (image, mask) in sorted(pairs.items())
+            sample(id=name, image=raw / image, mask=raw / mask) for name, (image, mask) in sorted(pairs.items())
         ]
     if problems:
         title = f"{raw}: {len(problems)} problems in pairing images and masks:"
         raise DataError("\n  ".join([title, *grouped(problems)]))
     palette = tuple(classes.colors[label] for label in kept) if classes.colors else default_palette(len(kept))
     return Layout(classes=tuple(classes.names[label] for label in kept), palette=palette, samples=samples)
+
+
+def sampler(raw: Path, options: FolderOptions) -> Callable[..., RawSample]:
+    """What makes a sample of `id`, `image` and `mask`: it knows how to read the masks of the folder `raw`."""
+    classes = read_classes(raw / options.classes)
+    table = make_table(options, kept_labels(options, classes), classes)
+    colors = color_table(classes) if options.masks_are == "colors" else None
+    once = [color for color in classes.colors.values() if list(classes.colors.values()).count(color) == 1]
+    named = {color: label for label, color in classes.colors.items() if color in once}
+    return partial(FolderSample, table=table, colors=colors, named=named)
+
+
+def kept_labels(options: FolderOptions, classes: Classes) -> list[int]:
+    """The labels that are classes, in the order of their train ids. Raises DataError for fewer than two."""
+    kept = [label for label in sorted(classes.names) if label not in (*options.ignore, *options.map)]
+    if not 2 <= len(kept) <= IGNORE:
+        raise DataError(
+            f"{classes.path}: {len(kept)} classes remain without ignore and map, expected 2 to {IGNORE}: a network of "
+            "one class has nothing to decide. The background can be a class."
+        )
+    return kept
 
 
 def load_mask(sample: RawSample) -> Mask:

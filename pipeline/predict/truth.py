@@ -1,0 +1,99 @@
+"""Score predictions against masks: `grid predict CELL photos/ --truth masks/`, with the scores of an evaluation.
+
+The masks of a cell hold the labels of its raw data set, which are read as `prepare` reads them. Those of a weights file
+hold class indices, and 255 where a pixel is not counted.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deeplab.errors import DataError
+from pipeline.data.formats import FORMATS
+from pipeline.data.formats.base import Mask, RawSample
+from pipeline.data.pairing import find
+from pipeline.files import write_whole
+from pipeline.predict.predict import find_images, output_names
+from pipeline.predict.weights import find_weights, is_cell
+from pipeline.results.scores import describe, scores_of
+from pipeline.settings.params import load_params
+from pipeline.settings.places import Places
+
+if TYPE_CHECKING:
+    from deeplab.metrics import Matrix
+
+Read = Callable[[Path], Mask]
+
+
+def pairs_of(images: Path, truth: Path) -> dict[Path, Path]:
+    """The mask of each image in a folder, by names, which may differ as `a_leftImg8bit` and `a_labelIds` do.
+
+    Raises DataError for an image without a mask, ParamsError without a folder.
+    """
+    found = find(images, truth)
+    pairs = {images / pair.image: truth / pair.mask for each in found.splits.values() for pair in each}
+    if missing := [path for path in found.alone if path.is_relative_to(images) and not path.is_relative_to(truth)]:
+        raise DataError(
+            f"{truth}: no mask for {len(missing)} of {len(missing) + len(pairs)} images, for example {missing[0]}. "
+            "Add it, or take the image away."
+        )
+    return pairs
+
+
+def reader(name: str, classes: int, places: Places) -> Read:
+    """How to read the masks for the network `name` of `classes` classes."""
+    from pipeline.data.formats.folder import sampler
+    from pipeline.data.formats.masks import label_table, read_labels, to_train_ids
+
+    config = None
+    if is_cell(name):
+        params = load_params(places.params)
+        dataset = params.cell(name).dataset
+        config = params.dataset(dataset)
+    if config is None or config.format == "shapes":  # whose masks are drawn and have no files
+        table = label_table({index: index for index in (*range(classes), 255)})
+        return lambda mask: to_train_ids(read_labels(mask), table, mask)
+    load = FORMATS[config.format].load_mask
+    sample = sampler(places.raw(dataset), config.folder) if config.folder else RawSample
+    return lambda mask: load(sample(id=mask.stem, image=mask, mask=mask))
+
+
+def score_masks(name: str, seed: int, pairs: Mapping[Path, Path], source: Path, out: Path) -> str:
+    """Compare the masks that `predict` wrote into `out` with the truth; the scores as text, and in out/scores.json.
+
+    Raises DataError for a mask of another size than its image, or with a label that is no class.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from deeplab.counts import gather
+    from deeplab.metrics import confusion_matrix, score
+    from deeplab.segmenter import WEIGHTS, read_about
+
+    file = find_weights(name, seed, Places())
+    classes = tuple(read_about(file / WEIGHTS if file.is_dir() else file)["classes"])
+    files = find_images(source, out)
+    written = {
+        path: out / "masks" / f"{each}.png" for path, each in zip(files, output_names(files, source), strict=True)
+    }
+    written = {path: mask for path, mask in written.items() if mask.exists()}  # a broken image has none
+    read = reader(name, len(classes), Places())
+
+    def matrices() -> Iterator["Matrix"]:
+        for image, mask in written.items():
+            with Image.open(mask) as picture:
+                predicted = np.asarray(picture)
+            truth = read(pairs[image])
+            if truth.shape != predicted.shape:
+                sizes = ["x".join(map(str, each.shape)) for each in (truth, predicted)]
+                raise DataError(f"{pairs[image]}: {sizes[0]} pixels, but its image {image} has {sizes[1]}")
+            yield confusion_matrix(truth.ids, predicted, len(classes))
+
+    counts = gather(matrices(), [path.as_posix() for path in written], classes)
+    scores = score(counts.matrix)
+    shares = scores_of(scores, counts).model_dump(exclude_unset=True)
+    iou = [None if value != value else round(float(value), 6) for value in scores.iou]
+    content = {"images": len(written), **shares, "IoU": dict(zip(classes, iou, strict=True))}
+    write_whole(out / "scores.json", json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return f"{describe(classes, {(seed, name): scores})}\nin {out}/scores.json"
