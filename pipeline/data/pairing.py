@@ -12,6 +12,7 @@ from deeplab.decode import ENDINGS
 from deeplab.errors import DataError
 from pipeline.data.formats.base import read_lines
 from pipeline.data.formats.pairs import listed_pairs
+from pipeline.data.formats.split import COPY, SERIES, group_of
 from pipeline.errors import ParamsError
 from pipeline.settings.schema import FolderOptions
 
@@ -19,7 +20,6 @@ VAL_SHARE = 0.2  # of the pairs, in a proposed split
 MASK = re.compile(r"(?i)masks?|label(?:ids?|s)?|annot(?:ations?)?|segm(?:entations?)?|(?<![a-z])gt(?:fine)?(?![a-z])")
 IMAGE = re.compile(r"(?i)images?|(?<![a-z])(?:imgs?|photos?)(?![a-z])")
 SPLIT = re.compile(r"(?i)(?<![a-z])(train|val|test)(?:ing|id|idation)?(?![a-z])")
-COPY = re.compile(r"_(?:jpe?g|png)\.rf\.\w+$")  # how Roboflow ends the names of the changed copies of an image
 
 
 class Pair(NamedTuple):
@@ -178,7 +178,7 @@ def propose(pairs: list[Pair]) -> tuple[dict[str, list[Pair]], str]:
         raise DataError(f"{pairs[0].image}: all images are copies of one, expected 2 or more to divide")
     groups: dict[str, list[Pair]] = defaultdict(list)
     for name, each in originals.items():
-        groups[re.sub(r"\d+\D*$", "", name)] += each
+        groups[group_of(name, SERIES) or ""] += each
     note = f"proposed: {len(groups)} groups of names that differ in their last number only, each in one split"
     if len(groups) < 2:
         groups = originals

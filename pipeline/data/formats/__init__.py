@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from pipeline.data.formats import ade20k, cityscapes, folder, shapes, voc
+from pipeline.data.formats import ade20k, annotations, cityscapes, folder, shapes, voc
 from pipeline.data.formats.base import Format
 
 FORMATS: Final[dict[str, Format]] = {
@@ -11,4 +11,8 @@ FORMATS: Final[dict[str, Format]] = {
     "cityscapes": cityscapes,
     "folder": folder,
     "shapes": shapes,
+    "coco": annotations,
+    "cvat": annotations,
+    "labelme": annotations,
+    "yolo": annotations,
 }

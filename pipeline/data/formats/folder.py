@@ -10,6 +10,7 @@ from deeplab.store import IGNORE, Color
 from pipeline.data.formats.base import Layout, Mask, RawSample, grouped, image_of, image_size, read_lines
 from pipeline.data.formats.masks import LabelTable, label_table, read_colors, read_indexed, to_train_ids
 from pipeline.data.formats.pairs import listed_pairs, paired_files
+from pipeline.data.formats.split import drawn
 from pipeline.errors import ParamsError
 from pipeline.settings.schema import DatasetConfig, FolderOptions
 
@@ -41,13 +42,7 @@ def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:
     if not raw.is_dir():
         raise DataError(f"{raw}: not found. Put or link the folder with your images and masks there.")
     classes = read_classes(raw / options.classes)
-    kept = [label for label in sorted(classes.names) if label not in (*options.ignore, *options.map)]
-    if not 2 <= len(kept) <= IGNORE:
-        raise DataError(
-            f"{classes.path}: {len(kept)} classes remain without ignore and map, expected 2 to {IGNORE}: a network of "
-            "one class has nothing to decide. The background can be a class."
-        )
-    table = make_table(options, kept, classes)
+    kept, table = numbered(options, classes)
     colors = color_table(classes) if options.masks_are == "colors" else None
     once = [color for color in classes.colors.values() if list(classes.colors.values()).count(color) == 1]
     named = {color: label for label, color in classes.colors.items() if color in once}
@@ -55,7 +50,10 @@ def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:
     problems: list[str] = []
     for split in splits:
         pairs, odd = listed_pairs(raw, options, split) if options.pairs else paired_files(raw, options, split)
-        problems += odd
+        problems += [problem for problem in odd if problem not in problems]
+        if options.split and not odd:
+            chosen = drawn(pairs, options.split, split, str(raw))
+            pairs = {name: pair for name, pair in pairs.items() if name in chosen}
         samples[split] = [
             FolderSample(id=name, image=raw / image, mask=raw / mask, table=table, colors=colors, named=named)
             for name, (image, mask) in sorted(pairs.items())
@@ -108,6 +106,17 @@ def read_classes(path: Path) -> Classes:
     if colors and (without := [name for label, name in names.items() if label not in colors]):
         raise DataError(f"{path}: {without[0]!r} has no colour, but other classes do. Add it, or remove all colours.")
     return Classes(path=path, names=names, colors=colors)
+
+
+def numbered(options: FolderOptions, classes: Classes) -> tuple[list[int], LabelTable]:
+    """The labels that are classes, and the table of label -> train id. Raises DataError for fewer than two."""
+    kept = [label for label in sorted(classes.names) if label not in (*options.ignore, *options.map)]
+    if not 2 <= len(kept) <= IGNORE:
+        raise DataError(
+            f"{classes.path}: {len(kept)} classes remain without ignore and map, expected 2 to {IGNORE}: a network of "
+            "one class has nothing to decide. The background can be a class."
+        )
+    return kept, make_table(options, kept, classes)
 
 
 def make_table(options: FolderOptions, kept: list[int], classes: Classes) -> LabelTable:

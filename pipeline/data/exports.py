@@ -1,0 +1,250 @@
+"""What a labelling tool exported: which tool, where its images and splits are, and its classes, for `grid new`."""
+
+import json
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deeplab.decode import ENDINGS
+from deeplab.errors import DataError
+from pipeline.data import look
+from pipeline.data.classes import find_list, read_list
+from pipeline.data.find import find_pictures
+from pipeline.data.formats import annotations
+from pipeline.data.formats.base import RawSample
+from pipeline.data.formats.regions import Export
+from pipeline.data.formats.split import drawn, proposed
+from pipeline.data.formats.tools import FORMS, READERS
+from pipeline.data.pairing import Found, Pair
+from pipeline.errors import ParamsError
+from pipeline.process import cores
+from pipeline.progress import shown
+from pipeline.settings.scaffold import Source
+from pipeline.settings.schema import DatasetConfig, FolderOptions
+
+SPLIT = re.compile(r"(?i)(?<![a-z])(?:train(?:ing)?|val(?:id|idation)?|test(?:ing)?)\d*(?![a-z])")
+BACKGROUND = re.compile(r"(?i)_*background_*")
+YOLO_LINE = re.compile(r"\d+(\s+-?[\d.]+(e-?\d+)?){4,}")
+PEEK = 4096  # bytes of a file that show what it is
+BRUSH = re.compile(r"task-\d+-annotation-\d+-by-")  # the PNG of a brush in Label Studio, one per class and image
+
+
+class Place(NamedTuple):
+    """Where an export has its annotations, below its folder, with {split} for the name of a split."""
+
+    tool: str
+    annotations: str
+    splits: Sequence[str]  # that the export names, the one to train on first; none if it is not divided
+
+
+def describe(
+    root: Path,
+    images: Path | None = None,
+    masks: Path | None = None,
+    pairs: Sequence[Path] = (),
+    classes: Path | None = None,
+) -> Source:
+    """What is in the export `root`, a folder or a file, whose images may be elsewhere.
+
+    Raises ParamsError for a path that does not exist, DataError for an export that has problems, or is none.
+    """
+    if masks or pairs:
+        raise ParamsError("--annotations: expected without --masks and --pairs")
+    for path in (root, *([images] if images else [])):
+        if not path.exists():
+            raise ParamsError(f"{path}: no such file or folder")
+    if found_masks := mask_folder(root):
+        pictures = root / "JPEGImages" if (root / "JPEGImages").is_dir() else found_masks
+        return look.describe(images or pictures, found_masks, (), classes)
+    folder = root if root.is_dir() else root.parent
+    place = find_place(root, folder)
+    read = {split: READERS[place.tool](folder / filled(place.annotations, split)) for split in place.splits or ("",)}
+    pattern = image_pattern(place, read, images or folder)
+    file = classes or find_list(folder)
+    names = class_names(place.tool, read, file)
+    splits = place.splits or ("all",)
+    with tempfile.TemporaryDirectory() as scratch:
+        (listing := Path(scratch, "classes.txt")).write_text("".join(f"{key} {names[key]}\n" for key in names), "utf-8")
+        picked = str((images or folder).absolute() / pattern)
+        options = FolderOptions(annotations=place.annotations, images=picked, classes=str(listing))
+        config = DatasetConfig(
+            title="", format=place.tool, archives=(), images={}, allow_subset=True, folder=options
+        )  # fmt: skip
+        layout = annotations.scan(folder.absolute(), config, splits)
+    samples = [sample for split in splits for sample in layout.samples[split]]
+    seen = look_at(samples, place.tool)
+    rows = [
+        look.Row(
+            label=label,
+            name=name,
+            color=None,
+            is_ignored=bool(label and look.NO_LABEL.search(name)),
+            share=seen.pixels[look.Value(label, None)] / seen.pixels.total(),
+            masks=seen.masks[look.Value(label, None)],
+        )
+        for label, name in names.items()
+    ]
+    note = f"names from {file.name}" if file else f"names from the {FORMS[place.tool]}"
+    where = {"annotations": f"annotations/{place.annotations}".removesuffix("/.")}
+    where["images"] = f"{'images' if images else 'annotations'}/{pattern}".rstrip("/")
+    counted, split_note = layout.samples, "by the export"
+    if not place.splits:
+        division = proposed([sample.id for sample in samples])
+        where["split"] = f"{{val: {division.val:g}, group: {json.dumps(division.group)}}}"
+        split_note = "proposed: drawn by the hash of their group, so that a new image moves no other"
+        ids = [sample.id for sample in samples]
+        counted = {
+            split: [sample for sample in samples if sample.id in drawn(ids, division, split, str(root))]
+            for split in ("train", "val")
+        }
+    pairs = {split: [Pair(each.image, each.mask) for each in every] for split, every in counted.items()}
+    found = Found(images or folder, folder, pairs, split_note, [])
+    return Source(
+        images=images,
+        masks=folder,
+        splits=pairs,
+        split_note=split_note,
+        size=seen.sizes.most_common(1)[0][0],
+        classes=[row.line for row in rows],
+        class_note=f"{note}; label 0 is what no region covers",
+        masks_are="labels",
+        ignore=[row.label for row in rows if row.is_ignored],
+        report="\n".join(look.report(found, seen, note, rows)),
+        format=place.tool,
+        where=where,
+    )
+
+
+def mask_folder(root: Path) -> Path | None:
+    """The folder of an export that has masks: of CVAT and VOC, or of Roboflow, whose masks are beside the images."""
+    if (root / "SegmentationClass").is_dir():
+        return root / "SegmentationClass"
+    is_mask = root.is_dir() and any(root.rglob("_classes.csv")) and any(root.rglob("*_mask.png"))
+    return root if is_mask else None
+
+
+def find_place(root: Path, folder: Path) -> Place:
+    """The annotations in `root`. Raises DataError when there are none, those of several tools, or none of ours."""
+    _, others = find_pictures(folder) if root.is_dir() else ([], [root])
+    found: dict[str, list[str]] = {}
+    for path in others:
+        if tool := tool_of(path):
+            file = path.relative_to(folder)
+            parts = file.parent.parts if tool in ("labelme", "yolo") else file.parts
+            last = max(
+                (i for i, part in enumerate(parts, start=1) if SPLIT.search(part) or part == "labels"), default=0
+            )
+            kept = parts[:last] if tool in ("labelme", "yolo") else parts
+            found.setdefault(tool, []).append("/".join(kept) or ".")
+    if len(found) != 1:
+        known = "; ".join(FORMS.values())
+        what = f"annotations of several tools, {' and '.join(found)}" if found else "no annotations here"
+        brush = any(BRUSH.match(path.name) for path in folder.rglob("task-*"))
+        hint = ", for brushes of Label Studio by its converter" if brush else ""
+        raise DataError(f"{root}: {what}. Name the folder or the file of one export: {known}; or masks{hint}")
+    tool, every = next(iter(found.items()))
+    places = sorted(set(every))
+    if tool == "coco" and (instances := [place for place in places if "instances" in place]):
+        places = instances  # beside captions and key points, as COCO has them
+    words = {match[0]: place for place in places if (match := last_match(place))}
+    patterns = {SPLIT.sub("{split}", place) for place in places}
+    if len(places) == 1:
+        return Place(tool, places[0], ())
+    if len(words) < len(places) or len(patterns) > 1 or not any(word.lower().startswith("train") for word in words):
+        if tool in ("labelme", "yolo"):
+            return Place(tool, ".", ())
+        raise DataError(
+            f"{root}: {len(places)} annotation files, such as {places[0]} and {places[1]}. Name one of them"
+        )
+    return Place(tool, patterns.pop(), sorted(words, key=lambda word: ("trvate".find(word[:2].lower()), word)))
+
+
+def last_match(place: str) -> re.Match[str] | None:
+    """The last word in a path that names a split."""
+    return next(iter(reversed(list(SPLIT.finditer(place)))), None)
+
+
+def tool_of(path: Path) -> str:
+    """The tool that wrote a file; "" for none. Raises DataError for what is like an export but cannot be used."""
+    if path.suffix == ".xml":
+        with path.open("rb") as file:
+            return "cvat" if b"<annotations" in file.read(PEEK) else ""
+    if path.suffix == ".txt":
+        with path.open(encoding="utf-8", errors="replace") as text:
+            return "yolo" if YOLO_LINE.fullmatch(text.readline(PEEK).strip()) else ""
+    if path.suffix != ".json":
+        return ""
+    try:
+        content: Any = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable JSON ({error}). Export it again") from None
+    if isinstance(content, list) and content and isinstance(content[0], dict) and "data" in content[0]:
+        raise DataError(f"{path}: the JSON of Label Studio. Export COCO or YOLO with images there instead")
+    keys = content.keys() if isinstance(content, dict) else set()
+    return "coco" if keys >= {"images", "categories"} else "labelme" if "shapes" in keys else ""
+
+
+def image_pattern(place: Place, read: Mapping[str, Export], base: Path) -> str:
+    """Where below `base` the first image of each split is, as a pattern; "" if it must be searched for."""
+    own = place.annotations if place.tool in ("labelme", "yolo") else str(Path(place.annotations).parent)
+    usual = ("images/{split}", "{split}/images", "{split}", "images", "")
+    for pattern in (re.sub(r"\blabels\b", "images", own), own, *usual):
+        if (place.splits or "{split}" not in pattern) and all(
+            is_picture(base / filled(pattern, split) / export.images[0].file)
+            for split, export in read.items()
+            if export.images
+        ):
+            return "" if pattern == "." else pattern
+    return ""
+
+
+def is_picture(path: Path) -> bool:
+    """Whether `path` is a picture, with any ending if it has none."""
+    return any(Path(f"{path}{ending}").is_file() for each in ENDINGS for ending in ("", each, each.upper()))
+
+
+def filled(pattern: str, split: str) -> str:
+    """`pattern` for a split."""
+    return pattern.replace("{split}", split)
+
+
+def class_names(tool: str, read: Mapping[str, Export], file: Path | None) -> dict[int, str]:
+    """Label -> name: 0 for what no region covers, then the classes as listed, then as the annotations name them."""
+    listed = [each.name for each in read_list(file)] if file else []
+    used = list(dict.fromkeys(name for export in read.values() for name in export.names))
+    if tool == "yolo":
+        most = max((int(name) for name in used if name.isdecimal()), default=-1)
+        if listed and most >= len(listed):
+            raise DataError(f"{file}: {len(listed)} classes, but regions have class {most}, counted from 0. Add them")
+        names = listed or [f"class_{number}" for number in range(most + 1)]
+    else:
+        names = list(dict.fromkeys([*listed, *used]))
+    background = next((name for name in names if BACKGROUND.fullmatch(name)), "background")
+    if tool != "yolo":
+        names = [name for name in names if name != background]
+    elif background in names:
+        background = "no region"
+    if not 1 <= len(names) < look.MOST:
+        raise DataError(f"{len(names)} classes, expected 1 to {look.MOST - 1}")
+    return dict(enumerate([background, *names]))
+
+
+def look_at(samples: Sequence[RawSample], tool: str) -> look.Seen:
+    """Draw every mask, and count its pixels by label."""
+    seen = look.Seen(Counter({FORMS[tool]: len(samples)}), Counter(), Counter(), Counter())
+
+    def count(sample: RawSample) -> tuple[tuple[int, ...], list[int]]:
+        mask = annotations.load_mask(sample)
+        return mask.shape, mask.pixels.tolist()
+
+    with ThreadPoolExecutor(cores()) as pool:
+        for shape, pixels in shown(pool.map(count, samples), "drawing", total=len(samples)):
+            seen.sizes[shape[0], shape[1]] += 1
+            values = {look.Value(label, None): pixels for label, pixels in enumerate(pixels) if pixels}
+            seen.pixels.update(values)
+            seen.masks.update(values.keys())
+    return seen
