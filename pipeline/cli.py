@@ -279,7 +279,8 @@ def new(name: str, backbone: tuple[str, ...], weights: str, annotations: Path | 
 
     Looks at every mask, prints what it found, and writes the folder NAME. Then: cd NAME && grid run
     """
-    from pipeline.data import exports, look
+    from pipeline.data import look
+    from pipeline.data.formats.annotations import exports
     from pipeline.runner.checks import check_names
     from pipeline.runner.local import visible_gpus
     from pipeline.settings.scaffold import Network, check_new, write_project

@@ -20,7 +20,7 @@ class Region(NamedTuple):
 
     name: str  # of its class; of YOLO the number
     polygons: Sequence[Points] = ()  # it covers what any of them covers
-    runs: Any = None  # as pycocotools.mask encodes
+    runs: Sequence[int] = ()  # pixels outside and inside in turn, by columns, as COCO counts
     is_crowd: bool = False  # things that are not told apart: not to be trained on
 
 
@@ -49,7 +49,7 @@ def checked(polygons: Any, size: Size | None, place: str, problems: list[str]) -
         found = TypeAdapter(list[list[FiniteFloat]]).validate_python(polygons)
     except ValidationError:
         got = ascii(polygons)[:40]
-        problems.append(f"{place}: got {got}, expected polygons of numbers. Boxes alone are no segmentation")
+        problems.append(f"{place}: got {got}, expected polygons of numbers, and no boxes alone")
         return []
     if not found:
         problems.append(f"{place}: no polygon. Delete it, or draw it again")
@@ -70,10 +70,8 @@ def checked(polygons: Any, size: Size | None, place: str, problems: list[str]) -
     return found
 
 
-def decoded(segmentation: dict[str, Any], size: Size, place: str, problems: list[str]) -> Any:
-    """COCO's run lengths for pycocotools, which writes outside of its memory if they do not fit; else None."""
-    from pycocotools import mask
-
+def counted(segmentation: dict[str, Any], size: Size, place: str, problems: list[str]) -> list[int]:
+    """The run lengths of COCO, or none and a line in `problems`."""
     counts = segmentation.get("counts")
     try:
         runs = expand(counts) if isinstance(counts, str) else TypeAdapter(list[int]).validate_python(counts)
@@ -86,9 +84,9 @@ def decoded(segmentation: dict[str, Any], size: Size, place: str, problems: list
     elif not sum(runs[1::2]):
         text = "counts without a pixel"
     else:
-        return mask.frPyObjects({"size": list(size), "counts": runs}, *size)
+        return runs
     problems.append(f"{place}: run lengths with {text}. Delete it, or draw it again")
-    return None
+    return []
 
 
 def expand(text: str) -> list[int]:
@@ -108,19 +106,27 @@ def expand(text: str) -> list[int]:
     return runs
 
 
-def encoded(inside: NDArray[np.bool_], left: int, top: int, size: Size) -> Any:
-    """The runs of a mask (h, w) whose corner is at `left`, `top`. Raises ValueError for none, or beyond the image."""
-    from pycocotools import mask
+def filled(runs: Sequence[int], size: Size) -> NDArray[np.bool_]:
+    """The pixels (H, W) that run lengths cover. pycocotools.mask.decode does not check them, and warns with numpy 2."""
+    inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return inside.reshape(size[1], size[0]).T
 
+
+def runs_of(inside: NDArray[np.bool_], left: int, top: int, size: Size) -> list[int]:
+    """The run lengths of a mask (h, w) whose corner is at `left`, `top`.
+
+    Raises ValueError for a mask without a pixel, or beyond the image.
+    """
     height, width = inside.shape
     if min(left, top) < 0 or left + width > size[1] or top + height > size[0]:
         where = f"{width}x{height} at {left}, {top}"
         raise ValueError(f"a mask of {where} in an image of {size[1]}x{size[0]}. Delete it, or draw it again")
     if not inside.any():
         raise ValueError("a mask without a pixel. Delete it, or draw it again")
-    whole = np.zeros(size, np.uint8, order="F")
+    whole = np.zeros(size, bool)
     whole[top : top + height, left : left + width] = inside
-    return mask.encode(whole)
+    flat = whole.ravel("F")
+    return list(np.diff(np.flatnonzero(np.diff(flat, prepend=False, append=not flat[-1])), prepend=0).tolist())
 
 
 def ellipse(x: float, y: float, rx: float, ry: float) -> NDArray[np.float64]:

@@ -5,6 +5,7 @@ z_order), each over those before it. Crowds of COCO are drawn below all others a
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,12 @@ from deeplab.errors import DataError
 from deeplab.histogram import histogram
 from deeplab.store import IGNORE
 from pipeline.data.find import find_pictures
+from pipeline.data.formats.annotations.regions import Listed, Size, expand, filled
+from pipeline.data.formats.annotations.tools import FORMS, READERS
 from pipeline.data.formats.base import Layout, Mask, RawSample, grouped, image_of, image_size
 from pipeline.data.formats.folder import Classes, default_palette, numbered, read_classes
 from pipeline.data.formats.masks import LabelTable
-from pipeline.data.formats.regions import Listed, Size
 from pipeline.data.formats.split import drawn
-from pipeline.data.formats.tools import FORMS, READERS
 from pipeline.settings.params import PARAMS
 from pipeline.settings.schema import DatasetConfig
 
@@ -72,11 +73,15 @@ def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:
     for _, each in (found for every in read.values() for found in every.values()):
         unknown = {region.name for region in each.regions} - labels.keys()
         problems += [f"{each.place}: the class {name!r} is not in {classes.path}. Add it" for name in sorted(unknown)]
-    if problems:
-        lines = grouped(problems)
-        raise DataError("\n  ".join([f"{raw}: {len(problems)} problems in the annotations:", *lines]))
+    refuse(raw, problems)
     palette = tuple(classes.colors[label] for label in kept) if classes.colors else default_palette(len(kept))
     return Layout(classes=tuple(classes.names[label] for label in kept), palette=palette, samples=samples)
+
+
+def refuse(raw: Path, problems: Sequence[str]) -> None:
+    """Raise DataError for `problems`, if there are any."""
+    if problems:
+        raise DataError("\n  ".join([f"{raw}: {len(problems)} problems in the annotations:", *grouped(problems)]))
 
 
 def labels_of(tool: str, classes: Classes) -> dict[str, int]:
@@ -132,10 +137,11 @@ def load_mask(sample: RawSample) -> Mask:
     scale = (1, 1) if sample.listed.size else (width, height)
     ids = np.full(shape, sample.table[0], np.uint8)
     for region in sorted(sample.listed.regions, key=lambda each: not each.is_crowd):
-        runs = region.runs or mask.merge(
-            mask.frPyObjects([(np.reshape(each, (-1, 2)) * scale).ravel().tolist() for each in region.polygons], *shape)
-        )
-        ids[mask.decode(runs) > 0] = IGNORE if region.is_crowd else sample.table[sample.labels[region.name]]
+        runs = region.runs
+        if not runs:
+            polygons = [(np.reshape(each, (-1, 2)) * scale).ravel().tolist() for each in region.polygons]
+            runs = expand(mask.merge(mask.frPyObjects(polygons, *shape))["counts"].decode())
+        ids[filled(runs, shape)] = IGNORE if region.is_crowd else sample.table[sample.labels[region.name]]
     return Mask(ids, histogram(ids))
 
 

@@ -16,7 +16,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from deeplab.decode import open_picture, read_content
 from deeplab.errors import DataError
 from pipeline.data.find import is_litter
-from pipeline.data.formats.regions import Export, Listed, Region, Size, checked, decoded, ellipse, encoded, turned
+from pipeline.data.formats.annotations.regions import (
+    Export,
+    Listed,
+    Region,
+    Size,
+    checked,
+    counted,
+    ellipse,
+    runs_of,
+    turned,
+)
 
 FORMS: Final = {
     "coco": "COCO instances with segmentations",
@@ -99,7 +109,7 @@ def read_coco(path: Path) -> Export:
         assert image.size
         name = categories[each.category_id]
         if isinstance(each.segmentation, dict):
-            runs = decoded(each.segmentation, image.size, place, export.problems)
+            runs = counted(each.segmentation, image.size, place, export.problems)
             image.regions.extend([Region(name, runs=runs, is_crowd=each.iscrowd)] if runs else [])
         else:
             polygons = checked(each.segmentation, image.size, place, export.problems)
@@ -135,16 +145,20 @@ def read_cvat(path: Path) -> Export:
             export.problems.append(f"{path}: image {name!r} has no height and width")
             continue
         listed = Listed(f"{path}: image {name!r}", name, size, [])
-        shapes = [each for each in image if each.tag not in ("tag", "attribute")]
-        for number, each in enumerate(sorted(shapes, key=lambda shape: int(shape.get("z_order", 0))), start=1):
+        found: list[tuple[int, Region]] = []
+        for number, each in enumerate((each for each in image if each.tag not in ("tag", "attribute")), start=1):
             place = f"{listed.place}, {each.tag} {number}"
             try:
                 region = cvat_region(each.tag, each.attrib, size)
-            except (KeyError, ValueError) as error:
+                order = int(each.get("z_order", 0))
+            except KeyError as error:
+                export.problems.append(f"{place}: no attribute {error}. Export it again")
+            except ValueError as error:
                 export.problems.append(f"{place}: {error}")
-                continue
-            if region.runs or checked(region.polygons, size, place, export.problems):
-                listed.regions.append(region)
+            else:
+                if region.runs or checked(region.polygons, size, place, export.problems):
+                    found.append((order, region))
+        listed.regions.extend(region for _, region in sorted(found, key=lambda pair: pair[0]))
         export.images.append(listed)
     export.names = export.names or sorted({region.name for each in export.images for region in each.regions})
     return export
@@ -159,7 +173,7 @@ def cvat_region(kind: str, values: dict[str, str], size: Size) -> Region:
         if min(runs, default=0) < 0 or sum(runs) != width * height:
             raise ValueError(f"the runs cover {sum(runs)} pixels, expected {width}x{height}. Export it again")
         inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
-        return Region(name, runs=encoded(inside, left, top, size))
+        return Region(name, runs=runs_of(inside, left, top, size))
     if kind == "polygon":
         flat = [float(number) for point in values["points"].split(";") for number in point.split(",")]
         return Region(name, [flat])
@@ -217,7 +231,7 @@ def labelme_region(shape: LabelMeShape, size: Size) -> Region:
             inside = np.asarray(picture.convert("L")) > 0
         except (binascii.Error, OSError, ValueError, SyntaxError) as error:
             raise ValueError(f"its mask is no PNG in base64 ({type(error).__name__}). Draw it again") from None
-        return Region(name, runs=encoded(inside, round(points[0, 0]), round(points[0, 1]), size))
+        return Region(name, runs=runs_of(inside, round(points[0, 0]), round(points[0, 1]), size))
     raise ValueError(f"{shape.shape_type!r} has no area. Draw a polygon instead, or delete it")
 
 

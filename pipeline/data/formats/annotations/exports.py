@@ -14,17 +14,17 @@ from deeplab.errors import DataError
 from pipeline.data import look
 from pipeline.data.classes import find_list, read_list
 from pipeline.data.find import find_pictures
-from pipeline.data.formats import annotations
+from pipeline.data.formats.annotations import annotated
+from pipeline.data.formats.annotations.regions import Export
+from pipeline.data.formats.annotations.tools import FORMS, READERS
 from pipeline.data.formats.base import RawSample
-from pipeline.data.formats.regions import Export
 from pipeline.data.formats.split import drawn, proposed
-from pipeline.data.formats.tools import FORMS, READERS
 from pipeline.data.pairing import Found, Pair
 from pipeline.errors import ParamsError
 from pipeline.process import cores
 from pipeline.progress import shown
 from pipeline.settings.scaffold import Source
-from pipeline.settings.schema import DatasetConfig, FolderOptions
+from pipeline.settings.schema import DatasetConfig, FolderOptions, SplitOptions
 
 SPLIT = re.compile(r"(?i)(?<![a-z])(?:train(?:ing)?|val(?:id|idation)?|test(?:ing)?)\d*(?![a-z])")
 BACKGROUND = re.compile(r"(?i)_*background_*")
@@ -60,63 +60,68 @@ def describe(
     if found_masks := mask_folder(root):
         pictures = root / "JPEGImages" if (root / "JPEGImages").is_dir() else found_masks
         return look.describe(images or pictures, found_masks, (), classes)
-    folder = root if root.is_dir() else root.parent
+    folder = (root if root.is_dir() else root.parent).absolute()
     place = find_place(root, folder)
     read = {split: READERS[place.tool](folder / filled(place.annotations, split)) for split in place.splits or ("",)}
+    annotated.refuse(root, [problem for export in read.values() for problem in export.problems])
     pattern = image_pattern(place, read, images or folder)
     file = classes or find_list(folder)
     names = class_names(place.tool, read, file)
-    splits = place.splits or ("all",)
-    with tempfile.TemporaryDirectory() as scratch:
-        (listing := Path(scratch, "classes.txt")).write_text("".join(f"{key} {names[key]}\n" for key in names), "utf-8")
-        picked = str((images or folder).absolute() / pattern)
-        options = FolderOptions(annotations=place.annotations, images=picked, classes=str(listing))
-        config = DatasetConfig(
-            title="", format=place.tool, archives=(), images={}, allow_subset=True, folder=options
-        )  # fmt: skip
-        layout = annotations.scan(folder.absolute(), config, splits)
-    samples = [sample for split in splits for sample in layout.samples[split]]
-    seen = look_at(samples, place.tool)
-    rows = [
-        look.Row(
-            label=label,
-            name=name,
-            color=None,
-            is_ignored=bool(label and look.NO_LABEL.search(name)),
-            share=seen.pixels[look.Value(label, None)] / seen.pixels.total(),
-            masks=seen.masks[look.Value(label, None)],
-        )
-        for label, name in names.items()
-    ]
-    note = f"names from {file.name}" if file else f"names from the {FORMS[place.tool]}"
+    samples = sampled(place, folder, (images or folder).absolute() / pattern, names)
+    seen = look_at([sample for each in samples.values() for sample in each], place.tool)
+    rows = rows_of(names, seen)
     where = {"annotations": f"annotations/{place.annotations}".removesuffix("/.")}
     where["images"] = f"{'images' if images else 'annotations'}/{pattern}".rstrip("/")
-    counted, split_note = layout.samples, "by the export"
+    split_note = "by the export"
     if not place.splits:
-        division = proposed([sample.id for sample in samples])
+        division, samples = divided(samples["all"], root)
         where["split"] = f"{{val: {division.val:g}, group: {json.dumps(division.group)}}}"
         split_note = "proposed: drawn by the hash of their group, so that a new image moves no other"
-        ids = [sample.id for sample in samples]
-        counted = {
-            split: [sample for sample in samples if sample.id in drawn(ids, division, split, str(root))]
-            for split in ("train", "val")
-        }
-    pairs = {split: [Pair(each.image, each.mask) for each in every] for split, every in counted.items()}
-    found = Found(images or folder, folder, pairs, split_note, [])
+    splits = {split: [Pair(each.image, each.mask) for each in every] for split, every in samples.items()}
+    note = f"names from {file.name if file else 'the annotations'}; label 0 is what no region covers"
     return Source(
         images=images,
         masks=folder,
-        splits=pairs,
+        splits=splits,
         split_note=split_note,
         size=seen.sizes.most_common(1)[0][0],
         classes=[row.line for row in rows],
-        class_note=f"{note}; label 0 is what no region covers",
+        class_note=note,
         masks_are="labels",
         ignore=[row.label for row in rows if row.is_ignored],
-        report="\n".join(look.report(found, seen, note, rows)),
+        report="\n".join(look.report(Found(folder, folder, splits, split_note, []), seen, note, rows)),
         format=place.tool,
         where=where,
     )
+
+
+def sampled(place: Place, folder: Path, images: Path, names: Mapping[int, str]) -> dict[str, list[RawSample]]:
+    """The samples of each split, or of `all`, as `prepare` will read them. Raises DataError as that does."""
+    with tempfile.TemporaryDirectory() as scratch:
+        (listing := Path(scratch, "classes.txt")).write_text("".join(f"{key} {names[key]}\n" for key in names), "utf-8")
+        options = FolderOptions(annotations=place.annotations, images=str(images), classes=str(listing))
+        config = DatasetConfig(title="", format=place.tool, archives=(), images={}, allow_subset=True, folder=options)
+        return annotated.scan(folder, config, tuple(place.splits) or ("all",)).samples
+
+
+def divided(samples: Sequence[RawSample], root: Path) -> tuple[SplitOptions, dict[str, list[RawSample]]]:
+    """A proposal how to divide `samples`, and what comes of it."""
+    ids = [sample.id for sample in samples]
+    division = proposed(ids)
+    chosen = {split: drawn(ids, division, split, str(root)) for split in ("train", "val")}
+    return division, {split: [each for each in samples if each.id in chosen[split]] for split in chosen}
+
+
+def rows_of(names: Mapping[int, str], seen: look.Seen) -> list[look.Row]:
+    """The classes with what was counted of each."""
+    total = seen.pixels.total()
+    return [
+        look.Row(
+            label, name, None, bool(label and look.NO_LABEL.search(name)), seen.pixels[value] / total, seen.masks[value]
+        )
+        for label, name in names.items()
+        for value in [look.Value(label, None)]
+    ]
 
 
 def mask_folder(root: Path) -> Path | None:
@@ -238,7 +243,7 @@ def look_at(samples: Sequence[RawSample], tool: str) -> look.Seen:
     seen = look.Seen(Counter({FORMS[tool]: len(samples)}), Counter(), Counter(), Counter())
 
     def count(sample: RawSample) -> tuple[tuple[int, ...], list[int]]:
-        mask = annotations.load_mask(sample)
+        mask = annotated.load_mask(sample)
         return mask.shape, mask.pixels.tolist()
 
     with ThreadPoolExecutor(cores()) as pool:
