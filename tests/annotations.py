@@ -38,7 +38,8 @@ def coco(regions=REGIONS, prefix=""):
 def labelme(name, regions):
     """The content of a LabelMe file."""
     shapes = [
-        {"label": label, "points": np.reshape(flat, (-1, 2)).tolist(), "shape_type": "polygon"} for label, flat in regions
+        {"label": label, "points": np.reshape(flat, (-1, 2)).tolist(), "shape_type": "polygon"}
+        for label, flat in regions
     ]
     return {"imagePath": f"{name}.jpg", "imageHeight": 24, "imageWidth": 32, "imageData": None, "shapes": shapes}
 
@@ -54,7 +55,8 @@ def cvat(images):
     """A file of CVAT for images; `images` has the elements of each."""
     labels = "".join(f"<label><name>{name}</name></label>" for name in NAMES)
     body = "".join(
-        f'<image id="{i}" name="{n}.jpg" width="32" height="24">{each}</image>' for i, (n, each) in enumerate(images.items())
+        f'<image id="{i}" name="{n}.jpg" width="32" height="24">{each}</image>'
+        for i, (n, each) in enumerate(images.items())
     )
     return f'<?xml version="1.0"?><annotations><meta><job><labels>{labels}</labels></job></meta>{body}</annotations>'
 
@@ -66,7 +68,10 @@ def cvat_polygon(label, flat, z=0):
 
 def yolo(regions):
     """The content of a list of YOLO."""
-    lines = [f"{NAMES.index(n)} " + " ".join(map(repr, (np.reshape(f, (-1, 2)) / (32, 24)).ravel().tolist())) for n, f in regions]
+    lines = [
+        f"{NAMES.index(n)} " + " ".join(map(repr, (np.reshape(f, (-1, 2)) / (32, 24)).ravel().tolist()))
+        for n, f in regions
+    ]
     return "\n".join(lines) + "\n"
 
 

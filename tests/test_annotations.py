@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from pycocotools import mask as runs
 from pycocotools.coco import COCO
 
@@ -34,7 +35,8 @@ from tests.annotations import (
     write_images,
     yolo,
 )
-from tests.raw import dataset_config, write_image
+from tests.raw import dataset_config, write_grey_mask, write_image
+from tests.tiny import tiny_params
 
 PLACES = {
     "coco": {"annotations": "result.json", "images": "images"},
@@ -130,7 +132,9 @@ def test_parts_of_an_annotation_are_one_region_and_a_crowd_is_ignored_below_the_
     write_images(tmp_path / "images", ["a1"])
     content = coco({"a1": [("ball", BALL), ("cup", CUP)]})
     content["annotations"][0]["segmentation"] = [BALL, [20, 2, 30, 2, 30, 6, 20, 6]]
-    content["annotations"].append({"image_id": 0, "category_id": 9, "iscrowd": 1, "segmentation": {"size": [24, 32], "counts": [0, 768]}})
+    content["annotations"].append(
+        {"image_id": 0, "category_id": 9, "iscrowd": 1, "segmentation": {"size": [24, 32], "counts": [0, 768]}}
+    )
     put(tmp_path, content)
     ids = masks(tmp_path, "coco")["a1"]
     assert (ids[5, 6], ids[4, 25], ids[12, 20], ids[0, 0]) == (1, 1, 2, IGNORE)
@@ -303,7 +307,10 @@ def test_run_lengths_of_garbage_are_refused_before_they_reach_the_decoder(export
         ({"annotations": "gone"}, "gone: not found. It is named by folder.annotations in params.yaml"),
         ({"images": "gone"}, "gone: not found. It is named by folder.images in params.yaml"),
         ({"classes": "1 ball\n2 cup\n"}, "classes.txt: no label 0, which pixels without a region get"),
-        ({"split": SplitOptions(val=0.5, group=r"x(\d)")}, "split.group 'x(\\\\d)' is not in 2 of 2 names, such as 'a1'"),
+        (
+            {"split": SplitOptions(val=0.5, group=r"x(\d)")},
+            "split.group 'x(\\\\d)' is not in 2 of 2 names, such as 'a1'",
+        ),
         ({"split": SplitOptions(val=1e-9)}, "split.val 1e-09 draws 0 of 2 images, in 2 groups"),
     ],
 )
@@ -333,3 +340,250 @@ def test_an_image_of_another_size_than_its_annotation_is_refused(export, tmp_pat
     config = dataset_config("coco", {"train": 1, "val": 1}, folder=options)
     with pytest.raises(DataError, match=r"result.json: the mask is 32x24, but .*a2.jpg is 30x24"):
         prepare.build("tiny", config, ("train", "val"), root, tmp_path / "store", workers=1)
+
+
+# --- How images are divided
+
+
+def test_a_new_image_moves_no_other_one():
+    names = [f"{film}_{number:03}" for film in "abcdefghij" for number in range(6)]
+    options = SplitOptions(val=0.3, group=r"^(.)_")
+    before = {split: drawn(names, options, split, "x") for split in ("train", "val")}
+    after = {split: drawn([*names, "k_001", "b_900"], options, split, "x") for split in ("train", "val")}
+    assert all(before[split] == after[split] - {"k_001", "b_900"} for split in before)
+    films = {split: {name[0] for name in before[split]} for split in before}
+    assert min(map(len, films.values())) > 0
+    assert not films["train"] & films["val"]
+    assert before["train"] | before["val"] == set(names)
+
+
+def test_the_share_of_a_draw_is_about_the_one_that_was_asked_for():
+    names = [f"x{number}" for number in range(4000)]
+    assert 0.18 < len(drawn(names, SplitOptions(val=0.2), "val", "x")) / len(names) < 0.22
+
+
+def test_copies_of_an_image_by_roboflow_stay_together():
+    names = [f"p{number}_jpg.rf.{copy}{number}" for number in range(40) for copy in "abc"]
+    val = drawn(names, SplitOptions(val=0.4), "val", "x")
+    assert {COPY.sub("", name) for name in val}.isdisjoint(COPY.sub("", name) for name in set(names) - val)
+
+
+@pytest.mark.parametrize(
+    "names", [["a", "b"], [f"a{n}" for n in range(7)], [f"{f}_{n}" for f in "abcdefgh" for n in range(9)]]
+)
+def test_a_proposal_leaves_no_split_empty(names):
+    options = proposed(names)
+    assert min(len(drawn(names, options, split, "x")) for split in ("train", "val")) > 0
+
+
+def test_another_split_than_train_and_val_is_refused_with_a_draw():
+    with pytest.raises(ParamsError, match="splits of folder.split: unknown name 'test'"):
+        drawn(["a", "b"], SplitOptions(val=0.5), "test", "x")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": {"val": 1.5}}, "datasets.tiny.folder.split.val: got 1.5, expected less than 1"),
+        ({"split": {"val": 0.2, "group": "("}}, "datasets.tiny.folder.split.group: got '(', expected a regular expression"),
+        ({"split": {"val": 0.2}, "images": "{split}"}, "datasets.tiny.folder.split: expected without {split} in images"),
+        ({"masks": "masks"}, "datasets.tiny.folder.annotations: expected with images, and without masks"),
+        ({"images": "{name}"}, "datasets.tiny.folder.images: got '{name}', expected only {split} in braces"),
+        ({"annotations": None, "masks": "masks"}, "datasets.tiny.folder.annotations: expected with the formats coco, cvat"),
+    ],
+)  # fmt: skip
+def test_a_wrong_option_is_named(tmp_path, options, message):
+    folder = {"annotations": "a.json", "images": "images", "classes": "classes.txt"} | options
+
+    def edit(params):
+        params["datasets"]["tiny"].update(format="coco", folder=folder)
+
+    with pytest.raises(ParamsError) as caught:
+        load_params(tiny_params(tmp_path / "params.yaml", edit))
+    assert message in str(caught.value)
+
+
+# --- What `grid new` makes of an export
+
+
+def new(tmp_path, monkeypatch, *words):
+    """The params of the project that `grid new` writes, its classes, and what it prints."""
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli.grid, ["new", "own", *map(str, words)])
+    if result.exception:
+        raise result.exception
+    monkeypatch.chdir(tmp_path / "own")
+    return load_params(), (tmp_path / "own/classes.txt").read_text().splitlines()[1:], result.output
+
+
+def read(params):
+    """The labels of each split, as `prepare` reads them."""
+    config = params.dataset("own")
+    layout = annotated.scan(Places().raw("own"), config, tuple(config.images))
+    assert {split: len(samples) for split, samples in layout.samples.items()} == config.images
+    return {split: {s.id: annotated.load_mask(s).ids for s in samples} for split, samples in layout.samples.items()}
+
+
+MANY = {f"{film}_{number}": REGIONS["a1"] for film in "abcdef" for number in range(2)}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_an_undivided_export_becomes_a_project(tmp_path, monkeypatch, tool):
+    root = write_export(tmp_path / "export", tool, MANY)
+    params, classes, output = new(tmp_path, monkeypatch, "--annotations", root)
+    assert params.dataset("own").format == tool
+    assert classes == ["0 background", "1 ball", "2 cup"]
+    assert params.splits["own"] == ("train", "val")
+    assert "proposed: drawn by the hash of their group" in output
+    found = read(params)
+    assert sum(len(each) for each in found.values()) == 12
+    assert all(set(np.unique(ids)) == {0, 1, 2} for each in found.values() for ids in each.values())
+
+
+def write_splits(root, places, tool):
+    """A divided export: `places` has (annotations, images) of each split."""
+    for number, (annotation, images) in enumerate(places):
+        regions = {f"{number}{name}": each for name, each in REGIONS.items()}
+        write_images(root / images, regions)
+        path = root / annotation
+        if tool == "coco":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(coco(regions)))
+            continue
+        path.mkdir(parents=True, exist_ok=True)
+        for name, each in regions.items():
+            content = yolo(each) if tool == "yolo" else json.dumps(labelme(name, each))
+            (path / f"{name}.{'txt' if tool == 'yolo' else 'json'}").write_text(content)
+    if tool == "yolo":
+        (root / "data.yaml").write_text("names:\n  0: ball\n  1: cup\n")
+
+
+@pytest.mark.parametrize(
+    ("tool", "places", "splits", "annotations"),
+    [
+        ("coco", [("train/_annotations.coco.json", "train"), ("valid/_annotations.coco.json", "valid"), ("test/_annotations.coco.json", "test")], ["train", "valid", "test"], "{split}/_annotations.coco.json"),
+        ("coco", [("annotations/instances_train2017.json", "train2017"), ("annotations/instances_val2017.json", "val2017")], ["train2017", "val2017"], "annotations/instances_{split}.json"),
+        ("coco", [("train.json", "images"), ("val.json", "images")], ["train", "val"], "{split}.json"),
+        ("yolo", [("train/labels", "train/images"), ("valid/labels", "valid/images")], ["train", "valid"], "{split}/labels"),
+        ("yolo", [("labels/train", "images/train"), ("labels/val", "images/val")], ["train", "val"], "labels/{split}"),
+        ("labelme", [("train", "train"), ("val", "val")], ["train", "val"], "{split}"),
+    ],
+)  # fmt: skip
+def test_the_splits_of_an_export_are_kept(tmp_path, monkeypatch, tool, places, splits, annotations):
+    write_splits(tmp_path / "export", places, tool)
+    params, classes, _ = new(tmp_path, monkeypatch, "--annotations", "export")
+    options = params.dataset("own").folder
+    assert (list(params.dataset("own").images), options.annotations) == (splits, f"annotations/{annotations}")
+    assert (params.splits["own"], options.split) == (tuple(splits[:2]), None)
+    assert classes == ["0 background", "1 ball", "2 cup"]
+    found = read(params)
+    assert [len(each) for each in found.values()] == [2] * len(splits)
+
+
+def test_the_table_of_a_project_is_of_its_pixels(tmp_path):
+    report = exports.describe(write_export(tmp_path, "yolo", MANY)).report
+    expected = masks(tmp_path, "yolo")["a_0"]
+    for label, name in enumerate(["background", "ball", "cup"]):
+        assert f"    {label}  {name:24}{(expected == label).mean():7.1%}      12" in report
+
+
+def test_images_may_be_elsewhere(tmp_path, monkeypatch):
+    root = write_export(tmp_path / "export", "coco", MANY)
+    (root / "images").rename(tmp_path / "photos")
+    params, _, _ = new(tmp_path, monkeypatch, "--annotations", root / "result.json", "--images", "photos")
+    options = params.dataset("own").folder
+    assert (options.annotations, options.images) == ("annotations/result.json", "images")
+    assert sum(len(each) for each in read(params).values()) == 12
+
+
+def test_a_category_of_roboflow_that_only_groups_others_is_no_class(tmp_path):
+    root = write_export(tmp_path, "coco", MANY)
+    content = json.loads((root / "result.json").read_text())
+    content["categories"] = [{"id": 0, "name": "things", "supercategory": "none"}] + [
+        each | {"supercategory": "things"} for each in content["categories"]
+    ]
+    put(root, content)
+    assert exports.describe(root).classes == ["0 background", "1 ball", "2 cup"]
+
+
+def test_the_words_of_labelme_for_background_and_ignore_are_understood(tmp_path):
+    regions = {name: [("_background_", BALL), ("__ignore__", CUP), ("ball", [0, 0, 3, 0, 3, 3])] for name in MANY}
+    root = write_export(tmp_path, "labelme", regions)
+    (root / "labels.txt").write_text("__ignore__\n_background_\nball\ncup\n")
+    source = exports.describe(root)
+    assert (source.classes, source.ignore) == (["0 _background_", "1 __ignore__", "2 ball", "3 cup"], [1])
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda root: None, "no annotations here. Name the folder or the file of one export: COCO instances"),
+        (lambda root: (write_export(root, "coco"), write_export(root, "yolo")), "annotations of several tools, coco and yolo"),
+        (lambda root: (root / "a.json").write_text("{"), "a.json: not readable JSON"),
+        (lambda root: (root / "a.json").write_text('[{"id": 1, "data": {}, "annotations": []}]'), "a.json: the JSON of Label Studio. Export COCO or YOLO"),
+        (lambda root: write_image(root / "task-1-annotation-2-by-1-tag-ball-0.png"), "for brushes of Label Studio"),
+        (lambda root: (write_export(root, "coco"), (root / "b.json").write_text(json.dumps(coco()))), "2 annotation files, such as b.json and result.json. Name one of them"),
+        (lambda root: (write_export(root, "yolo"), (root / "data.yaml").write_text("names: [ball]")), "data.yaml: 1 classes, but regions have class 1, counted from 0"),
+        (lambda root: (write_export(root, "yolo"), (root / "data.yaml").write_text("nc: 3")), "data.yaml: names: expected a list of the classes"),
+        (lambda root: (write_export(root, "coco"), put(root, changed(lambda c: c["annotations"][0].update(category_id=1)))), "1 problems in the annotations:"),
+    ],
+)  # fmt: skip
+def test_an_export_that_cannot_be_used_is_named(tmp_path, write, message):
+    (tmp_path / "export").mkdir()
+    write(tmp_path / "export")
+    with pytest.raises(DataError) as caught:
+        exports.describe(tmp_path / "export")
+    assert message in str(caught.value)
+
+
+def test_annotations_exclude_masks_and_must_exist(tmp_path):
+    with pytest.raises(ParamsError, match="--annotations: expected without --masks and --pairs"):
+        exports.describe(tmp_path, masks=tmp_path)
+    with pytest.raises(ParamsError, match="nowhere: no such file or folder"):
+        exports.describe(tmp_path / "nowhere")
+
+
+# --- Exports that are masks
+
+
+def test_masks_of_cvat_are_read_with_their_labelmap(tmp_path):
+    for name in ("a1", "a2", "b1"):
+        write_image(tmp_path / f"JPEGImages/{name}.jpg", SIZE)
+        colors = np.array([(0, 0, 0), (250, 50, 83)], np.uint8)[(np.arange(32) > 9).astype(int)]
+        path = tmp_path / f"SegmentationClass/{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.broadcast_to(colors, (*SIZE, 3)).copy()).save(path)
+    (tmp_path / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\nball:250,50,83::\n")
+    source = exports.describe(tmp_path)
+    assert (source.format, source.masks_are) == ("folder", "colors")
+    assert source.classes == ["0 background 0 0 0", "1 ball 250 50 83"]
+
+
+def test_masks_of_roboflow_are_read_with_their_classes_and_splits(tmp_path):
+    for split in ("train", "valid"):
+        for name in ("a", "b"):
+            write_image(tmp_path / f"{split}/{split}{name}.jpg", SIZE)
+            write_grey_mask(
+                tmp_path / f"{split}/{split}{name}_mask.png", np.tile(np.arange(32, dtype=np.uint8) // 16, (24, 1))
+            )
+        (tmp_path / f"{split}/_classes.csv").write_text("Pixel Value, Class\n0, background\n1, ball\n")
+    source = exports.describe(tmp_path)
+    assert (source.format, source.classes) == ("folder", ["0 background", "1 ball"])
+    assert {split: len(pairs) for split, pairs in source.splits.items()} == {"train": 2, "val": 2}
+
+
+# --- The whole way
+
+
+def test_annotations_are_prepared_as_any_other_data_set(export, tmp_path):
+    root = export("cvat", MANY)
+    (root / "classes.txt").write_text("0 background\n1 ball\n2 cup\n")
+    options = FolderOptions(**PLACES["cvat"], classes="classes.txt", split=SplitOptions(val=0.3, group="^(.)_"))
+    counts = {split: len(drawn(MANY, options.split, split, "x")) for split in ("train", "val")}
+    config = dataset_config("cvat", counts, folder=options)
+    prepare.build("tiny", config, ("train", "val"), root, tmp_path / "store", workers=2)
+    expected = masks(root, "cvat")
+    for split in ("train", "val"):
+        part = Store(tmp_path / "store").split(split)
+        for index, record in enumerate(part.records):
+            np.testing.assert_array_equal(part.mask(index), expected[record.id])

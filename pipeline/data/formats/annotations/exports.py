@@ -147,7 +147,7 @@ def find_place(root: Path, folder: Path) -> Place:
             found.setdefault(tool, []).append("/".join(kept) or ".")
     if len(found) != 1:
         known = "; ".join(FORMS.values())
-        what = f"annotations of several tools, {' and '.join(found)}" if found else "no annotations here"
+        what = f"annotations of several tools, {' and '.join(sorted(found))}" if found else "no annotations here"
         brush = any(BRUSH.match(path.name) for path in folder.rglob("task-*"))
         hint = ", for brushes of Label Studio by its converter" if brush else ""
         raise DataError(f"{root}: {what}. Name the folder or the file of one export: {known}; or masks{hint}")
