@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deeplab.errors import DataError, MaskModeError
 from deeplab.store import IGNORE, Color
+from pipeline.data.formats.arrays import ENDING, read_array
 from pipeline.data.formats.base import Layout, Mask, RawSample, grouped, image_of, image_size, read_lines
 from pipeline.data.formats.masks import LabelTable, label_table, read_colors, read_indexed, to_train_ids
 from pipeline.data.formats.pairs import listed_pairs, paired_files
@@ -68,6 +69,8 @@ def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:
 def load_mask(sample: RawSample) -> Mask:
     """The mask (H, W). Raises MaskModeError for an index whose colour is that of another class."""
     assert isinstance(sample, FolderSample)
+    if sample.mask.suffix == ENDING:
+        return to_train_ids(read_array(sample.mask), sample.table, sample.mask)
     if sample.colors is not None:
         return to_train_ids(read_colors(sample.mask, sample.colors), sample.table, sample.mask)
     labels, colors = read_indexed(sample.mask, sample.table)

@@ -10,6 +10,8 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 CORNERS: Final = 64  # of the polygon that stands for an ellipse
 OVER: Final = 0.01  # how far shares of an image may be beyond 0..1: some tools round
+POLYGONS: Final = TypeAdapter(list[list[FiniteFloat]])
+COUNTS: Final = TypeAdapter(list[int])
 
 Size = tuple[int, int]  # height, width
 Points = Sequence[float]  # x1, y1, x2, y2, ... in pixels, or in shares of width and height
@@ -46,7 +48,7 @@ def checked(polygons: Any, size: Size | None, place: str, problems: list[str]) -
     """`polygons` as numbers, or nothing and a line in `problems`. Without a size they are in shares of the image."""
     height, width = size or (1, 1)
     try:
-        found = TypeAdapter(list[list[FiniteFloat]]).validate_python(polygons)
+        found = POLYGONS.validate_python(polygons)
     except ValidationError:
         got = ascii(polygons)[:40]
         problems.append(f"{place}: got {got}, expected polygons of numbers, and no boxes alone")
@@ -74,7 +76,7 @@ def counted(segmentation: dict[str, Any], size: Size, place: str, problems: list
     """The run lengths of COCO, or none and a line in `problems`."""
     counts = segmentation.get("counts")
     try:
-        runs = expand(counts) if isinstance(counts, str) else TypeAdapter(list[int]).validate_python(counts)
+        runs = expand(counts) if isinstance(counts, str) else COUNTS.validate_python(counts)
     except (ValueError, IndexError):
         runs = []
     if tuple(segmentation.get("size") or ()) != size:
