@@ -338,7 +338,7 @@ def test_an_image_of_another_size_than_its_annotation_is_refused(export, tmp_pat
     (root / "classes.txt").write_text("0 background\n1 ball\n2 cup\n")
     options = FolderOptions(**PLACES["coco"], classes="classes.txt", split=SplitOptions(val=0.5))
     config = dataset_config("coco", {"train": 1, "val": 1}, folder=options)
-    with pytest.raises(DataError, match=r"result.json: the mask is 32x24, but .*a2.jpg is 30x24"):
+    with pytest.raises(DataError, match=r"image 'a2.jpg': 32x24, but .*a2.jpg is 30x24"):
         prepare.build("tiny", config, ("train", "val"), root, tmp_path / "store", workers=1)
 
 
@@ -519,12 +519,14 @@ def test_the_words_of_labelme_for_background_and_ignore_are_understood(tmp_path)
     [
         (lambda root: None, "no annotations here. Name the folder or the file of one export: COCO instances"),
         (lambda root: (write_export(root, "coco"), write_export(root, "yolo")), "annotations of several tools, coco and yolo"),
-        (lambda root: (root / "a.json").write_text("{"), "a.json: not readable JSON"),
+        (lambda root: (root / "a.json").write_text("{"), "no annotations here"),
+        (lambda root: (root / "a.json").write_text('{"categories": [], "images"'), "a.json: invalid JSON: EOF while parsing"),
+        (lambda root: write_grey_mask(root / "SegmentationClass/a.png", np.zeros(SIZE, np.uint8)), "masks without images. Export them with images"),
         (lambda root: (root / "a.json").write_text('[{"id": 1, "data": {}, "annotations": []}]'), "a.json: the JSON of Label Studio. Export COCO or YOLO"),
         (lambda root: write_image(root / "task-1-annotation-2-by-1-tag-ball-0.png"), "for brushes of Label Studio"),
         (lambda root: (write_export(root, "coco"), (root / "b.json").write_text(json.dumps(coco()))), "2 annotation files, such as b.json and result.json. Name one of them"),
         (lambda root: (write_export(root, "yolo"), (root / "data.yaml").write_text("names: [ball]")), "data.yaml: 1 classes, but regions have class 1, counted from 0"),
-        (lambda root: (write_export(root, "yolo"), (root / "data.yaml").write_text("nc: 3")), "data.yaml: names: expected a list of the classes"),
+        (lambda root: (write_export(root, "yolo"), (root / "data.yaml").write_text("nc: 3")), "data.yaml: names: got None, expected a list of the classes"),
         (lambda root: (write_export(root, "coco"), put(root, changed(lambda c: c["annotations"][0].update(category_id=1)))), "1 problems in the annotations:"),
     ],
 )  # fmt: skip
@@ -587,3 +589,14 @@ def test_annotations_are_prepared_as_any_other_data_set(export, tmp_path):
         part = Store(tmp_path / "store").split(split)
         for index, record in enumerate(part.records):
             np.testing.assert_array_equal(part.mask(index), expected[record.id])
+
+
+def test_regions_of_a_photo_with_an_orientation_belong_to_the_upright_one(export):
+    """Labelling tools show photos upright, so heights and widths are those of the upright photo."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    for tool in TOOLS:
+        root = export(tool, {"a1": REGIONS["a1"]})
+        expected = masks(root, tool)["a1"]
+        Image.fromarray(np.zeros((32, 24, 3), np.uint8)).save(root / PLACES[tool]["images"] / "a1.jpg", exif=exif)
+        np.testing.assert_array_equal(masks(root, tool)["a1"], expected)

@@ -73,8 +73,9 @@ def yaml_lines(path: Path) -> list[str]:
     """The `names` of a data.yaml of YOLO as lines `label name`. Raises DataError without any."""
     try:
         names = read_yaml(path).get("names")
-        rows = dict(enumerate(names)) if isinstance(names, list) else dict(names)
-        return [f"{int(label)} {name}" for label, name in rows.items()]
-    except (ParamsError, TypeError, ValueError) as error:
-        reason = error if isinstance(error, ParamsError) else f"{path}: names: expected a list of the classes"
-        raise DataError(str(reason)) from None
+    except ParamsError as error:
+        raise DataError(str(error)) from None
+    rows = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(rows, dict) or not all(isinstance(label, int) for label in rows):
+        raise DataError(f"{path}: names: got {names!r}, expected a list of the classes")
+    return [f"{label} {rows[label]}" for label in sorted(rows)]

@@ -25,7 +25,7 @@ from pipeline.settings.params import Params
 from pipeline.settings.places import Places
 
 ROOT = Path(__file__).parents[2]  # holds the packages `deeplab` and `pipeline`
-CHOICES = frozenset({"AUGMENTATIONS", "BACKBONES", "FORMATS", "LOSSES", "READERS"})
+CHOICES = frozenset({"AUGMENTATIONS", "BACKBONES", "FORMATS", "LOSSES"})
 EDGES = frozenset(
     {
         "deeplab.config",

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from deeplab.decode import ENDINGS, orientation, read_size
-from deeplab.errors import DataError
+from deeplab.errors import DataError, SizeError
 from deeplab.histogram import histogram
 from deeplab.store import IGNORE
 from pipeline.data.find import find_pictures
-from pipeline.data.formats.annotations.regions import Listed, Size, expand, filled
+from pipeline.data.formats.annotations.regions import Listed, expand, filled
 from pipeline.data.formats.annotations.tools import FORMS, READERS
 from pipeline.data.formats.base import Layout, Mask, RawSample, grouped, image_of, image_size
 from pipeline.data.formats.folder import Classes, default_palette, numbered, read_classes
@@ -64,17 +64,17 @@ def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:
         listed = read[source, images]
         chosen = drawn(listed, options.split, split, str(raw)) if options.split else listed.keys()
         samples[split] = [
-            AnnotatedSample(
-                id=name, image=listed[name][0], mask=source, listed=listed[name][1], labels=labels, table=table
-            )
+            AnnotatedSample(id=name, image=image, mask=source, listed=each, labels=labels, table=table)
             for name, (image, each) in sorted(listed.items())
             if name in chosen
         ]
-    for _, each in (found for every in read.values() for found in every.values()):
+    for each in (found for every in read.values() for _, found in every.values()):
         unknown = {region.name for region in each.regions} - labels.keys()
         problems += [f"{each.place}: the class {name!r} is not in {classes.path}. Add it" for name in sorted(unknown)]
     refuse(raw, problems)
     palette = tuple(classes.colors[label] for label in kept) if classes.colors else default_palette(len(kept))
+    if not classes.colors and kept[0] == 0:
+        palette = ((0, 0, 0), *palette[1:])  # the background as most tools show it
     return Layout(classes=tuple(classes.names[label] for label in kept), palette=palette, samples=samples)
 
 
@@ -129,11 +129,16 @@ def list_images(tool: str, source: Path, folder: Path, base: Path, problems: lis
 
 
 def load_mask(sample: RawSample) -> Mask:
-    """The mask (H, W) that the regions draw."""
+    """The mask (H, W) that the regions draw. Raises SizeError when the export lists another size than the image has."""
     from pycocotools import mask
 
     assert isinstance(sample, AnnotatedSample)
-    height, width = shape = sample.listed.size or upright_size(sample.image)
+    stored, turned = read_size(sample.image), orientation(sample.image) > TRANSPOSED
+    height, width = shape = stored[::-1] if turned else stored
+    listed = sample.listed.size or shape
+    if listed != shape:
+        note = " when turned upright by its EXIF orientation" if turned else ""
+        raise SizeError(f"{sample.listed.place}: {listed[1]}x{listed[0]}, but {sample.image} is {width}x{height}{note}")
     scale = (1, 1) if sample.listed.size else (width, height)
     ids = np.full(shape, sample.table[0], np.uint8)
     for region in sorted(sample.listed.regions, key=lambda each: not each.is_crowd):
@@ -143,9 +148,3 @@ def load_mask(sample: RawSample) -> Mask:
             runs = expand(mask.merge(mask.frPyObjects(polygons, *shape))["counts"].decode())
         ids[filled(runs, shape)] = IGNORE if region.is_crowd else sample.table[sample.labels[region.name]]
     return Mask(ids, histogram(ids))
-
-
-def upright_size(image: Path) -> Size:
-    """Height and width of an image, turned upright."""
-    stored = read_size(image)
-    return stored[::-1] if orientation(image) > TRANSPOSED else stored

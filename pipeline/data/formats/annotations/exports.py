@@ -3,11 +3,11 @@
 import json
 import re
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from deeplab.decode import ENDINGS
 from deeplab.errors import DataError
@@ -58,8 +58,10 @@ def describe(
         if not path.exists():
             raise ParamsError(f"{path}: no such file or folder")
     if found_masks := mask_folder(root):
-        pictures = root / "JPEGImages" if (root / "JPEGImages").is_dir() else found_masks
-        return look.describe(images or pictures, found_masks, (), classes)
+        images = images or (root if found_masks == root else root / "JPEGImages")
+        if not images.is_dir():
+            raise DataError(f"{root}: masks without images. Export them with images, or name their folder by --images")
+        return look.describe(images, found_masks, (), classes)
     folder = (root if root.is_dir() else root.parent).absolute()
     place = find_place(root, folder)
     read = {split: READERS[place.tool](folder / filled(place.annotations, split)) for split in place.splits or ("",)}
@@ -135,27 +137,26 @@ def mask_folder(root: Path) -> Path | None:
 def find_place(root: Path, folder: Path) -> Place:
     """The annotations in `root`. Raises DataError when there are none, those of several tools, or none of ours."""
     _, others = find_pictures(folder) if root.is_dir() else ([], [root])
-    found: dict[str, list[str]] = {}
+    found: dict[str, set[str]] = defaultdict(set)
     for path in others:
-        if tool := tool_of(path):
-            file = path.relative_to(folder)
-            parts = file.parent.parts if tool in ("labelme", "yolo") else file.parts
-            last = max(
-                (i for i, part in enumerate(parts, start=1) if SPLIT.search(part) or part == "labels"), default=0
-            )
-            kept = parts[:last] if tool in ("labelme", "yolo") else parts
-            found.setdefault(tool, []).append("/".join(kept) or ".")
+        tool, file = tool_of(path), path.relative_to(folder)
+        if tool in ("labelme", "yolo"):  # a file for each image: up to the folder that names the split
+            parts = file.parent.parts
+            ends = [end for end, part in enumerate(parts, start=1) if part == "labels" or SPLIT.search(part)]
+            found[tool].add("/".join(parts[: max(ends, default=0)]) or ".")
+        elif tool:
+            found[tool].add(file.as_posix())
     if len(found) != 1:
         known = "; ".join(FORMS.values())
         what = f"annotations of several tools, {' and '.join(sorted(found))}" if found else "no annotations here"
         brush = any(BRUSH.match(path.name) for path in folder.rglob("task-*"))
         hint = ", for brushes of Label Studio by its converter" if brush else ""
         raise DataError(f"{root}: {what}. Name the folder or the file of one export: {known}; or masks{hint}")
-    tool, every = next(iter(found.items()))
-    places = sorted(set(every))
+    tool = next(iter(found))
+    places = sorted(found[tool])
     if tool == "coco" and (instances := [place for place in places if "instances" in place]):
         places = instances  # beside captions and key points, as COCO has them
-    words = {match[0]: place for place in places if (match := last_match(place))}
+    words = {named[-1] for place in places if (named := SPLIT.findall(place))}
     patterns = {SPLIT.sub("{split}", place) for place in places}
     if len(places) == 1:
         return Place(tool, places[0], ())
@@ -168,11 +169,6 @@ def find_place(root: Path, folder: Path) -> Place:
     return Place(tool, patterns.pop(), sorted(words, key=lambda word: ("trvate".find(word[:2].lower()), word)))
 
 
-def last_match(place: str) -> re.Match[str] | None:
-    """The last word in a path that names a split."""
-    return next(iter(reversed(list(SPLIT.finditer(place)))), None)
-
-
 def tool_of(path: Path) -> str:
     """The tool that wrote a file; "" for none. Raises DataError for what is like an export but cannot be used."""
     if path.suffix == ".xml":
@@ -183,14 +179,10 @@ def tool_of(path: Path) -> str:
             return "yolo" if YOLO_LINE.fullmatch(text.readline(PEEK).strip()) else ""
     if path.suffix != ".json":
         return ""
-    try:
-        content: Any = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable JSON ({error}). Export it again") from None
-    if isinstance(content, list) and content and isinstance(content[0], dict) and "data" in content[0]:
+    content = path.read_bytes()
+    if content.lstrip()[:1] == b"[" and b'"data"' in content:
         raise DataError(f"{path}: the JSON of Label Studio. Export COCO or YOLO with images there instead")
-    keys = content.keys() if isinstance(content, dict) else set()
-    return "coco" if keys >= {"images", "categories"} else "labelme" if "shapes" in keys else ""
+    return "labelme" if b'"imagePath"' in content else "coco" if b'"categories"' in content else ""
 
 
 def image_pattern(place: Place, read: Mapping[str, Export], base: Path) -> str:
