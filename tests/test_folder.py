@@ -255,7 +255,7 @@ def test_a_classes_file_that_cannot_be_meant_is_refused_with_its_line(raw, conte
     [
         ({"clases": "x"}, "datasets.tiny.folder: unknown name 'clases'; did you mean 'classes'?"),
         ({"classes": None}, "datasets.tiny.folder.classes: got None, expected a valid string"),
-        ({"masks_are": "colours"}, "datasets.tiny.folder.masks_are: got 'colours', expected 'labels' or 'colors'"),
+        ({"masks_are": "colours"}, "datasets.tiny.folder.masks_are: got 'colours', expected 'labels', 'colors' or 'binary'"),
         ({"ignore": [256]}, "datasets.tiny.folder.ignore.0: got 256, expected less than or equal to 255"),
         ({"images": None}, "datasets.tiny.folder.images: expected images and masks, or pairs instead of both"),
         ({"pairs": "a.txt"}, "datasets.tiny.folder.pairs: expected without images, masks and ids"),
@@ -372,3 +372,14 @@ def test_a_list_of_pairs_is_divided_by_the_settings(raw):
     layout = scan(raw, images=None, masks=None, pairs="all.txt", split=SplitOptions(val=0.4, group="^[a-z]+"))
     ids = {split: {sample.id for sample in samples} for split, samples in layout.samples.items()}
     assert sorted(map(sorted, ids.values())) == [["train/a", "train/b"], ["val/c"]]
+
+
+def test_masks_in_black_and_white_are_read_by_one_word(raw):
+    (raw / "classes.txt").write_text("0 background\n1 thing\n")
+    for path in raw.glob("*annot/*.png"):
+        write_grey_mask(path, labels((0, 255)))
+    layout = scan(raw, masks_are="binary", ignore=())
+    np.testing.assert_array_equal(mask_of(layout), labels((0, 1)))
+    write_grey_mask(raw / "trainannot/a.png", labels((0, 128)))
+    with pytest.raises(DataError, match="colour 128 128 128 at row 0, column .* is none of the 2"):
+        mask_of(layout)

@@ -74,7 +74,7 @@ class FolderOptions:
     annotations: str | None = None  # instead of masks: what a labelling tool wrote, a file or a folder
     split: SplitOptions | None = None  # without {split} in the five above: how to draw train and val
     classes: str  # a file with a line `label name` or `label name red green blue` for each class
-    masks_are: Literal["labels", "colors"] = "labels"
+    masks_are: Literal["labels", "colors", "binary"] = "labels"  # binary: black is label 0, white label 1
     ignore: tuple[Label, ...] = ()  # labels that are neither trained on nor counted
     map: dict[Label, Label] = Field(default_factory=dict)  # a label -> the label that it counts as
 

@@ -4,6 +4,7 @@ import colorsys
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from deeplab.errors import DataError, MaskModeError
 from deeplab.store import IGNORE, Color
@@ -14,6 +15,8 @@ from pipeline.data.formats.pairs import listed_pairs, paired_files
 from pipeline.data.formats.split import drawn
 from pipeline.errors import ParamsError
 from pipeline.settings.schema import DatasetConfig, FolderOptions
+
+BLACK_AND_WHITE: Final[dict[Color, int]] = {(0, 0, 0): 0, (255, 255, 255): 1}
 
 size, load_image = image_size, image_of
 
@@ -45,6 +48,8 @@ def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:
     classes = read_classes(raw / options.classes)
     kept, table = numbered(options, classes)
     colors = color_table(classes) if options.masks_are == "colors" else None
+    if options.masks_are == "binary":
+        colors = BLACK_AND_WHITE
     once = [color for color in classes.colors.values() if list(classes.colors.values()).count(color) == 1]
     named = {color: label for label, color in classes.colors.items() if color in once}
     samples: dict[str, list[RawSample]] = {}
