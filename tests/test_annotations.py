@@ -496,6 +496,20 @@ def test_images_may_be_elsewhere(tmp_path, monkeypatch):
     assert sum(len(each) for each in read(params).values()) == 12
 
 
+def test_files_that_tools_put_beside_their_annotations_are_no_second_export(tmp_path, monkeypatch):
+    """Label Studio writes notes.json beside YOLO, CVAT lists of images, and images of CVAT lie in a folder of the task."""
+    root = write_export(tmp_path / "export", "yolo", MANY)
+    (root / "notes.json").write_text('{"categories": [{"id": 0, "name": "ball"}], "info": {}}')
+    (root / "train.txt").write_text("images/a_0.jpg\n")
+    assert exports.describe(root).format == "yolo"
+    root = write_export(tmp_path / "cvat", "coco", MANY)
+    (root / "images").rename(tmp_path / "default")
+    (root / "images").mkdir()
+    (tmp_path / "default").rename(root / "images/default")
+    params, _, _ = new(tmp_path, monkeypatch, "--annotations", root)
+    assert sum(len(each) for each in read(params).values()) == 12
+
+
 def test_a_category_of_roboflow_that_only_groups_others_is_no_class(tmp_path):
     root = write_export(tmp_path, "coco", MANY)
     content = json.loads((root / "result.json").read_text())

@@ -335,11 +335,14 @@ def test_masks_may_be_arrays_of_numpy(raw):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((24, 36, 3), np.uint8), "an array (24, 36, 3) of uint8, expected (height, width) of numbers"),
-        (np.zeros((0, 36)), "an array (0, 36) of float64, expected (height, width) of numbers"),
-        (np.full((24, 36), 300), "label 300 at row 0, column 0 is not a whole number from 0 to 255 (864 such pixels)"),
-        (np.full((24, 36), np.nan), "label nan at row 0, column 0 is not a whole number"),
-        (np.array([["a"]]), "an array (1, 1) of <U1, expected (height, width) of numbers"),
+        (np.zeros((24, 36, 3), np.uint8), "an array (24, 36, 3) of uint8, expected (height, width) of finite numbers"),
+        (np.zeros((0, 36)), "an array (0, 36) of float64, expected (height, width) of finite numbers"),
+        (
+            np.full((24, 36), 300),
+            "label 300.0 at row 0, column 0 is not a whole number from 0 to 255 (864 such pixels)",
+        ),
+        (np.full((24, 36), np.nan), "an array (24, 36) of float64, expected (height, width) of finite numbers"),
+        (np.array([["a"]]), "an array (1, 1) of <U1, expected (height, width) of finite numbers"),
         (np.array([[None]]), "not a readable array of numpy, or cut short (ValueError)"),
         (b"\x93NUMPY", "not a readable array of numpy, or cut short"),
         (b"", "empty file"),

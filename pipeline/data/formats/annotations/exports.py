@@ -29,6 +29,7 @@ from pipeline.settings.schema import DatasetConfig, FolderOptions, SplitOptions
 SPLIT = re.compile(r"(?i)(?<![a-z])(?:train(?:ing)?|val(?:id|idation)?|test(?:ing)?)\d*(?![a-z])")
 BACKGROUND = re.compile(r"(?i)_*background_*")
 YOLO_LINE = re.compile(r"\d+(\s+-?[\d.]+(e-?\d+)?){4,}")
+LISTS = {"yolo": "data.yaml", "labelme": "labels.txt"}  # of classes, of tools whose annotations do not have all
 PEEK = 4096  # bytes of a file that show what it is
 BRUSH = re.compile(r"task-\d+-annotation-\d+-by-")  # the PNG of a brush in Label Studio, one per class and image
 
@@ -67,7 +68,8 @@ def describe(
     read = {split: READERS[place.tool](folder / filled(place.annotations, split)) for split in place.splits or ("",)}
     annotated.refuse(root, [problem for export in read.values() for problem in export.problems])
     pattern = image_pattern(place, read, images or folder)
-    file = classes or find_list(folder)
+    lists = (folder / LISTS[place.tool], find_list(folder)) if place.tool in LISTS else ()
+    file = classes or next((each for each in lists if each and each.is_file()), None)
     names = class_names(place.tool, read, file)
     samples = sampled(place, folder, (images or folder).absolute() / pattern, names)
     seen = look_at([sample for each in samples.values() for sample in each], place.tool)
@@ -182,7 +184,13 @@ def tool_of(path: Path) -> str:
     content = path.read_bytes()
     if content.lstrip()[:1] == b"[" and b'"data"' in content:
         raise DataError(f"{path}: the JSON of Label Studio. Export COCO or YOLO with images there instead")
-    return "labelme" if b'"imagePath"' in content else "coco" if b'"categories"' in content else ""
+    return (
+        "labelme"
+        if b'"imagePath"' in content
+        else "coco"
+        if b'"categories"' in content and b'"images"' in content
+        else ""
+    )
 
 
 def image_pattern(place: Place, read: Mapping[str, Export], base: Path) -> str:

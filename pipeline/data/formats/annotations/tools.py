@@ -37,7 +37,7 @@ FORMS: Final = {
 
 Model = TypeVar("Model", bound=BaseModel)
 Positive = Annotated[int, Field(gt=0)]
-Name = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(pattern=r"\S")]
 
 
 class Form(BaseModel):
