@@ -75,9 +75,9 @@ def divide(images: Path, masks: Path) -> tuple[list[Path], list[Path]]:
     """The pictures of both folders, as paths from there. In one folder for both, masks are known by name or kind."""
     left, right = pictures(images), pictures(masks, (*ENDINGS, ENDING))
     if images.resolve() == masks.resolve():
-        right = [file for file in right if MASK.search(file.as_posix())]
-        if not right or set(right) == set(left):
-            right = [file for file in left if file.suffix.lower() not in (".jpg", ".jpeg", ".webp")]
+        every, right = right, [file for file in right if MASK.search(file.as_posix())]
+        if len(right) in (0, len(every)):
+            right = [file for file in every if file.suffix.lower() not in (".jpg", ".jpeg", ".webp")]
         left = sorted(set(left) - set(right))
     return left, right
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from deeplab.decode import read_content
-from deeplab.errors import DataError, MaskModeError
+from deeplab.errors import DataError
 from deeplab.store import Bytes
 from pipeline.data.formats.masks import labels_in
 
@@ -17,7 +17,7 @@ ENDING = ".npy"
 def read_array(path: Path) -> Bytes:
     """The labels (H, W) in a file .npy of the shape (H, W), (H, W, 1) or (1, H, W).
 
-    Raises MaskModeError for another shape, LabelError for a number that is no label.
+    Raises DataError for another content, LabelError for a number that is no label.
     """
     content = read_content(path)
     try:
@@ -27,5 +27,5 @@ def read_array(path: Path) -> Bytes:
     flat = values.squeeze() if isinstance(values, np.ndarray) and values.ndim == 3 and 1 in values.shape else values
     if getattr(flat, "ndim", 0) != 2 or flat.dtype.kind not in "biuf" or not flat.size or not np.isfinite(flat).all():
         shape = f"{getattr(flat, 'shape', 'with names')} of {getattr(flat, 'dtype', 'arrays')}"
-        raise MaskModeError(f"{path}: an array {shape}, expected (height, width) of finite numbers", (0, 0))
+        raise DataError(f"{path}: an array {shape}, expected (height, width) of finite numbers")
     return labels_in(path, Image.fromarray(flat.astype(np.float32)))

@@ -66,7 +66,7 @@ def describe(
     folder = (root if root.is_dir() else root.parent).absolute()
     place = find_place(root, folder)
     read = {split: READERS[place.tool](folder / filled(place.annotations, split)) for split in place.splits or ("",)}
-    annotated.refuse(root, [problem for export in read.values() for problem in export.problems])
+    annotated.refuse(root, [each for export in read.values() if not export.images for each in export.problems])
     pattern = image_pattern(place, read, images or folder)
     lists = (folder / LISTS[place.tool], find_list(folder)) if place.tool in LISTS else ()
     file = classes or next((each for each in lists if each and each.is_file()), None)
