@@ -141,7 +141,7 @@ def load_mask(sample: RawSample) -> Mask:
         raise SizeError(f"{sample.listed.place}: {listed[1]}x{listed[0]}, but {sample.image} is {width}x{height}{note}")
     scale = (1, 1) if sample.listed.size else (width, height)
     ids = np.full(shape, sample.table[0], np.uint8)
-    for region in sorted(sample.listed.regions, key=lambda each: not each.is_crowd):
+    for region in sorted(sample.listed.regions, key=lambda each: (not each.is_crowd, each.order)):
         runs = region.runs
         if not runs:
             polygons = [(np.reshape(each, (-1, 2)) * scale).ravel().tolist() for each in region.polygons]

@@ -1,6 +1,6 @@
 """Regions of images in annotations: the checks of polygons and run lengths, whoever wrote them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -14,16 +14,16 @@ POLYGONS: Final = TypeAdapter(list[list[FiniteFloat]])
 COUNTS: Final = TypeAdapter(list[int])
 
 Size = tuple[int, int]  # height, width
-Points = Sequence[float]  # x1, y1, x2, y2, ... in pixels, or in shares of width and height
 
 
 class Region(NamedTuple):
     """What one annotation covers: polygons, or a mask as runs of pixels."""
 
     name: str  # of its class; of YOLO the number
-    polygons: Sequence[Points] = ()  # it covers what any of them covers
+    polygons: Sequence[Any] = ()  # x1, y1, x2, y2, ... of each, in pixels or in shares; it covers what any covers
     runs: Sequence[int] = ()  # pixels outside and inside in turn, by columns, as COCO counts
     is_crowd: bool = False  # things that are not told apart: not to be trained on
+    order: int = 0  # drawn over all of a lower order
 
 
 class Listed(NamedTuple):
@@ -42,6 +42,20 @@ class Export:
     images: list[Listed] = field(default_factory=list)
     names: list[str] = field(default_factory=list)  # of classes, as declared, or else in alphabetical order
     problems: list[str] = field(default_factory=list)
+
+
+def add(listed: Listed, place: str, problems: list[str], read: Callable[[], Region]) -> None:
+    """Add the region that `read` returns to `listed`, or what is wrong with it to `problems`."""
+    try:
+        region = read()
+    except KeyError as error:
+        problems.append(f"{place}: no attribute {error}. Export it again")
+    except ValueError as error:
+        problems.append(f"{place}: {error}")
+    else:
+        polygons = [] if region.runs else checked(region.polygons, listed.size, place, problems)
+        if region.runs or polygons:
+            listed.regions.append(region._replace(polygons=polygons))
 
 
 def checked(polygons: Any, size: Size | None, place: str, problems: list[str]) -> list[list[float]]:

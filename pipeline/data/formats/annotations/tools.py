@@ -7,6 +7,7 @@ import base64
 import binascii
 import io
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
@@ -21,7 +22,7 @@ from pipeline.data.formats.annotations.regions import (
     Listed,
     Region,
     Size,
-    checked,
+    add,
     counted,
     ellipse,
     runs_of,
@@ -107,13 +108,11 @@ def read_coco(path: Path) -> Export:
             export.problems.append(f"{place}.{key}: got {getattr(each, key)!r}, which the file does not list")
             continue
         assert image.size
-        name = categories[each.category_id]
-        if isinstance(each.segmentation, dict):
-            runs = counted(each.segmentation, image.size, place, export.problems)
-            image.regions.extend([Region(name, runs=runs, is_crowd=each.iscrowd)] if runs else [])
-        else:
-            polygons = checked(each.segmentation, image.size, place, export.problems)
-            image.regions.extend([Region(name, polygons, is_crowd=each.iscrowd)] if polygons else [])
+        region = Region(categories[each.category_id], is_crowd=each.iscrowd)
+        if not isinstance(each.segmentation, dict):
+            add(image, place, export.problems, partial(region._replace, polygons=each.segmentation))
+        elif runs := counted(each.segmentation, image.size, place, export.problems):
+            image.regions.append(region._replace(runs=runs))
     used = {each.category_id for each in content.annotations}
     groups = {each.supercategory for each in content.categories}  # of Roboflow, with a category of its own
     kept = [each for each in content.categories if each.id in used or each.name not in groups]
@@ -145,47 +144,37 @@ def read_cvat(path: Path) -> Export:
             export.problems.append(f"{path}: image {name!r} has no height and width")
             continue
         listed = Listed(f"{path}: image {name!r}", name, size, [])
-        found: list[tuple[int, Region]] = []
         for number, each in enumerate((each for each in image if each.tag not in ("tag", "attribute")), start=1):
-            place = f"{listed.place}, {each.tag} {number}"
-            try:
-                region = cvat_region(each.tag, each.attrib, size)
-                order = int(each.get("z_order", 0))
-            except KeyError as error:
-                export.problems.append(f"{place}: no attribute {error}. Export it again")
-            except ValueError as error:
-                export.problems.append(f"{place}: {error}")
-            else:
-                if region.runs or checked(region.polygons, size, place, export.problems):
-                    found.append((order, region))
-        listed.regions.extend(region for _, region in sorted(found, key=lambda pair: pair[0]))
+            add(listed, f"{listed.place}, {each.tag} {number}", export.problems, partial(cvat_region, each, size))
         export.images.append(listed)
     export.names = export.names or sorted({region.name for each in export.images for region in each.regions})
     return export
 
 
-def cvat_region(kind: str, values: dict[str, str], size: Size) -> Region:
-    """The region of an element of CVAT. Raises ValueError for one without an area, or a broken one."""
-    name = tidy(values["label"])
-    if kind == "mask":
+def cvat_region(shape: Any, size: Size) -> Region:
+    """The region of an element of CVAT. Raises KeyError without an attribute, ValueError without an area."""
+    values = shape.attrib
+    region = Region(tidy(values["label"]), order=int(values.get("z_order", 0)))
+    turn = float(values.get("rotation", 0))
+    if shape.tag == "mask":
         left, top, width, height = (int(values[key]) for key in ("left", "top", "width", "height"))
         runs = [int(run) for run in values["rle"].split(",") if run.strip()]
         if min(runs, default=0) < 0 or sum(runs) != width * height:
             raise ValueError(f"the runs cover {sum(runs)} pixels, expected {width}x{height}. Export it again")
         inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
-        return Region(name, runs=runs_of(inside, left, top, size))
-    if kind == "polygon":
+        return region._replace(runs=runs_of(inside, left, top, size))
+    if shape.tag == "polygon":
         flat = [float(number) for point in values["points"].split(";") for number in point.split(",")]
-        return Region(name, [flat])
-    turn = float(values.get("rotation", 0))
-    if kind == "box":
+    elif shape.tag == "box":
         x1, y1, x2, y2 = (float(values[key]) for key in ("xtl", "ytl", "xbr", "ybr"))
         corners = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
-        return Region(name, [turned(corners, (x1 + x2) / 2, (y1 + y2) / 2, turn)])
-    if kind == "ellipse":
+        flat = turned(corners, (x1 + x2) / 2, (y1 + y2) / 2, turn)
+    elif shape.tag == "ellipse":
         x, y, rx, ry = (float(values[key]) for key in ("cx", "cy", "rx", "ry"))
-        return Region(name, [turned(ellipse(x, y, rx, ry), x, y, turn)])
-    raise ValueError(f"{kind!r} has no area. Draw a polygon or a mask instead, or delete it")
+        flat = turned(ellipse(x, y, rx, ry), x, y, turn)
+    else:
+        raise ValueError(f"{shape.tag!r} has no area. Draw a polygon or a mask instead, or delete it")
+    return region._replace(polygons=[flat])
 
 
 def read_labelme(folder: Path) -> Export:
@@ -199,14 +188,7 @@ def read_labelme(folder: Path) -> Export:
         file = Path(path.parent.relative_to(folder), content.image.replace("\\", "/"))
         listed = Listed(str(path), file.as_posix(), size, [])
         for number, each in enumerate(content.shapes):
-            place = f"{path}: shapes.{number}"
-            try:
-                region = labelme_region(each, size)
-            except ValueError as error:
-                export.problems.append(f"{place}: {error}")
-                continue
-            if region.runs or checked(region.polygons, size, place, export.problems):
-                listed.regions.append(region)
+            add(listed, f"{path}: shapes.{number}", export.problems, partial(labelme_region, each, size))
         export.images.append(listed)
     export.names = sorted({region.name for each in export.images for region in each.regions})
     return export
@@ -253,8 +235,8 @@ def read_yolo(folder: Path) -> Export:
                 continue
             if len(words) == 5:
                 export.problems.append(f"{place}: a box, expected a polygon. Export {FORMS['yolo']}, not detection")
-            elif polygons := checked([words[1:]], None, place, export.problems):
-                listed.regions.append(Region(words[0], polygons))
+            else:
+                add(listed, place, export.problems, partial(Region, words[0], [words[1:]]))
         export.images.append(listed)
     export.names = sorted({region.name for each in export.images for region in each.regions})
     return export
