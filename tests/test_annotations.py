@@ -6,6 +6,9 @@ import random
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools import mask as runs
 from pycocotools.coco import COCO
@@ -14,7 +17,7 @@ from deeplab.errors import DataError
 from deeplab.store import IGNORE, Store
 from pipeline import cli
 from pipeline.data.formats.annotations import annotated, exports
-from pipeline.data.formats.annotations.regions import expand
+from pipeline.data.formats.annotations.regions import expand, filled, runs_of
 from pipeline.data.formats.split import COPY, drawn, proposed
 from pipeline.errors import ParamsError
 from pipeline.settings.params import load_params
@@ -614,3 +617,27 @@ def test_regions_of_a_photo_with_an_orientation_belong_to_the_upright_one(export
         expected = masks(root, tool)["a1"]
         Image.fromarray(np.zeros((32, 24, 3), np.uint8)).save(root / PLACES[tool]["images"] / "a1.jpg", exif=exif)
         np.testing.assert_array_equal(masks(root, tool)["a1"], expected)
+
+
+@given(
+    arrays(bool, st.tuples(st.integers(1, 5), st.integers(1, 6))).filter(np.any), st.integers(0, 3), st.integers(0, 3)
+)
+def test_run_lengths_of_a_mask_give_it_back(inside, left, top):
+    size = (inside.shape[0] + top + 1, inside.shape[1] + left)
+    whole = np.zeros(size, bool)
+    whole[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    np.testing.assert_array_equal(filled(runs_of(inside, left, top, size), size), whole)
+
+
+def test_a_size_that_no_memory_holds_is_refused_before_it_is_drawn(export):
+    for tool, content in [
+        ("coco", changed(lambda c: c["images"][0].update(height=1 << 19, width=1 << 19))),
+        ("cvat", cvat({"a1": '<mask label="cup" rle="0,1" left="0" top="0" width="1" height="1"/>'}).replace("32", "524288")),
+        ("labelme", shape(shape_type="mask", mask=png(np.ones((1, 1)))) | {"imageWidth": 1 << 19, "imageHeight": 1 << 19}),
+    ]:  # fmt: skip
+        root = export(tool)
+        put(root, content, tool)
+        with pytest.raises(
+            DataError, match=r"524288, but .*a1.jpg is 32x24|524288x24, but .*a1.jpg is 32x24|far beyond"
+        ):
+            masks(root, tool)

@@ -93,7 +93,7 @@ def counted(segmentation: dict[str, Any], size: Size, place: str, problems: list
         runs = expand(counts) if isinstance(counts, str) else COUNTS.validate_python(counts)
     except (ValueError, IndexError):
         runs = []
-    if tuple(segmentation.get("size") or ()) != size:
+    if segmentation.get("size") != list(size):
         text = f"size {ascii(segmentation.get('size'))[:40]}, but the image is {list(size)}"
     elif min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]:
         text = f"counts {ascii(counts)[:40]} of {sum(runs)} pixels, expected {size[0] * size[1]}"
@@ -139,16 +139,19 @@ def runs_of(inside: NDArray[np.bool_], left: int, top: int, size: Size) -> list[
         raise ValueError(f"a mask of {where} in an image of {size[1]}x{size[0]}. Delete it, or draw it again")
     if not inside.any():
         raise ValueError("a mask without a pixel. Delete it, or draw it again")
-    whole = np.zeros(size, bool)
-    whole[top : top + height, left : left + width] = inside
-    flat = whole.ravel("F")
-    return list(np.diff(np.flatnonzero(np.diff(flat, prepend=False, append=not flat[-1])), prepend=0).tolist())
+    columns, rows = np.nonzero(inside.T)
+    places = (columns + left) * size[0] + rows + top  # of the pixels, by columns
+    starts = places[np.diff(places, prepend=-2) > 1]
+    ends = places[np.diff(places, append=places[-1] + 2) > 1] + 1
+    edges = np.stack([starts, ends], axis=1).ravel()
+    return list(np.diff(edges, prepend=0, append=size[0] * size[1]).tolist())
 
 
 def ellipse(x: float, y: float, rx: float, ry: float) -> NDArray[np.float64]:
     """The corners (CORNERS, 2) of a polygon around an ellipse."""
     angles = np.linspace(0, 2 * np.pi, CORNERS, endpoint=False)
-    return np.stack([x + rx * np.cos(angles), y + ry * np.sin(angles)], axis=1)
+    with np.errstate(over="ignore"):  # `checked` refuses infinite corners
+        return np.stack([x + rx * np.cos(angles), y + ry * np.sin(angles)], axis=1)
 
 
 def turned(corners: NDArray[np.float64], x: float, y: float, degrees: float) -> list[float]:

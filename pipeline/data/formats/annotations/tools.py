@@ -4,7 +4,6 @@ pydantic checks the fields of JSON. Every mistake is a problem that names its pl
 """
 
 import base64
-import binascii
 import io
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -37,7 +36,8 @@ FORMS: Final = {
 }
 
 Model = TypeVar("Model", bound=BaseModel)
-Positive = Annotated[int, Field(gt=0)]
+MOST: Final = 1 << 20  # pixels of a side
+Positive = Annotated[int, Field(gt=0, le=MOST)]
 Name = Annotated[str, Field(pattern=r"\S")]
 
 
@@ -138,7 +138,7 @@ def read_cvat(path: Path) -> Export:
         name = image.get("name", "")
         try:
             size = int(image.attrib["height"]), int(image.attrib["width"])
-            if min(size) < 1:
+            if not 0 < min(size) <= max(size) <= MOST:
                 raise ValueError
         except (KeyError, ValueError):
             export.problems.append(f"{path}: image {name!r} has no height and width")
@@ -159,7 +159,7 @@ def cvat_region(shape: Any, size: Size) -> Region:
     if shape.tag == "mask":
         left, top, width, height = (int(values[key]) for key in ("left", "top", "width", "height"))
         runs = [int(run) for run in values["rle"].split(",") if run.strip()]
-        if min(runs, default=0) < 0 or sum(runs) != width * height:
+        if max(width, height) > max(size) or min(runs, default=0) < 0 or sum(runs) != width * height:
             raise ValueError(f"the runs cover {sum(runs)} pixels, expected {width}x{height}. Export it again")
         inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
         return region._replace(runs=runs_of(inside, left, top, size))
@@ -211,7 +211,7 @@ def labelme_region(shape: LabelMeShape, size: Size) -> Region:
         try:
             picture = open_picture(io.BytesIO(base64.b64decode(shape.mask or "", validate=True)))
             inside = np.asarray(picture.convert("L")) > 0
-        except (binascii.Error, OSError, ValueError, SyntaxError) as error:
+        except Exception as error:  # noqa: BLE001  Pillow raises nearly anything for a broken file
             raise ValueError(f"its mask is no PNG in base64 ({type(error).__name__}). Draw it again") from None
         return Region(name, runs=runs_of(inside, round(points[0, 0]), round(points[0, 1]), size))
     raise ValueError(f"{shape.shape_type!r} has no area. Draw a polygon instead, or delete it")
