@@ -271,24 +271,30 @@ def ui(port: int) -> None:
 @click.option(
     "--pairs", type=click.Path(path_type=Path), multiple=True, help="Instead: a list `image mask`; one per split."
 )
+@click.option(
+    "--annotations",
+    type=click.Path(path_type=Path),
+    help="Instead of masks: what a labelling tool exported, a folder or a file.",
+)
 @click.option("--classes", type=click.Path(path_type=Path), help="List of classes; by default one that lies there.")
 @click.option("--backbone", multiple=True, help="A network of timm. Repeat it for several.")
 @click.option(
     "--weights", default="none", show_default=True, help="none, imagenet, or a file ARCHITECTURE.TAG.safetensors."
 )
-def new(name: str, backbone: tuple[str, ...], weights: str, **data: Any) -> None:
-    """Write a project for images and masks of your own.
+def new(name: str, backbone: tuple[str, ...], weights: str, annotations: Path | None, **data: Any) -> None:
+    """Write a project for images and masks of your own, or for the annotations of a labelling tool.
 
     Looks at every mask, prints what it found, and writes the folder NAME. Then: cd NAME && grid run
     """
-    from pipeline.data.look import describe
+    from pipeline.data import look
+    from pipeline.data.formats.annotations import exports
     from pipeline.runner.checks import check_names
     from pipeline.runner.local import visible_gpus
     from pipeline.settings.scaffold import Network, check_new, write_project
 
     check_new(name)
     network = Network.of(backbone, weights, gpu=bool(visible_gpus()))
-    source = describe(**data)
+    source = exports.describe(annotations, **data) if annotations else look.describe(**data)
     print(source.report)
     print(f"\n{name}: {write_project(name, source, network, check_names)}. Next: look at {name}/params.yaml, then")
     print(f'  cd {name} && git add . && git commit -m "{name}" && grid run')

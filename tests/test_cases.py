@@ -379,7 +379,7 @@ def test_gif_masks(tmp_path):
     own.fill(image=".jpg", mask="_mask.gif").prepared()
 
 
-@case("masks", "black and white as 0 and 255", "Masks in black and white are colours: masks_are: colors",
+@case("masks", "black and white as 0 and 255", "For masks in black and white: masks_are: binary",
       source="datvuthanh/HybridNets#60")  # fmt: skip
 def test_mask_black_and_white(tmp_path):
     Own(tmp_path, "0 bg\n1 red\n").fill(kinds=2, save_mask=depth(lambda m: Image.fromarray(m * 255))).prepared()

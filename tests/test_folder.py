@@ -9,7 +9,7 @@ from deeplab.store import IGNORE, Store
 from pipeline.data.formats import folder
 from pipeline.errors import ParamsError
 from pipeline.settings.params import load_params
-from pipeline.settings.schema import FolderOptions
+from pipeline.settings.schema import FolderOptions, SplitOptions
 from pipeline.stages import prepare
 from tests.faults import tried
 from tests.raw import dataset_config, labels, write_grey_mask, write_image, write_palette_mask
@@ -255,7 +255,7 @@ def test_a_classes_file_that_cannot_be_meant_is_refused_with_its_line(raw, conte
     [
         ({"clases": "x"}, "datasets.tiny.folder: unknown name 'clases'; did you mean 'classes'?"),
         ({"classes": None}, "datasets.tiny.folder.classes: got None, expected a valid string"),
-        ({"masks_are": "colours"}, "datasets.tiny.folder.masks_are: got 'colours', expected 'labels' or 'colors'"),
+        ({"masks_are": "colours"}, "datasets.tiny.folder.masks_are: got 'colours', expected 'labels', 'colors' or 'binary'"),
         ({"ignore": [256]}, "datasets.tiny.folder.ignore.0: got 256, expected less than or equal to 255"),
         ({"images": None}, "datasets.tiny.folder.images: expected images and masks, or pairs instead of both"),
         ({"pairs": "a.txt"}, "datasets.tiny.folder.pairs: expected without images, masks and ids"),
@@ -280,7 +280,9 @@ def test_a_mistake_in_the_options_is_answered_with_its_place_and_the_remedy(tmp_
 @pytest.mark.parametrize("changes", [{"format": "folder"}, {"folder": PLAIN}])
 @tried.SETTINGS
 def test_the_options_and_the_format_come_together(tmp_path, changes):
-    with pytest.raises(ParamsError, match="datasets.tiny.folder: expected with `format: folder` and only there, got"):
+    with pytest.raises(
+        ParamsError, match="datasets.tiny.folder: expected with the formats folder, coco, .* and only there, got"
+    ):
         load_params(tiny_params(tmp_path / "params.yaml", lambda params: params["datasets"]["tiny"].update(changes)))
 
 
@@ -315,3 +317,72 @@ def test_camvid_is_prepared_by_params_alone(tmp_path):
     by_name = scan(SHARED / "camvid").samples
     for split in ("train", "val"):
         assert [(s.id, s.image, s.mask) for s in by_list[split]] == [(s.id, s.image, s.mask) for s in by_name[split]]
+
+
+# --- Arrays, and lists of other programs
+
+
+def test_masks_may_be_arrays_of_numpy(raw):
+    for shape, kind in (((24, 36), np.uint8), ((24, 36, 1), np.int64), ((1, 24, 36), np.float32)):
+        np.save(raw / "trainannot/a.npy", labels((0, 1, 2, 11)).reshape(shape).astype(kind))
+        (raw / "train.txt").write_text("train/a.jpg trainannot/a.npy\n")
+        layout = scan(raw, images=None, masks=None, pairs="train.txt")
+        np.testing.assert_array_equal(
+            mask_of(layout), np.where(labels((0, 1, 2, 11)) == 11, IGNORE, labels((0, 1, 2, 11)))
+        )
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((24, 36, 3), np.uint8), "an array (24, 36, 3) of uint8, expected (height, width) of finite numbers"),
+        (np.zeros((0, 36)), "an array (0, 36) of float64, expected (height, width) of finite numbers"),
+        (
+            np.full((24, 36), 300),
+            "label 300.0 at row 0, column 0 is not a whole number from 0 to 255 (864 such pixels)",
+        ),
+        (np.full((24, 36), np.nan), "an array (24, 36) of float64, expected (height, width) of finite numbers"),
+        (np.array([["a"]]), "an array (1, 1) of <U1, expected (height, width) of finite numbers"),
+        (np.array([[None]]), "not a readable array of numpy, or cut short (ValueError)"),
+        (b"\x93NUMPY", "not a readable array of numpy, or cut short"),
+        (b"", "empty file"),
+        (np.full((24, 36), 7), "label 7 at row 0, column 0 is out of range, expected 0..2 or 11"),
+    ],
+)
+def test_an_array_that_is_no_mask_is_named(raw, array, message):
+    path = raw / "trainannot/a.npy"
+    path.write_bytes(array) if isinstance(array, bytes) else np.save(path, array)
+    (raw / "train.txt").write_text("train/a.jpg trainannot/a.npy\n")
+    with pytest.raises(DataError) as caught:
+        mask_of(scan(raw, images=None, masks=None, pairs="train.txt"))
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    ["image,mask\n{}.jpg,{}.png\n", "Image_Path, Mask_Path\n{}.jpg, {}.png\n", '"{}.jpg","{}.png"\n', "filename\tlabel\n{}.jpg\t{}.png\n"],
+)  # fmt: skip
+def test_a_table_of_pairs_may_have_commas_quotes_and_a_header(raw, lines):
+    (raw / "pairs.csv").write_text(lines.format("train/a", "trainannot/a"))
+    layout = scan(raw, images=None, masks=None, pairs="pairs.csv")
+    assert [(s.image.name, s.mask.name) for s in layout.samples["train"]] == [("a.jpg", "a.png")]
+
+
+def test_a_list_of_pairs_is_divided_by_the_settings(raw):
+    (raw / "all.txt").write_text(
+        "".join(f"{name}.jpg {name.replace('/', 'annot/')}.png\n" for name in ("train/a", "train/b", "val/c"))
+    )
+    layout = scan(raw, images=None, masks=None, pairs="all.txt", split=SplitOptions(val=0.4, group="^[a-z]+"))
+    ids = {split: {sample.id for sample in samples} for split, samples in layout.samples.items()}
+    assert sorted(map(sorted, ids.values())) == [["train/a", "train/b"], ["val/c"]]
+
+
+def test_masks_in_black_and_white_are_read_by_one_word(raw):
+    (raw / "classes.txt").write_text("0 background\n1 thing\n")
+    for path in raw.glob("*annot/*.png"):
+        write_grey_mask(path, labels((0, 255)))
+    layout = scan(raw, masks_are="binary", ignore=())
+    np.testing.assert_array_equal(mask_of(layout), labels((0, 1)))
+    write_grey_mask(raw / "trainannot/a.png", labels((0, 128)))
+    with pytest.raises(DataError, match="colour 128 128 128 at row 0, column .* is none of the 2"):
+        mask_of(layout)

@@ -164,6 +164,27 @@ def test_labels_that_occur_are_counted_and_255_looks_like_no_label(tmp_path):
     assert "  255  ignore                    25.0%       2  looks like `no label`" in source.report
 
 
+def test_masks_may_be_arrays_of_numpy(tmp_path):
+    images, _ = folders(tmp_path, ["a1", "a2"])
+    for name in ("a1", "a2"):
+        (tmp_path / "arrays").mkdir(exist_ok=True)
+        np.save(tmp_path / f"arrays/{name}.npy", np.tile(np.arange(36) // 18, (24, 1)))
+    for masks in (tmp_path / "arrays", images):  # of their own, or beside the images
+        source = look(images, masks)
+        assert source.classes == ["0 background", "1 foreground"]
+        assert sorted(pair.mask.name for pairs in source.splits.values() for pair in pairs) == ["a1.npy", "a2.npy"]
+        for path in (tmp_path / "arrays").iterdir():
+            path.rename(images / path.name)
+
+
+def test_a_folder_of_annotations_is_no_folder_of_masks(tmp_path):
+    images, masks = folders(tmp_path, ["a1", "a2"])
+    for path in masks.iterdir():
+        path.rename(path.with_suffix(".json"))
+    with pytest.raises(DataError, match="labels: no pictures here .* For an export of a labelling tool: --annotations"):
+        look(images, masks)
+
+
 def test_black_and_white_masks_have_two_classes(tmp_path):
     source = look(*folders(tmp_path, ["a1", "a2"], values=(0, 255)))
     assert (source.classes, source.ignore) == (["0 background", "255 foreground"], [])

@@ -8,8 +8,19 @@ from typing import NamedTuple
 from deeplab.errors import DataError
 from deeplab.store import Color
 from pipeline.data.formats.base import read_lines
+from pipeline.errors import ParamsError
+from pipeline.settings.yaml import read_yaml
 
-LISTS = ("classes.txt", "class_names.txt", "labelmap.txt", "_classes.csv", "class_dict.csv", "label_colors.txt")
+LISTS = (
+    "classes.txt",
+    "class_names.txt",
+    "labelmap.txt",
+    "_classes.csv",
+    "class_dict.csv",
+    "label_colors.txt",
+    "data.yaml",
+    "labels.txt",
+)
 RGB = r"(?P<r>\d+)[\s,]+(?P<g>\d+)[\s,]+(?P<b>\d+)"
 FORMS = (  # of a line
     re.compile(rf"(?P<name>[^:]+):{RGB}(?!\d)"),  # CVAT: road:128,64,128::
@@ -40,7 +51,7 @@ def read_list(path: Path) -> list[Listed]:
     """The classes in a list, whose names are made unique. Raises DataError without any, or for a number over 255."""
     listed: list[Listed] = []
     names: Counter[str] = Counter()
-    for line in read_lines(path, "label name"):
+    for line in yaml_lines(path) if path.suffix in (".yaml", ".yml") else read_lines(path, "label name"):
         match = None if HEADER.match(line) else next(filter(None, (form.match(line.strip()) for form in FORMS)), None)
         if match is None:
             continue
@@ -56,3 +67,15 @@ def read_list(path: Path) -> list[Listed]:
     if not listed:
         raise DataError(f"{path}: no class in it, expected lines `label name`")
     return listed
+
+
+def yaml_lines(path: Path) -> list[str]:
+    """The `names` of a data.yaml of YOLO as lines `label name`. Raises DataError without any."""
+    try:
+        names = read_yaml(path).get("names")
+    except ParamsError as error:
+        raise DataError(str(error)) from None
+    rows = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(rows, dict) or not all(isinstance(label, int) for label in rows):
+        raise DataError(f"{path}: names: got {names!r}, expected a list of the classes")
+    return [f"{label} {rows[label]}" for label in sorted(rows)]

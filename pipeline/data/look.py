@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from deeplab.decode import orientation, read_size
 from deeplab.errors import DataError, SizeError
 from deeplab.histogram import histogram
 from deeplab.store import Color
 from pipeline.data.classes import Listed, find_list, read_list
+from pipeline.data.formats.arrays import ENDING, read_array
 from pipeline.data.formats.masks import labels_in, read_picture
 from pipeline.data.pairing import Found, find, listed_files
 from pipeline.errors import ParamsError
@@ -141,7 +143,7 @@ def read_pair(pair: tuple[Path, Path]) -> tuple[str, tuple[int, int], dict[Value
     Raises DataError when mask or image cannot be read, or differ in size.
     """
     image, path = pair
-    picture = read_picture(path)
+    picture = Image.fromarray(read_array(path)) if path.suffix == ENDING else read_picture(path)
     size = (picture.height, picture.width)
     stored = read_size(image)
     if (other := stored[::-1] if orientation(image) > TRANSPOSED else stored) != size:

@@ -4,14 +4,16 @@ import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from deeplab.decode import ENDINGS
 from deeplab.errors import DataError
+from pipeline.data.formats.arrays import ENDING
 from pipeline.data.formats.base import read_lines
 from pipeline.data.formats.pairs import listed_pairs
+from pipeline.data.formats.split import COPY, SERIES, group_of
 from pipeline.errors import ParamsError
 from pipeline.settings.schema import FolderOptions
 
@@ -19,7 +21,6 @@ VAL_SHARE = 0.2  # of the pairs, in a proposed split
 MASK = re.compile(r"(?i)masks?|label(?:ids?|s)?|annot(?:ations?)?|segm(?:entations?)?|(?<![a-z])gt(?:fine)?(?![a-z])")
 IMAGE = re.compile(r"(?i)images?|(?<![a-z])(?:imgs?|photos?)(?![a-z])")
 SPLIT = re.compile(r"(?i)(?<![a-z])(train|val|test)(?:ing|id|idation)?(?![a-z])")
-COPY = re.compile(r"_(?:jpe?g|png)\.rf\.\w+$")  # how Roboflow ends the names of the changed copies of an image
 
 
 class Pair(NamedTuple):
@@ -47,7 +48,9 @@ def find(images: Path, masks: Path) -> Found:
     left, right = divide(images, masks)
     for root, files in ((images, left), (masks, right)):
         if not files:
-            raise DataError(f"{root}: no pictures here ({' '.join(ENDINGS)})")
+            raise DataError(
+                f"{root}: no pictures here ({' '.join(ENDINGS)}). For an export of a labelling tool: --annotations"
+            )
     with_folders = len({tuple(words(file, False)) for file in left}) < len(left)
     ours, theirs = keyed(left, right, with_folders), keyed(right, left, with_folders)
     for root, found in ((images, ours), (masks, theirs)):
@@ -70,20 +73,20 @@ def find(images: Path, masks: Path) -> Found:
 
 def divide(images: Path, masks: Path) -> tuple[list[Path], list[Path]]:
     """The pictures of both folders, as paths from there. In one folder for both, masks are known by name or kind."""
-    left, right = pictures(images), pictures(masks)
+    left, right = pictures(images), pictures(masks, (*ENDINGS, ENDING))
     if images.resolve() == masks.resolve():
-        right = [file for file in left if MASK.search(file.as_posix())]
-        if len(right) in (0, len(left)):
-            right = [file for file in left if file.suffix.lower() not in (".jpg", ".jpeg", ".webp")]
+        every, right = right, [file for file in right if MASK.search(file.as_posix())]
+        if len(right) in (0, len(every)):
+            right = [file for file in every if file.suffix.lower() not in (".jpg", ".jpeg", ".webp")]
         left = sorted(set(left) - set(right))
     return left, right
 
 
-def pictures(root: Path) -> list[Path]:
-    """The pictures below `root`, as paths from there. Raises ParamsError when it is no folder."""
+def pictures(root: Path, endings: Collection[str] = ENDINGS) -> list[Path]:
+    """The files with one of `endings` below `root`, as paths from there. Raises ParamsError when it is no folder."""
     if not root.is_dir():
         raise ParamsError(f"{root}: no such folder")
-    found = (path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in ENDINGS)
+    found = (path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in endings)
     files = sorted(path for path in found if not any(part.startswith(".") for part in path.parts))
     if odd := [file for file in files if not str(file).isprintable() or "\t" in str(file)]:
         raise DataError(f"{root}: the file name {str(odd[0])!a} cannot be printed. Rename the file.")
@@ -178,7 +181,7 @@ def propose(pairs: list[Pair]) -> tuple[dict[str, list[Pair]], str]:
         raise DataError(f"{pairs[0].image}: all images are copies of one, expected 2 or more to divide")
     groups: dict[str, list[Pair]] = defaultdict(list)
     for name, each in originals.items():
-        groups[re.sub(r"\d+\D*$", "", name)] += each
+        groups[group_of(name, SERIES) or ""] += each
     note = f"proposed: {len(groups)} groups of names that differ in their last number only, each in one split"
     if len(groups) < 2:
         groups = originals

@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ Lists = Mapping[str, Sequence[tuple[Path, Path]]]  # split -> image and mask, be
 class Source:
     """What is known about the images and masks of a new project."""
 
-    images: Path
-    masks: Path
+    images: Path | None  # None: with the masks or annotations
+    masks: Path  # or annotations
     splits: Lists  # the one to train on first, then the one to validate on
     split_note: str
     size: tuple[int, int]  # height, width of most images
@@ -45,6 +45,14 @@ class Source:
     masks_are: str
     ignore: Sequence[int]
     report: str  # what was found, for a person
+    format: str = "folder"
+    where: Mapping[str, str] = field(default_factory=lambda: {"pairs": "../../../{split}.txt"})  # keys of `folder`
+
+    @property
+    def links(self) -> dict[str, Path]:
+        """The links in the raw folder."""
+        images = {"images": self.images} if self.images else {}
+        return images | {"masks" if self.format == "folder" else "annotations": self.masks}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +110,13 @@ def fill(folder: Path, name: str, source: Source, network: Network) -> None:
     made = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)  # noqa: S701
     values = values_of(name, source, network)
     files = {target: made.get_template(file).render(values) for file, target in FILES.items()}
-    for split, pairs in source.splits.items():
+    for split, pairs in source.splits.items() if source.format == "folder" else ():
         files[f"{split}.txt"] = "".join(f"images/{image}\tmasks/{mask}\n" for image, mask in pairs)
     for file, text in files.items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         write_whole(folder / file, text)
     raw, pretrained = Places(folder).raw(name), Places(folder).pretrained
-    links = {raw / "images": source.images, raw / "masks": source.masks}
+    links = {raw / link: target for link, target in source.links.items()}
     if network.weights:
         links[pretrained / network.weights.name] = network.weights
     for link, target in links.items():
@@ -127,6 +135,7 @@ def values_of(name: str, source: Source, network: Network) -> dict[str, Any]:
     counts = ", ".join(f"{split}: {len(pairs)}" for split, pairs in source.splits.items())
     own = {"name": name, "title": name.replace("_", " ").strip().capitalize() or name, "cells": cells}
     own |= {"counts": f"{{{counts}}}", "train": train, "val": val}
+    own |= {"links": list(source.links)}
     return {**vars(source), **vars(network), **own, **recipe(source.size, len(source.splits[train]), network.gpu)}
 
 

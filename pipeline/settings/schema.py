@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from deeplab.config import STRICT, Positive, Protocol
 
 ARCHIVE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.(tar|tgz|tar\.gz|zip)")
+TOOLS = ("coco", "cvat", "labelme", "yolo")  # formats of annotations
 CHECKSUM_DIGITS = {"md5": 32, "sha1": 40, "sha256": 64}
 
 Label = Annotated[int, Field(ge=0, le=255)]
@@ -49,6 +50,20 @@ class Archive:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class SplitOptions:
+    """How images are divided into the splits train and val: by the hash of their group."""
+
+    val: Annotated[float, Field(gt=0, lt=1)]  # the share of the groups for validation, about
+    group: str | None = None  # a regular expression: images in whose path it finds the same stay together
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.group or "")
+        except re.error as error:
+            raise ValueError(f"group: got {self.group!r}, expected a regular expression ({error})") from None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class FolderOptions:
     """Where images and masks lie below the raw folder, and what the masks mean. `{split}` stands for a split's name."""
 
@@ -56,19 +71,29 @@ class FolderOptions:
     masks: str | None = None  # the same for the masks; an image and a mask with the same {name} are a pair
     ids: str | None = None  # beside the two above: a file with one {name} a line, if not all files are meant
     pairs: str | None = None  # instead of the three above: a file with a line `image mask` for each pair
+    annotations: str | None = None  # instead of masks: what a labelling tool wrote, a file or a folder
+    split: SplitOptions | None = None  # without {split} in the five above: how to draw train and val
     classes: str  # a file with a line `label name` or `label name red green blue` for each class
-    masks_are: Literal["labels", "colors"] = "labels"
+    masks_are: Literal["labels", "colors", "binary"] = "labels"  # binary: black is label 0, white label 1
     ignore: tuple[Label, ...] = ()  # labels that are neither trained on nor counted
     map: dict[Label, Label] = Field(default_factory=dict)  # a label -> the label that it counts as
 
     def __post_init__(self) -> None:
-        if self.pairs is None and (self.images is None or self.masks is None):
+        if self.annotations is not None:
+            if self.images is None or (self.masks, self.ids, self.pairs) != (None, None, None):
+                raise ValueError("annotations: expected with images, and without masks, ids and pairs")
+        elif self.pairs is None and (self.images is None or self.masks is None):
             raise ValueError("images: expected images and masks, or pairs instead of both")
         if self.pairs is not None and (self.images, self.masks, self.ids) != (None, None, None):
             raise ValueError("pairs: expected without images, masks and ids")
         named, plain = ["split", "name"], ["split"]
-        for key, words in (("images", named), ("masks", named), ("ids", plain), ("pairs", plain)):
+        if self.annotations is not None:
+            named = plain
+        places = {"images": named, "masks": named, "ids": plain, "pairs": plain, "annotations": plain}
+        for key, words in places.items():
             pattern = getattr(self, key) or ""
+            if self.split and "{split}" in pattern:
+                raise ValueError(f"split: expected without {{split}} in {key}, which names the splits already")
             odd = set(re.findall(r"\{(.*?)\}", pattern)) - set(words)
             if odd or pattern.count("{name}") > 1 or "{name}" in pattern.rpartition("/")[0]:
                 known = " and ".join(f"{{{word}}}" for word in words)
@@ -90,11 +115,14 @@ class DatasetConfig:
     images: dict[str, Positive]  # split -> how many images it has as published
     allow_subset: bool  # accept fewer
     store: Literal["packed", "files"] = "packed"  # pack the decoded images, or decode them each time: same pixels
-    folder: FolderOptions | None = None  # of the format folder
+    folder: FolderOptions | None = None  # of the formats folder, coco, cvat, labelme and yolo
 
     def __post_init__(self) -> None:
-        if (self.format == "folder") != (self.folder is not None):
-            raise ValueError(f"folder: expected with `format: folder` and only there, got `format: {self.format}`")
+        if (self.format in ("folder", *TOOLS)) != (self.folder is not None):
+            known = ", ".join(("folder", *TOOLS))
+            raise ValueError(f"folder: expected with the formats {known}, and only there, got `format: {self.format}`")
+        if self.folder and (self.format in TOOLS) != (self.folder.annotations is not None):
+            raise ValueError(f"folder.annotations: expected with the formats {', '.join(TOOLS)}, and only there")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -3,6 +3,7 @@
 from typing import Final
 
 from pipeline.data.formats import ade20k, cityscapes, folder, shapes, voc
+from pipeline.data.formats.annotations import annotated
 from pipeline.data.formats.base import Format
 
 FORMATS: Final[dict[str, Format]] = {
@@ -11,4 +12,8 @@ FORMATS: Final[dict[str, Format]] = {
     "cityscapes": cityscapes,
     "folder": folder,
     "shapes": shapes,
+    "coco": annotated,
+    "cvat": annotated,
+    "labelme": annotated,
+    "yolo": annotated,
 }

@@ -6,14 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from deeplab.errors import DataError, MaskModeError
 from deeplab.store import IGNORE, Color
+from pipeline.data.formats.arrays import ENDING, read_array
 from pipeline.data.formats.base import Layout, Mask, RawSample, grouped, image_of, image_size, read_lines
 from pipeline.data.formats.masks import LabelTable, label_table, read_colors, read_indexed, to_train_ids
 from pipeline.data.formats.pairs import listed_pairs, paired_files
+from pipeline.data.formats.split import drawn
 from pipeline.errors import ParamsError
 from pipeline.settings.schema import DatasetConfig, FolderOptions
+
+BLACK_AND_WHITE: Final[dict[Color, int]] = {(0, 0, 0): 0, (255, 255, 255): 1}
 
 size, load_image = image_size, image_of
 
@@ -43,13 +48,16 @@ def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:
     if not raw.is_dir():
         raise DataError(f"{raw}: not found. Put or link the folder with your images and masks there.")
     classes = read_classes(raw / options.classes)
-    kept = kept_labels(options, classes)
+    kept, _ = numbered(options, classes)
     sample = sampler(raw, options)
     samples: dict[str, list[RawSample]] = {}
     problems: list[str] = []
     for split in splits:
         pairs, odd = listed_pairs(raw, options, split) if options.pairs else paired_files(raw, options, split)
-        problems += odd
+        problems += [problem for problem in odd if problem not in problems]
+        if options.split and not odd:
+            chosen = drawn(pairs, options.split, split, str(raw))
+            pairs = {name: pair for name, pair in pairs.items() if name in chosen}
         samples[split] = [
             sample(id=name, image=raw / image, mask=raw / mask) for name, (image, mask) in sorted(pairs.items())
         ]
@@ -63,27 +71,20 @@ def scan(raw: Path, config: DatasetConfig, splits: tuple[str, ...]) -> Layout:
 def sampler(raw: Path, options: FolderOptions) -> Callable[..., RawSample]:
     """What makes a sample of `id`, `image` and `mask`: it knows how to read the masks of the folder `raw`."""
     classes = read_classes(raw / options.classes)
-    table = make_table(options, kept_labels(options, classes), classes)
+    _, table = numbered(options, classes)
     colors = color_table(classes) if options.masks_are == "colors" else None
+    if options.masks_are == "binary":
+        colors = BLACK_AND_WHITE
     once = [color for color in classes.colors.values() if list(classes.colors.values()).count(color) == 1]
     named = {color: label for label, color in classes.colors.items() if color in once}
     return partial(FolderSample, table=table, colors=colors, named=named)
 
 
-def kept_labels(options: FolderOptions, classes: Classes) -> list[int]:
-    """The labels that are classes, in the order of their train ids. Raises DataError for fewer than two."""
-    kept = [label for label in sorted(classes.names) if label not in (*options.ignore, *options.map)]
-    if not 2 <= len(kept) <= IGNORE:
-        raise DataError(
-            f"{classes.path}: {len(kept)} classes remain without ignore and map, expected 2 to {IGNORE}: a network of "
-            "one class has nothing to decide. The background can be a class."
-        )
-    return kept
-
-
 def load_mask(sample: RawSample) -> Mask:
     """The mask (H, W). Raises MaskModeError for an index whose colour is that of another class."""
     assert isinstance(sample, FolderSample)
+    if sample.mask.suffix == ENDING:
+        return to_train_ids(read_array(sample.mask), sample.table, sample.mask)
     if sample.colors is not None:
         return to_train_ids(read_colors(sample.mask, sample.colors), sample.table, sample.mask)
     labels, colors = read_indexed(sample.mask, sample.table)
@@ -122,6 +123,17 @@ def read_classes(path: Path) -> Classes:
     if colors and (without := [name for label, name in names.items() if label not in colors]):
         raise DataError(f"{path}: {without[0]!r} has no colour, but other classes do. Add it, or remove all colours.")
     return Classes(path=path, names=names, colors=colors)
+
+
+def numbered(options: FolderOptions, classes: Classes) -> tuple[list[int], LabelTable]:
+    """The labels that are classes, and the table of label -> train id. Raises DataError for fewer than two."""
+    kept = [label for label in sorted(classes.names) if label not in (*options.ignore, *options.map)]
+    if not 2 <= len(kept) <= IGNORE:
+        raise DataError(
+            f"{classes.path}: {len(kept)} classes remain without ignore and map, expected 2 to {IGNORE}: a network of "
+            "one class has nothing to decide. The background can be a class."
+        )
+    return kept, make_table(options, kept, classes)
 
 
 def make_table(options: FolderOptions, kept: list[int], classes: Classes) -> LabelTable:

@@ -165,7 +165,7 @@ def to_train_ids(labels: Bytes, table: LabelTable, path: Path) -> Mask:
         raise LabelError(
             f"{path}: label {labels[row, column]} at row {row}, column {column} is out of range, expected "
             f"{legal_labels(table)} ({unknown:,} such pixels)"
-            + ("" if counts[1:IGNORE].any() else ". Masks in black and white are colours: masks_are: colors"),
+            + ("" if counts[1:IGNORE].any() else ". For masks in black and white: masks_are: binary"),
             shape=(height, width),
         )
     ids = table.astype(np.uint8)

@@ -1,5 +1,7 @@
 """Find the images and masks of a folder and pair them: by a list of pairs, or by names in two places."""
 
+import csv
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from pipeline.data.find import find_pictures
 from pipeline.data.formats.base import read_ids, read_lines
 from pipeline.settings.schema import FolderOptions
 
+HEADER = re.compile(r"(?i)(image|img|photo|file)[a-z_]* (mask|label|annotation)[a-z_]*")  # begins a table of pairs
 Pairs = dict[str, tuple[Path, Path]]  # id -> image, mask; below the raw folder
 
 
@@ -21,9 +24,9 @@ def listed_pairs(raw: Path, options: FolderOptions, split: str) -> tuple[Pairs, 
     problems: list[str] = []
     for number, line in enumerate(read_lines(path, "image mask"), start=1):
         words = [word.strip() for word in line.split("\t")] if "\t" in line else line.split()
-        if len(words) != 2 and line.count(",") == 1:
-            words = [word.strip() for word in line.split(",")]
-        if not words:
+        if "\t" not in line and "," in line and (len(words) != 2 or words[0].endswith(",")):
+            words = [word.strip() for word in next(csv.reader([line], skipinitialspace=True))]
+        if not words or (number == 1 and len(words) == 2 and HEADER.fullmatch(" ".join(words))):
             continue
         if len(words) != 2 or not all(word and word.isprintable() for word in words):
             problems.append(f"{path}:{number}: got {line!r}, expected `image mask`, with a tab if a path has spaces")
