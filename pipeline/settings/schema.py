@@ -1,6 +1,8 @@
 """The sections of params.yaml as frozen, checked values. The settings of a cell are in deeplab/config.py."""
 
 import re
+import typing
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -14,6 +16,21 @@ CHECKSUM_DIGITS = {"md5": 32, "sha1": 40, "sha256": 64}
 
 Label = Annotated[int, Field(ge=0, le=255)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Download(typing.Protocol):
+    """What fetching reads of a file: an archive of a data set, or published weights."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def urls(self) -> tuple[str, ...]: ...
+    @property
+    def size(self) -> int | None: ...  # bytes, where it is known
+    @property
+    def checksums(self) -> Mapping[str, str]: ...  # by the name of their algorithm
+    @property
+    def max_unpacked(self) -> int: ...  # bytes; no more is fetched where the size is not known
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
