@@ -10,6 +10,7 @@ import click
 from pipeline.errors import ParamsError
 
 ENGINES = ("here", "ray", "slurm")
+TOOLBOXES = ("sssegmentation", "mmsegmentation", "torchvision")
 
 
 def complete_cell(_: click.Context, __: click.Parameter, typed: str) -> list[str]:
@@ -176,6 +177,31 @@ def pull(cells: tuple[str, ...]) -> None:
     from pipeline.verify.publish import pull
 
     for line in pull(list(cells), Places()):
+        print(line, flush=True)
+
+
+@grid.command()
+@click.argument("cell", required=False, shell_complete=complete_cell)
+@click.argument("source", required=False, metavar="[FILE_OR_URL]")
+@click.option("--from", "toolbox", type=click.Choice(TOOLBOXES), help="The toolbox that wrote the file.")
+@click.option("--all", "every", is_flag=True, help="All cells of reports/published_weights.csv.")
+def adopt(cell: str | None, source: str | None, toolbox: str | None, every: bool) -> None:
+    """Measure weights that others published.
+
+    Brings a checkpoint of another toolbox into the form of this project, evaluates it by the protocol, and fills
+    reports/adopted.md. Without FILE_OR_URL it takes the addresses of reports/published_weights.csv.
+    """
+    from pipeline.settings.places import Places
+    from pipeline.verify.adopt import adopt, adopt_known
+
+    if every == bool(cell):
+        raise ParamsError("grid adopt: expected a cell, or --all")
+    if source and not toolbox:
+        raise ParamsError(f"--from: missing, expected {', '.join(TOOLBOXES)}")
+    if cell and source and toolbox:
+        print(adopt(cell, source, toolbox, Places()))
+        return
+    for line in adopt_known([cell] if cell else [], toolbox, Places()):
         print(line, flush=True)
 
 
