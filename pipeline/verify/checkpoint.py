@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,11 @@ def read_tensors(file: Path, toolbox: Toolbox) -> dict[str, "Tensor"]:
     import torch
 
     try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # of a pickle in another protocol than torch's, which is then refused or read
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if wanted := unsafe_names(file, str(error)):
             raise DataError(
@@ -72,8 +77,8 @@ def unsafe_names(file: Path, message: str) -> list[str]:
 def as_ours(
     file: Path, toolbox: Toolbox, cell: str, model: ModelConfig, classes: tuple[str, ...]
 ) -> tuple[ModelConfig, "nn.Module"]:
-    """The network of the cell named `cell` with the tensors of `file`; its settings are `model`, apart from the
-    auxiliary head, which is that of the file.
+    """The network of the cell named `cell` with the tensors of `file`, in evaluation mode, and its settings: `model`, but
+    with the auxiliary head of the file.
 
     Raises SettingsError when the toolbox has no network with these settings. Raises DataError, with the name of the
     first tensor, when one has no place, is missing, has another shape, or holds NaN or infinity.
@@ -109,7 +114,7 @@ def as_ours(
     network.load_state_dict(
         {name: found[name].to(value.dtype).contiguous() for name, value in needed.items()}, assign=True
     )
-    return model, network
+    return model, network.eval()
 
 
 def placed(
