@@ -1,26 +1,15 @@
 """What people type: `grid VERB`. The stages themselves are `python -m pipeline.stages.NAME`, typed by dvc.yaml."""
 
 import difflib
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline.errors import ParamsError
+from pipeline.verify.verbs import adopt, complete_cell
 
 ENGINES = ("here", "ray", "slurm")
-TOOLBOXES = ("sssegmentation", "mmsegmentation", "torchvision")
-
-
-def complete_cell(_: click.Context, __: click.Parameter, typed: str) -> list[str]:
-    """The cells of params.yaml that begin with what was typed; none where the file is missing or wrong."""
-    from pipeline.settings.yaml import read_yaml
-
-    with suppress(ParamsError):
-        return [name for name in read_yaml(Path("params.yaml")).get("grid", {}) if name.startswith(typed)]
-    return []
-
 
 targets = click.argument("targets", nargs=-1, metavar="[TARGET]...")
 engine = click.option("--on", type=click.Choice(ENGINES), default="here", show_default=True, help="Where cells run.")
@@ -180,29 +169,7 @@ def pull(cells: tuple[str, ...]) -> None:
         print(line, flush=True)
 
 
-@grid.command()
-@click.argument("cell", required=False, shell_complete=complete_cell)
-@click.argument("source", required=False, metavar="[FILE_OR_URL]")
-@click.option("--from", "toolbox", type=click.Choice(TOOLBOXES), help="The toolbox that wrote the file.")
-@click.option("--all", "every", is_flag=True, help="All cells of reports/published_weights.csv.")
-def adopt(cell: str | None, source: str | None, toolbox: str | None, every: bool) -> None:
-    """Measure weights that others published.
-
-    Brings a checkpoint of another toolbox into the form of this project, evaluates it by the protocol, and fills
-    reports/adopted.md. Without FILE_OR_URL it takes the addresses of reports/published_weights.csv.
-    """
-    from pipeline.settings.places import Places
-    from pipeline.verify.adopt import adopt, adopt_known
-
-    if every == bool(cell):
-        raise ParamsError("grid adopt: expected a cell, or --all")
-    if source and not toolbox:
-        raise ParamsError(f"--from: missing, expected {', '.join(TOOLBOXES)}")
-    if cell and source and toolbox:
-        print(adopt(cell, source, toolbox, Places()))
-        return
-    for line in adopt_known([cell] if cell else [], toolbox, Places()):
-        print(line, flush=True)
+grid.add_command(adopt)
 
 
 @grid.command()

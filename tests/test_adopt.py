@@ -10,8 +10,10 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
 import torch
+from ruamel.yaml import YAML
 from torchvision.models.segmentation import deeplabv3_resnet50, deeplabv3_resnet101
 
 from deeplab import load_model
@@ -25,6 +27,7 @@ from pipeline.data.fetch import Patience
 from pipeline.errors import ParamsError
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
+from pipeline.settings.yaml import read_yaml
 from pipeline.verify.adopt import adopt, adopt_known, obtain
 from pipeline.verify.adopted import read_adopted, read_known
 from pipeline.verify.checkpoint import as_ours
@@ -275,6 +278,18 @@ def test_settings_that_no_tensor_shows_must_be_those_of_the_toolbox(project, set
         as_ours(Path("theirs.pth"), TOOLBOXES["mmsegmentation"], "cell", model, ("a", "b", "c"))
 
 
+def test_the_row_of_the_docs_fits_torchvision(tmp_path):
+    (row,) = re.findall(
+        r"^  voc_torchvision50: ((?:.|\n    )*)$", (ROOT / "docs/use-a-model.md").read_text(), re.MULTILINE
+    )
+    params = read_yaml(ROOT / "params.yaml")
+    params["grid"] = {"voc_torchvision50": YAML(typ="safe").load(row)}
+    (tmp_path / "params.yaml").write_text(json.dumps(params))
+    model = load_params(tmp_path / "params.yaml").cell("voc_torchvision50").model
+    assert (model.backbone, model.output_stride) == ("resnet50", 8)
+    assert {key: getattr(model, key) for key in TORCHVISION} == TORCHVISION
+
+
 def test_torchvision_has_one_output_stride(project):
     model = model_config(backbone="resnet26", output_stride=16, **TORCHVISION)
     with pytest.raises(SettingsError, match="model.output_stride: got 16, but these weights need 8"):
@@ -296,12 +311,14 @@ def test_wrong_words_are_named(project):
 
 
 def test_a_name_with_a_checksum_must_keep_it(project, trained):
-    right = hashlib.sha256(trained[2]).hexdigest()[:8]
+    right = hashlib.sha256(trained[2]).hexdigest()[:16]
     Path(f"net-{right}.pth").write_bytes(trained[2])
     assert obtain(f"net-{right}.pth", project, QUICK).sha256.startswith(right)
-    Path("net-01234567.pth").write_bytes(trained[2])
-    with pytest.raises(DataError, match=f"its SHA-256 begins with {right}, but its name states 01234567"):
-        adopt(CELL, "net-01234567.pth", "mmsegmentation", project)
+    for name in ("net-0123456f.pth", "net-20200617.pth"):
+        Path(name).write_bytes(trained[2])
+    assert obtain("net-20200617.pth", project, QUICK).origin == "net-20200617.pth"
+    with pytest.raises(DataError, match=f"its SHA-256 begins with {right[:8]}, but its name states 0123456f"):
+        adopt(CELL, "net-0123456f.pth", "mmsegmentation", project)
 
 
 def test_weights_that_are_listed_for_another_output_stride_are_refused(project):
@@ -337,7 +354,7 @@ def test_an_address_that_fails_is_one_line_and_a_wrong_file_is_fetched_again(pro
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="could not be fetched: .*refused"):
         adopt(CELL, "http://127.0.0.1:9/net.pth", "mmsegmentation", project, QUICK)
-    right = hashlib.sha256(trained[2]).hexdigest()[:8]
+    right = hashlib.sha256(trained[2]).hexdigest()[:16]
     path = f"/net-{right}.pth"
     server.script[path] = [answer(b"other bytes"), answer(trained[2])]
     with pytest.raises(DataError, match=f"its name states {right}"):
@@ -345,7 +362,7 @@ def test_an_address_that_fails_is_one_line_and_a_wrong_file_is_fetched_again(pro
     assert obtain(server.address + path, project, QUICK).sha256.startswith(right)
 
 
-def test_known_weights_are_adopted_one_by_one_and_a_failure_keeps_none(project, server, trained, capsys):
+def test_known_weights_are_adopted_one_by_one_and_a_failure_keeps_none(project, server, trained):
     server.script["/good.pth"] = [answer(trained[2])]
     rows = [
         ("tiny_os16", "mmsegmentation", 50, f"{server.address}/gone.pth"),
@@ -393,8 +410,12 @@ def test_the_list_has_the_twelve_cells_with_the_numbers_of_the_reference():
         assert stated or size in entry.name
 
 
-def test_the_command_knows_the_toolboxes_and_says_what_is_missing():
-    assert tuple(TOOLBOXES) == cli.TOOLBOXES
-    for words, message in ((["adopt"], "expected a cell, or --all"), (["adopt", CELL, "a.pth"], "--from: missing")):
+def test_the_command_names_the_toolboxes_and_says_what_is_missing(project):
+    help_text = " ".join(cli.adopt.get_help(click.Context(cli.adopt)).split())
+    assert all(name in help_text for name in TOOLBOXES)
+    for words, message in (
+        (["adopt"], "expected a cell or --all"),
+        (["adopt", CELL, "a.pth"], "--from: missing, expected sss"),
+    ):
         with pytest.raises(ParamsError, match=message):
             cli.grid.main(words, standalone_mode=False)

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from pipeline.results.records import Scores
 
 PATIENCE = Patience(tries=4)
-NAMED = re.compile(r"-([0-9a-f]{8,64})\.pth$")  # the first digits of the SHA-256, by the convention of torch.hub
+# The first digits of the SHA-256, as torch.utils.model_zoo has it; digits alone may be a date.
+NAMED = re.compile(r"-(?=[0-9]*[a-f])([0-9a-f]{8,64})\.pth$")
 SINGLE_SCALE = Protocol(scales=(1.0,), flip=False, window=None, stride=None)
 
 
@@ -86,7 +87,7 @@ def adopt_known(names: list[str], toolbox: str | None, places: Places, patience:
         raise DataError(f"{failed} of {len(lines)} published weights were not adopted, as said above")
 
 
-def adopt(name: str, source: str, toolbox: str, places: Places, patience: Patience = PATIENCE) -> str:
+def adopt(name: str, source: str, toolbox: str | None, places: Places, patience: Patience = PATIENCE) -> str:
     """Adopt the checkpoint `source`, a file or an address, of `toolbox` for the cell `name`. Returns a line about it.
 
     Raises ParamsError for an unknown cell, SettingsError when the toolbox has no network like that of the cell,
@@ -94,8 +95,8 @@ def adopt(name: str, source: str, toolbox: str, places: Places, patience: Patien
     """
     params = load_params(places.params)
     cell = params.cell(name)
-    if toolbox not in TOOLBOXES:
-        raise ParamsError(f"--from: got {toolbox!r}, expected {', '.join(TOOLBOXES)}")
+    if toolbox is None or toolbox not in TOOLBOXES:
+        raise ParamsError(f"--from: {f'got {toolbox!r}' if toolbox else 'missing'}, expected {', '.join(TOOLBOXES)}")
     if not places.manifest(cell.dataset).exists():
         stage = params.stage("prepare", cell.dataset)
         raise DataError(

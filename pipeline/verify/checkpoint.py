@@ -77,8 +77,9 @@ def unsafe_names(file: Path, message: str) -> list[str]:
 def as_ours(
     file: Path, toolbox: Toolbox, cell: str, model: ModelConfig, classes: tuple[str, ...]
 ) -> tuple[ModelConfig, "nn.Module"]:
-    """The network of the cell named `cell` with the tensors of `file`, in evaluation mode, and its settings: `model`, but
-    with the auxiliary head of the file.
+    """The network of the cell named `cell` with the tensors of `file`, in evaluation mode, and its settings.
+
+    These are `model`, but with the auxiliary head of the file.
 
     Raises SettingsError when the toolbox has no network with these settings. Raises DataError, with the name of the
     first tensor, when one has no place, is missing, has another shape, or holds NaN or infinity.
