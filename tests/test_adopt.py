@@ -269,7 +269,11 @@ def test_older_files_without_counters_of_batches_are_complete(project, trained):
         ({"aspp_rates": (1, 2, 3)}, r"cell: model.aspp_rates: got \(1, 2, 3\), but these weights need \[6, 12, 18\]"),
         ({"multi_grid": (1, 2, 4)}, "model.multi_grid"),
         ({"mean": (0.0, 0.0, 0.0)}, "model.mean"),
-        ({"backbone": "resnet18"}, "model.backbone: got 'resnet18', but only ResNets of three convolutions a block"),
+        (
+            {"backbone": "resnet18"},
+            "model.backbone: got 'resnet18', but only ResNets with blocks of three convolutions",
+        ),
+        ({"backbone": "resnet26d"}, "model.backbone: got 'resnet26d'"),
     ],
 )
 def test_settings_that_no_tensor_shows_must_be_those_of_the_toolbox(project, settings, message):

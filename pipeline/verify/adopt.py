@@ -214,6 +214,6 @@ def departures(cell: Cell, store: "Store", params: Params) -> str | None:
     reasons = {
         f"subset: {used} of {full} images": used < full,
         f"protocol {title}": protocol != SINGLE_SCALE,
-        "align": cell.inference.align,
+        "align: true": cell.inference.align,
     }
     return ", ".join(reason for reason, holds in reasons.items() if holds) or None

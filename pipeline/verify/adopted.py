@@ -23,11 +23,10 @@ Line = TypeVar("Line")
 
 HEAD = """# Published weights, measured here
 
-Weights that others trained and published, brought into this project by `grid adopt` and evaluated by its protocol
-([how](../docs/use-a-model.md#how-do-i-use-the-weights-that-others-published)). None of them was trained here, and none
-counts in the tables of the README. "Published" is what their authors measured. The interval is that of the number
-measured here: 95 %, over images. A dash means not published, not comparable, or measured with other settings, data or
-code than the current ones.
+Weights that others trained and published, brought into this project by `grid adopt` and evaluated by its protocol. None
+of them was trained here, and none counts in the tables of the README. "Published" is what their authors measured. The
+interval is that of the number measured here: 95 %, over images. A dash means not published, not comparable, or measured
+with other settings, data or code than the current ones.
 
 | Cell | Weights | Published mIoU | Measured here | 95 % interval | Difference | Remark |
 | :-- | :-- | --: | --: | :-: | --: | :-- |

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 COUNTER = "num_batches_tracked"  # no weight; files of old versions of torch lack it
+BACKBONE = re.compile(r"resnet\d+c?(\..+)?")  # the names of timm, with the tag of their ImageNet weights or without
 PROJECTION = "aspp.project.0.weight"
 
 
@@ -100,10 +101,11 @@ def as_ours(
     with torch.device("meta"):
         network = DeepLabV3(replace(model, pretrained=False), len(classes))
     needed = network.state_dict()
-    if "backbone.layer4.0.conv3.weight" not in needed:
+    plain = BACKBONE.fullmatch(model.backbone)  # others with the same names pool or dilate in other places
+    if not plain or "backbone.layer4.0.conv3.weight" not in needed:
         raise SettingsError(
-            f"{cell}: model.backbone: got {model.backbone!r}, but only ResNets of three convolutions a block, such as "
-            "resnet50c, can be adopted: toolboxes dilate the blocks of others in other places"
+            f"{cell}: model.backbone: got {model.backbone!r}, but only ResNets with blocks of three convolutions, such as "
+            "resnet50 and resnet50c, compute here what they compute in the toolbox"
         )
     found = placed(file, toolbox, cell, tensors, needed)
     for name in sorted(needed.keys() - found.keys()):
