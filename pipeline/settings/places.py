@@ -119,14 +119,9 @@ class Places:
         """Where toolboxes publish the weights of cells."""
         return self.reports / "published_weights.csv"
 
-    @property
-    def adopted_sheet(self) -> Path:
-        """Published weights as they were measured here."""
-        return self.reports / "adopted.csv"
-
-    @property
-    def adopted_page(self) -> Path:
-        return self.reports / "adopted.md"
+    def adopted_table(self, suffix: str) -> Path:
+        """Published weights as they were measured here, as .json or as a page, .md."""
+        return self.reports / f"adopted{suffix}"
 
     @property
     def benchmarks(self) -> Path:

@@ -1,8 +1,6 @@
 """The sections of params.yaml as frozen, checked values. The settings of a cell are in deeplab/config.py."""
 
 import re
-import typing
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -16,21 +14,6 @@ CHECKSUM_DIGITS = {"md5": 32, "sha1": 40, "sha256": 64}
 
 Label = Annotated[int, Field(ge=0, le=255)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-
-class Download(typing.Protocol):
-    """What fetching reads of a file: an archive of a data set, or published weights."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def urls(self) -> tuple[str, ...]: ...
-    @property
-    def size(self) -> int | None: ...  # bytes, where it is known
-    @property
-    def checksums(self) -> Mapping[str, str]: ...  # by the name of their algorithm
-    @property
-    def max_unpacked(self) -> int: ...  # bytes; no more is fetched where the size is not known
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -63,6 +46,20 @@ class Archive:
     def checksums(self) -> dict[str, str]:
         """The published ones by the name of their algorithm."""
         return {kind: value for kind in CHECKSUM_DIGITS if (value := getattr(self, kind)) is not None}
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Checkpoint:
+    """A file of published weights."""
+
+    name: str
+    urls: tuple[str, ...]
+    size: int | None = None  # as those of an archive
+    checksums: dict[str, str] = Field(default_factory=dict)
+    max_unpacked: int = 2_000_000_000
+
+
+Download = Archive | Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

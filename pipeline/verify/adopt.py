@@ -5,14 +5,14 @@ result is written with its origin. It fills a table of its own (adopted.py).
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from deeplab.config import Cell, Protocol, digest
+from deeplab.config import Cell, digest
 from deeplab.errors import DataError, NonFiniteError, SettingsError
 from pipeline.data.archives import provide
 from pipeline.data.fetch import Patience
@@ -21,29 +21,17 @@ from pipeline.files import claimed
 from pipeline.progress import shown
 from pipeline.settings.params import Params, load_params
 from pipeline.settings.places import Places
+from pipeline.settings.schema import Checkpoint
 from pipeline.training.provenance import file_sha256
 from pipeline.verify.adopted import Adopted, add, inputs, read_known
 from pipeline.verify.toolboxes import TOOLBOXES
 
 if TYPE_CHECKING:
     from deeplab.store import Store
-    from pipeline.results.records import Scores
 
 PATIENCE = Patience(tries=4)
 # The first digits of the SHA-256, as torch.utils.model_zoo has it; digits alone may be a date.
 NAMED = re.compile(r"-(?=[0-9]*[a-f])([0-9a-f]{8,64})\.pth$")
-SINGLE_SCALE = Protocol(scales=(1.0,), flip=False, window=None, stride=None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A file to download."""
-
-    name: str
-    urls: tuple[str, ...]
-    size: int | None = None
-    checksums: Mapping[str, str] = field(default_factory=dict)
-    max_unpacked: int = 2_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +61,8 @@ def adopt_known(names: list[str], toolbox: str | None, places: Places, patience:
     if not lines:
         whose = f" of {names[0]}" if names else ""
         raise ParamsError(
-            f"{places.published_weights}: lists no weights{whose}{f' by {toolbox}' if toolbox else ''}. Add a line "
-            "with cell, toolbox, mIoU and url, or name a file: grid adopt CELL FILE --from TOOLBOX"
+            f"{places.published_weights}: lists no weights{whose}{f' by {toolbox}' if toolbox else ''}. Add a line, or "
+            "name a file: grid adopt CELL FILE --from TOOLBOX"
         )
     failed = 0
     for known in lines:
@@ -116,24 +104,20 @@ def adopt(name: str, source: str, toolbox: str | None, places: Places, patience:
     about = {"adopted_from": toolbox, "source": found.origin, "source_sha256": found.sha256}
     cell = replace(cell, model=model)
     save_weights(network, file, store, cell, about)
-    scores, images = measure(file, name, cell, store, params), len(store.split(cell.recipe.val_split))
     entry = Adopted(
         cell=name,
         toolbox=toolbox,
         source=found.origin,
         source_sha256=found.sha256,
         published=published,
-        mIoU=scores.mIoU,
-        mIoU_low=scores.mIoU_low if images > 1 else None,
-        mIoU_high=scores.mIoU_high if images > 1 else None,
-        images=images,
+        scores=measure(file, name, cell, store, params),
         departs=departures(cell, store, params),
         inputs=inputs(name, params, places, store.fingerprint),
-        weights_sha256=file_sha256(file),
     )
     add(entry, params, places)
     beside = "" if published is None else f", published {published:.2f} %"
-    return f"{name}: {100 * entry.mIoU:.2f} %{beside}; weights in {file}, table in {places.adopted_page}"
+    page = places.adopted_table(".md")
+    return f"{name}: {100 * entry.scores['mIoU']:.2f} %{beside}; weights in {file}, table in {page}"
 
 
 def obtain(source: str, places: Places, patience: Patience) -> Source:
@@ -178,16 +162,14 @@ def published_number(found: Source, name: str, toolbox: str, places: Places) -> 
 
     Raises DataError for a file that is listed for other cells: no tensor shows an output stride.
     """
-    listed = [
-        known for known in read_known(places.published_weights) if (known.name, known.toolbox) == (found.name, toolbox)
-    ]
-    own = [known.mIoU for known in listed if known.cell == name]
-    if listed and not own:
-        raise DataError(f"{found.file}: weights of {listed[0].cell}, not of {name}, by {places.published_weights}")
-    return own[0] if own else None
+    known = [each for each in read_known(places.published_weights) if each.toolbox == toolbox]
+    listed = {each.cell: each.published for each in known if each.url.rpartition("/")[2] == found.name}
+    if listed and name not in listed:
+        raise DataError(f"{found.file}: weights of {min(listed)}, not of {name}, by {places.published_weights}")
+    return listed.get(name)
 
 
-def measure(file: Path, name: str, cell: Cell, store: "Store", params: Params) -> "Scores":
+def measure(file: Path, name: str, cell: Cell, store: "Store", params: Params) -> dict[str, float]:
     """The scores of adopted weights on the validation split, under the first protocol."""
     from deeplab.counts import gather
     from deeplab.inference import evaluate_each
@@ -203,17 +185,19 @@ def measure(file: Path, name: str, cell: Cell, store: "Store", params: Params) -
     progress = partial(shown, title=f"{name} {file.stem}")
     matrices = evaluate_each(network, split, len(store.classes), cell.inference, protocol, device, progress)
     counts = gather(matrices, [record.id for record in split.records], store.classes)
-    return scores_of(score(counts.matrix), counts)
+    return scores_of(score(counts.matrix), counts).model_dump(exclude_unset=True)  # no interval for one image
 
 
-def departures(cell: Cell, store: "Store", params: Params) -> str | None:
-    """How the evaluation differs from a published one: on all images, each whole and at one scale."""
+def departures(cell: Cell, store: "Store", params: Params) -> str:
+    """How the evaluation differs from a published one, which is on all images, each whole and at one scale."""
+    from deeplab.segmenter import WHOLE
+
     split = cell.recipe.val_split
     used, full = len(store.split(split)), params.dataset(cell.dataset).images[split]
     title, protocol = next(iter(params.protocols.items()))
     reasons = {
         f"subset: {used} of {full} images": used < full,
-        f"protocol {title}": protocol != SINGLE_SCALE,
+        f"protocol {title}": protocol != WHOLE,
         "align: true": cell.inference.align,
     }
-    return ", ".join(reason for reason, holds in reasons.items() if holds) or None
+    return ", ".join(reason for reason, holds in reasons.items() if holds)

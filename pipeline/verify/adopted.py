@@ -1,25 +1,20 @@
-"""Published weights as they were measured here: reports/adopted.csv, and the page reports/adopted.md made from it.
+"""Published weights as they were measured here: reports/adopted.json, and the page reports/adopted.md made from it.
 
 They are no results of this project: no record, table, statistic or run in MLflow reads these files.
 """
 
 import csv
-import io
-from dataclasses import asdict, dataclass, fields
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
-
-from pydantic import TypeAdapter
 
 from deeplab.config import digest, without_defaults
 from pipeline.files import locked, readable, write_whole
 from pipeline.markdown import code
-from pipeline.results.records import manifest_fingerprint, protocol_fingerprint
+from pipeline.results.records import INTERVAL, manifest_fingerprint, protocol_fingerprint
 from pipeline.settings.code import code_of
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
-
-Line = TypeVar("Line")
 
 HEAD = """# Published weights, measured here
 
@@ -39,68 +34,51 @@ class Known:
 
     cell: str
     toolbox: str
-    mIoU: float  # noqa: N815  as published, single scale; percent
+    published: float  # mIoU at one scale, percent
     url: str
-
-    @property
-    def name(self) -> str:
-        """The name of the file."""
-        return self.url.rpartition("/")[2]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adopted:
-    """A line of reports/adopted.csv."""
+    """An entry of reports/adopted.json. Shares are 0..1, `published` is in percent."""
 
     cell: str
     toolbox: str
     source: str  # the address or the name of the file
     source_sha256: str
-    published: float | None  # percent
-    mIoU: float  # noqa: N815  a share, as the next two
-    mIoU_low: float | None  # noqa: N815  of the 95 % interval; none for one image
-    mIoU_high: float | None  # noqa: N815
-    images: int
-    departs: str | None  # why the number cannot be compared with the published one
+    published: float | None
+    scores: dict[str, float]  # as in a record
+    departs: str  # why the number cannot be compared with the published one; empty if it can
     inputs: str  # fingerprint of settings, protocol, data and code
-    weights_sha256: str
 
 
 def read_known(path: Path) -> list[Known]:
     """The lines of reports/published_weights.csv; none without the file. Raises DataError for a damaged one."""
-    return read_lines(path, Known, "Expected the columns cell, toolbox, mIoU and url")
+    if not path.exists():
+        return []
+    remedy = "Expected the columns cell, toolbox, mIoU and url."
+    with readable(path, remedy), path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, strict=True)
+        return [Known(published=float(row.pop("mIoU")), **row) for row in rows]
 
 
 def read_adopted(path: Path) -> list[Adopted]:
-    """The lines of reports/adopted.csv; none without the file. Raises DataError for a damaged one."""
-    return read_lines(path, Adopted, "Remove it, and adopt the weights again")
-
-
-def read_lines(path: Path, kind: type[Line], remedy: str) -> list[Line]:
-    """The lines of a CSV file, where an empty field is None."""
+    """The entries of reports/adopted.json; none without the file. Raises DataError for a damaged one."""
     if not path.exists():
         return []
-    with readable(path, remedy), path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, strict=True)
-        return [TypeAdapter(kind).validate_python({key: value or None for key, value in row.items()}) for row in rows]
+    with readable(path, "Remove it, and adopt the weights again."):
+        return [Adopted(**entry) for entry in json.loads(path.read_bytes() or b"[]")]
 
 
 def add(entry: Adopted, params: Params, places: Places) -> None:
-    """Put `entry` into the CSV file, in place of an older one of the same weights, and write the page."""
+    """Write `entry`, in place of an older one of the same weights, and the page of all."""
+    path = places.adopted_table(".json")
     places.reports.mkdir(parents=True, exist_ok=True)
-    with locked(places.adopted_sheet):
-        others = [
-            other
-            for other in read_adopted(places.adopted_sheet)
-            if (other.cell, other.toolbox, other.source_sha256) != (entry.cell, entry.toolbox, entry.source_sha256)
-        ]
-        entries = sorted([*others, entry], key=lambda each: (each.cell, each.toolbox, each.source))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [field.name for field in fields(Adopted)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(each) for each in entries)
-        write_whole(places.adopted_sheet, text.getvalue())
-        write_whole(places.adopted_page, page(entries, params, places))
+    with locked(path):
+        entries = {(each.cell, each.toolbox, each.source_sha256): each for each in [*read_adopted(path), entry]}
+        ordered = sorted(entries.values(), key=lambda each: (each.cell, each.toolbox, each.source))
+        write_whole(path, json.dumps([asdict(each) for each in ordered], indent=2) + "\n")
+        write_whole(places.adopted_table(".md"), page(ordered, params, places))
 
 
 def page(entries: list[Adopted], params: Params, places: Places) -> str:
@@ -112,16 +90,20 @@ def line(entry: Adopted, params: Params, places: Places) -> list[str]:
     """The columns of the page."""
     published = "-" if entry.published is None else f"{entry.published:.2f}%"
     where = f"[{entry.toolbox}]({entry.source})" if "://" in entry.source else f"{entry.toolbox}: {code(entry.source)}"
-    known = [entry.cell, where, published]
     if not is_current(entry, params, places):
-        return [*known, "-", "-", "-", f"outdated: run `grid adopt {entry.cell}` again"]
-    between = "-"
-    if entry.mIoU_low is not None and entry.mIoU_high is not None:
-        between = f"[{100 * entry.mIoU_low:.2f}, {100 * entry.mIoU_high:.2f}]"
-    difference = "-"
-    if entry.published is not None and not entry.departs:
-        difference = f"{100 * entry.mIoU - entry.published:+.2f}"
-    return [*known, f"{100 * entry.mIoU:.2f}%", between, difference, entry.departs or ""]
+        return [entry.cell, where, published, "-", "-", "-", "outdated: adopt it again"]
+    miou, *ends = (f"{100 * entry.scores[name]:.2f}" for name in ("mIoU", *INTERVAL) if name in entry.scores)
+    compared = entry.published is not None and not entry.departs
+    difference = f"{100 * entry.scores['mIoU'] - (entry.published or 0):+.2f}" if compared else "-"
+    return [
+        entry.cell,
+        where,
+        published,
+        f"{miou}%",
+        f"[{', '.join(ends)}]" if ends else "-",
+        difference,
+        entry.departs,
+    ]
 
 
 def is_current(entry: Adopted, params: Params, places: Places) -> bool:

@@ -28,22 +28,15 @@ def read_tensors(file: Path, toolbox: Toolbox) -> dict[str, "Tensor"]:
     import torch
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of a pickle in another protocol than torch's, which is then refused or read
+        with warnings.catch_warnings(action="ignore"):  # of a protocol of pickle that torch does not write
             content: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, *BROKEN) as error:
         if wanted := unsafe_names(file, str(error)):
             raise DataError(
                 f"{file}: wants to run {', '.join(wanted)}, and nothing but tensors is read from a checkpoint. Load it "
                 "with its toolbox, if you trust it, and save its tensors alone."
             ) from None
         raise DataError(f"{file}: not a checkpoint of torch, or damaged. Get it again.") from None
-    except (RuntimeError, EOFError, *BROKEN) as error:
-        raise DataError(
-            f"{file}: not a checkpoint of torch, or damaged ({type(error).__name__}). Get it again."
-        ) from None
     if toolbox.state is not None:
         if not isinstance(content, dict) or toolbox.state not in content:
             raise DataError(f"{file}: has no {toolbox.state!r}, in which this toolbox keeps the network (--from)")
@@ -60,9 +53,8 @@ def is_plain(value: Any) -> bool:
     """Whether `value` is a tensor with an element in the file for each of its own."""
     import torch
 
-    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized or value.is_meta:
-        return False
-    return value.untyped_storage().nbytes() >= value.nbytes
+    plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    return plain and value.untyped_storage().nbytes() >= value.nbytes
 
 
 def unsafe_names(file: Path, message: str) -> list[str]:
@@ -104,8 +96,8 @@ def as_ours(
     plain = BACKBONE.fullmatch(model.backbone)  # others with the same names pool or dilate in other places
     if not plain or "backbone.layer4.0.conv3.weight" not in needed:
         raise SettingsError(
-            f"{cell}: model.backbone: got {model.backbone!r}, but only ResNets with blocks of three convolutions, such as "
-            "resnet50 and resnet50c, compute here what they compute in the toolbox"
+            f"{cell}: model.backbone: got {model.backbone!r}, but only ResNets with blocks of three convolutions "
+            "(resnet50, resnet101c and so on) compute here what they compute in the toolbox"
         )
     found = placed(file, toolbox, cell, tensors, needed)
     for name in sorted(needed.keys() - found.keys()):
