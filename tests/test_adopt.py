@@ -366,7 +366,7 @@ def test_an_address_that_fails_is_one_line_and_a_wrong_file_is_fetched_again(pro
     assert obtain(server.address + path, project, QUICK).sha256.startswith(right)
 
 
-def test_known_weights_are_adopted_one_by_one_and_a_failure_keeps_none(project, server, trained):
+def test_known_weights_are_adopted_one_by_one_and_a_failure_does_not_stop_the_others(project, server, trained):
     server.script["/good.pth"] = [answer(trained[2])]
     rows = [
         ("tiny_os16", "mmsegmentation", 50, f"{server.address}/gone.pth"),

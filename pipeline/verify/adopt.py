@@ -48,8 +48,9 @@ class Source:
 
 
 def adopt_known(names: list[str], toolbox: str | None, places: Places, patience: Patience = PATIENCE) -> Iterator[str]:
-    """Adopt the weights of reports/published_weights.csv: of the cells `names`, by default of all; yields a line about
-    each. One that fails keeps no other from being adopted.
+    """Adopt the weights of reports/published_weights.csv: of the cells `names`, by default of all.
+
+    Yields a line about each. After a failure the others are adopted too.
 
     Raises ParamsError for cells of which none are known, DataError at the end when one failed.
     """
@@ -72,7 +73,7 @@ def adopt_known(names: list[str], toolbox: str | None, places: Places, patience:
             failed += 1
             yield f"{known.cell}: {describe(error)}"
     if failed:
-        raise DataError(f"{failed} of {len(lines)} published weights were not adopted, as said above")
+        raise DataError(f"{failed} of {len(lines)} published weights were not adopted, for the reasons above")
 
 
 def adopt(name: str, source: str, toolbox: str | None, places: Places, patience: Patience = PATIENCE) -> str:
