@@ -33,6 +33,7 @@ class ModelConfig:
     projection_kernel: Literal[1, 3]  # of the convolution that fuses the ASPP branches; the paper has 1
     auxiliary_channels: Annotated[int, Field(ge=0)]  # of the extra head on layer3; 0 leaves it out
     dropout: Annotated[float, Field(ge=0, lt=1)]
+    head_convolution: bool = False  # a 3x3 convolution between ASPP and classifier, as torchvision has
     mean: tuple[float, float, float]  # of RGB in 0..255; belongs to the weights
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 

@@ -57,14 +57,16 @@ class DeepLabV3(nn.Module):
         self.backbone, (low, high) = build_backbone(config, weights)
         rates = tuple(rate * 16 // config.output_stride for rate in config.aspp_rates)  # section 4.2.3: doubled at 8
         self.aspp = ASPP(high, config.aspp_channels, rates, config.projection_kernel)
+        width = config.aspp_channels
+        self.head = conv_bn_relu(width, width, kernel=3) if config.head_convolution else nn.Identity()
         self.dropout = nn.Dropout2d(config.dropout)
-        self.classifier = nn.Conv2d(config.aspp_channels, classes, 1)
+        self.classifier = nn.Conv2d(width, classes, 1)
         channels = config.auxiliary_channels
         self.auxiliary = AuxiliaryHead(low, channels, classes, config.dropout) if channels else None
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         middle, last = self.backbone(images)
-        logits: Tensor = self.classifier(self.dropout(self.aspp(last)))
+        logits: Tensor = self.classifier(self.dropout(self.head(self.aspp(last))))
         if self.training and self.auxiliary is not None:
             return logits, self.auxiliary(middle)
         return logits

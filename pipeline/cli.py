@@ -1,25 +1,15 @@
 """What people type: `grid VERB`. The stages themselves are `python -m pipeline.stages.NAME`, typed by dvc.yaml."""
 
 import difflib
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline.errors import ParamsError
+from pipeline.verify.verbs import adopt, complete_cell
 
 ENGINES = ("here", "ray", "slurm")
-
-
-def complete_cell(_: click.Context, __: click.Parameter, typed: str) -> list[str]:
-    """The cells of params.yaml that begin with what was typed; none where the file is missing or wrong."""
-    from pipeline.settings.yaml import read_yaml
-
-    with suppress(ParamsError):
-        return [name for name in read_yaml(Path("params.yaml")).get("grid", {}) if name.startswith(typed)]
-    return []
-
 
 targets = click.argument("targets", nargs=-1, metavar="[TARGET]...")
 engine = click.option("--on", type=click.Choice(ENGINES), default="here", show_default=True, help="Where cells run.")
@@ -177,6 +167,9 @@ def pull(cells: tuple[str, ...]) -> None:
 
     for line in pull(list(cells), Places()):
         print(line, flush=True)
+
+
+grid.add_command(adopt)
 
 
 @grid.command()

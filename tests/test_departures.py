@@ -36,6 +36,7 @@ def test_the_cells_of_this_repository_keep_to_their_recipe(name):
     ("recipe", {"crop": (480, 480)}, ("crop [480, 480] instead of [512, 512]",)),
     ("recipe", {"train_split": "train"}, ("train_split train",)),
     ("model", {"aspp_channels": 256}, ("aspp_channels 256 instead of 512",)),
+    ("model", {"head_convolution": True}, ("head_convolution",)),
     ("augment", {"hue": 9.0}, ("hue 9.0 instead of 18",)),
     ("train", {"threads": 7, "compile": True}, ()),
     ("model", {"backbone": "resnet18", "pretrained": False}, ()),

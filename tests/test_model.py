@@ -74,6 +74,17 @@ def test_the_head_matches_torchvision():
     torch.testing.assert_close(classifier(extra(aspp(x))), theirs(x))
 
 
+def test_a_head_convolution_is_that_of_torchvision_and_off_by_default():
+    theirs, ours = (
+        DeepLabHead(512, 5).eval(),
+        DeepLabV3(model_config(aspp_channels=256, projection_kernel=1, head_convolution=True), 5).eval(),
+    )
+    copy_weights(theirs, ours.aspp, ours.head, ours.classifier)
+    x = torch.randn(2, 512, 17, 17)
+    torch.testing.assert_close(ours.classifier(ours.head(ours.aspp(x))), theirs(x))
+    assert not [name for name in DeepLabV3(model_config(), 5).state_dict() if name.startswith("head.")]
+
+
 def test_the_auxiliary_head_matches_torchvision():
     theirs, ours = FCNHead(32, 5).eval(), AuxiliaryHead(32, 8, 5, dropout=0.1).eval()
     copy_weights(theirs, ours)

@@ -11,7 +11,7 @@ from pipeline.data.fetch import Patience, WrongFileError, fetch, verify
 from pipeline.data.unpack import unpack
 from pipeline.files import claimed
 from pipeline.progress import meter
-from pipeline.settings.schema import Archive, DatasetConfig
+from pipeline.settings.schema import DatasetConfig, Download
 
 RECEIPT = ".download.json"  # in a raw folder that was unpacked here: the archives it came from
 
@@ -47,7 +47,7 @@ def bring(name: str, config: DatasetConfig, archives: Path, raw: Path, patience:
     return record
 
 
-def provide(archive: Archive, archives: Path, patience: Patience) -> dict[str, Any]:
+def provide(archive: Download, archives: Path, patience: Patience) -> dict[str, Any]:
     """Make sure that `archive` is in the folder `archives` and right. Returns where it is from."""
     path = archives / archive.name
     if path.exists():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from deeplab.errors import DataError, naming
 from pipeline.progress import meter
-from pipeline.settings.schema import Archive
+from pipeline.settings.schema import Download
 
 if TYPE_CHECKING:
     from requests import Response, Session
@@ -46,7 +46,7 @@ class WrongFileError(Exception):
     """A file is not the published one."""
 
 
-def fetch(archive: Archive, folder: Path, patience: Patience) -> tuple[str, str]:
+def fetch(archive: Download, folder: Path, patience: Patience) -> tuple[str, str]:
     """Fetch `archive` into `folder`. Returns the address that had it, and its SHA-256.
 
     Raises DataError with the answer of each address when none had it. NAME.part keeps what arrived for the next run.
@@ -81,7 +81,7 @@ def fetch(archive: Archive, folder: Path, patience: Patience) -> tuple[str, str]
     raise DataError(f"{final}: could not be fetched: {listed}.{kept} {remedy}")
 
 
-def attempt(session: Session, url: str, archive: Archive, part: Path, patience: Patience) -> str:
+def attempt(session: Session, url: str, archive: Download, part: Path, patience: Patience) -> str:
     """Ask `url` once for what `part` lacks. Returns the SHA-256 of the whole.
 
     A wrong checksum of what came in pieces starts over: the pieces may be of different files.
@@ -108,7 +108,7 @@ def attempt(session: Session, url: str, archive: Archive, part: Path, patience: 
         raise RefusedError(f"a wrong file, kept as {bad.name}: {error}") from None
 
 
-def receive(session: Session, url: str, archive: Archive, part: Path, patience: Patience) -> bool:
+def receive(session: Session, url: str, archive: Download, part: Path, patience: Patience) -> bool:
     """Bring `part` to its full length from `url`. Returns whether it continued what was there before."""
     offset = size_of(part)
     headers = {"Accept-Encoding": "identity"}  # the bytes as published: no compression on the way
@@ -159,7 +159,7 @@ def refusal(response: Response, part: Path) -> Exception:
     return RefusedError(answer) if 400 <= status < 500 and status not in TRY_AGAIN else CutError(answer)
 
 
-def check_answer(response: Response, first: bytes, archive: Archive, total: int | None) -> None:
+def check_answer(response: Response, first: bytes, archive: Download, total: int | None) -> None:
     """Raise RefusedError for a web page, which a login or a hotel network sends, and for a file of another length."""
     start = first[:1024].lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html")) or "text/html" in response.headers.get("Content-Type", ""):
@@ -194,7 +194,7 @@ def describe(error: Exception, patience: Patience) -> str:
     return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
 
 
-def verify(archive: Archive, path: Path) -> str:
+def verify(archive: Download, path: Path) -> str:
     """The SHA-256 of `path`. Raises WrongFileError when size or checksums are not the published ones."""
     if archive.size and size_of(path) != archive.size:
         raise WrongFileError(f"{size_of(path):,} bytes, expected {archive.size:,}")

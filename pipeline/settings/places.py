@@ -51,6 +51,10 @@ class Places:
         """ImageNet weights that were placed by hand."""
         return self.data / "pretrained"
 
+    def adopted(self, name: str) -> Path:
+        """Weights that another toolbox published, in the form of this project."""
+        return self.data / "adopted" / f"{name}.safetensors"
+
     def download(self, dataset: str) -> Path:
         """Where the raw data comes from."""
         return self.data / "downloads" / f"{dataset}.json"
@@ -109,6 +113,15 @@ class Places:
     def reference(self) -> Path:
         """Published numbers."""
         return self.reports / "reference.csv"
+
+    @property
+    def published_weights(self) -> Path:
+        """Where toolboxes publish the weights of cells."""
+        return self.reports / "published_weights.csv"
+
+    def adopted_table(self, suffix: str) -> Path:
+        """Published weights as they were measured here, as .json or as a page, .md."""
+        return self.reports / f"adopted{suffix}"
 
     @property
     def benchmarks(self) -> Path:

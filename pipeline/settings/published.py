@@ -17,6 +17,7 @@ SHARED: dict[str, dict[str, Any]] = {
         "aspp_channels": 512,
         "aspp_rates": [6, 12, 18],
         "projection_kernel": 3,
+        "head_convolution": False,
         "auxiliary_channels": 512,
         "dropout": 0.1,
         "mean": [123.675, 116.28, 103.53],

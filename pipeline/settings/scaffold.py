@@ -25,7 +25,8 @@ FILES = {
     "reference.csv": "reports/reference.csv",
     "equivalent_code.txt": "reports/equivalent_code.txt",
 }  # template -> file. A `.dvc` of its own makes the folder a DVC repository, whatever is around it.
-TAKEN = {"archives", "downloads", "pretrained", "raw", "true", "false", "null"}  # folders in data/, and words of YAML
+# Folders in data/, and words of YAML.
+TAKEN = {"adopted", "archives", "downloads", "pretrained", "raw", "true", "false", "null"}
 STRIDE = 16  # sizes are multiples of the larger output stride
 
 Lists = Mapping[str, Sequence[tuple[Path, Path]]]  # split -> image and mask, below their folders

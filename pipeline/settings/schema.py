@@ -50,6 +50,20 @@ class Archive:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Checkpoint:
+    """A file of published weights."""
+
+    name: str
+    urls: tuple[str, ...]
+    size: int | None = None  # as those of an archive
+    checksums: dict[str, str] = Field(default_factory=dict)
+    max_unpacked: int = 2_000_000_000
+
+
+Download = Archive | Checkpoint
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class SplitOptions:
     """How images are divided into the splits train and val: by the hash of their group."""
 

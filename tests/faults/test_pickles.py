@@ -19,6 +19,8 @@ from pipeline.data.formats.voc import read_sbd
 from pipeline.errors import ParamsError
 from pipeline.settings.yaml import read_yaml
 from pipeline.training.weights import check_weights
+from pipeline.verify.checkpoint import read_tensors
+from pipeline.verify.toolboxes import TOOLBOXES
 from tests.faults.hostile import PICKLES
 from tests.tiny import model_config, tiny_cell, write_store
 
@@ -58,6 +60,7 @@ READERS = {
     "weights to evaluate": ("seed0.safetensors", lambda path: check_weights([path], "cell", tiny_cell(), None)),
     "a model from a hub": ("model.safetensors", repository),
     "ImageNet weights": ("resnet18.a1_in1k.safetensors", imagenet_file),
+    "weights of another toolbox": ("net.pth", lambda path: read_tensors(path, TOOLBOXES["torchvision"])),
     "a checkpoint": ("checkpoint", checkpoint),
     "counts": ("cell.npz", read_counts),
     "a store": ("file", manifest),
