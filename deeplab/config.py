@@ -6,6 +6,7 @@ settings and not on this code.
 
 import hashlib
 import json
+import re
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Range = tuple[PositiveFloat, PositiveFloat]
+LOSS_TERM = re.compile(r"\s*(?:(\d+(?:\.\d+)?)\s*\*\s*)?(\w+)\s*")  # as `dice` or `0.5*dice`
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -72,13 +74,47 @@ class TrainConfig:
     weight_decay: Annotated[float, Field(ge=0)]
     poly_power: PositiveFloat
     min_lr: Annotated[float, Field(ge=0)]
-    loss: str  # a key of LOSSES
+    loss: str  # a key of LOSSES, or a sum as cross_entropy+0.5*dice
     auxiliary_weight: Annotated[float, Field(ge=0)]  # of the auxiliary head's loss
     precision: Literal["fp32", "bf16", "fp16"]
     tf32: bool
     compile: bool  # the network by torch.compile, whose kernels round otherwise
     threads: Positive  # of torch on the CPU: another count gives other bits
     deterministic: bool = False  # on a GPU: only kernels that give the same bits each time, none chosen by time
+    # For classes that are rare.
+    class_weights: Literal["median_frequency"] | None = None  # from the pixels of the training split
+    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    ohem_threshold: Annotated[float, Field(gt=0, le=1)] = 0.7  # probability of the true class below which it is hard
+    ohem_min_share: Share = 0.0625  # of the valid pixels
+    # Which weights a training ends with.
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the moving average of the weights
+    keep: Literal["last", "best"] = "last"  # best: those with the highest mIoU on the validation split
+    patience: Positive | None = None  # validations without a higher mIoU after which the training ends
+    validate_every: Positive = 1  # epochs between the validations that keep and patience look at
+
+    def __post_init__(self) -> None:
+        names = [match and match[2] for match in map(LOSS_TERM.fullmatch, self.loss.split("+"))]
+        if None in names or len(set(names)) < len(names):
+            raise ValueError(
+                f"loss: got {self.loss!r}, expected the name of a loss, or different ones joined by +, each with a "
+                f"factor if wanted, as cross_entropy+0.5*dice"
+            )
+        if "weighted_cross_entropy" in names and not self.class_weights:
+            raise ValueError("class_weights: missing, expected median_frequency with loss weighted_cross_entropy")
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """The terms of `loss`, key of LOSSES -> factor. With class weights, cross-entropy is the weighted one."""
+        terms = [match for match in map(LOSS_TERM.fullmatch, self.loss.split("+")) if match]
+        found = {match[2]: float(match[1] or 1) for match in terms}
+        if self.class_weights and "cross_entropy" in found:
+            found["weighted_cross_entropy"] = found.pop("cross_entropy")
+        return found
+
+    @property
+    def validates(self) -> bool:
+        """Whether the validation split decides which weights a training ends with."""
+        return self.keep == "best" or self.patience is not None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from deeplab.config import Cell, TrainConfig
 from deeplab.errors import NonFiniteError, SettingsError
-from deeplab.losses import LOSSES
+from deeplab.losses import Criterion
 from deeplab.precision import autocast
 from deeplab.ranks import ALONE, Ranks
 from deeplab.store import IGNORE
@@ -40,10 +40,14 @@ def train_step(
     samples: Samples,
     cell: Cell,
     ranks: Ranks = ALONE,
+    criterion: Criterion | None = None,
 ) -> Tensor:
-    """One step on the samples of this process. Returns the loss over the whole batch, a scalar on the device."""
+    """One step on the samples of this process. Returns the loss over the whole batch, a scalar on the device.
+
+    `criterion` is made from the settings unless they ask for class weights, which come from the data.
+    """
     optimizer.zero_grad(set_to_none=True)
-    loss = step_loss(network, samples, cell, ranks)
+    loss = step_loss(network, samples, cell, ranks, criterion)
     scaler.scale(loss * ranks.world).backward()  # type: ignore[no-untyped-call]  # DDP takes the mean over the processes
     scaler.step(optimizer)
     scaler.update()
@@ -55,28 +59,38 @@ def valid_pixels(masks: Tensor) -> Tensor:
     return (masks != IGNORE).sum()
 
 
-def step_loss(network: nn.Module, samples: Samples, cell: Cell, ranks: Ranks) -> Tensor:
+def step_loss(
+    network: nn.Module, samples: Samples, cell: Cell, ranks: Ranks, criterion: Criterion | None = None
+) -> Tensor:
     """The part of the loss of this process: over its own pixels, divided by the valid ones of the whole batch."""
     images, masks = samples
     count = ranks.sum(valid_pixels(masks))
     with autocast(cell.train.precision, images.device):
         output = network(images)
     logits, *auxiliary = output if isinstance(output, tuple) else (output,)
-    criterion = LOSSES[cell.train.loss]
+    criterion = criterion or Criterion(cell.train, ranks)
     loss = criterion(logits, masks, count)
     for extra in auxiliary:
         loss = loss + cell.train.auxiliary_weight * criterion(extra, masks, count)
     return loss
 
 
-def try_step(network: nn.Module, joined: nn.Module, samples: Samples, cell: Cell, ranks: Ranks, where: str) -> None:
+def try_step(
+    network: nn.Module,
+    joined: nn.Module,
+    samples: Samples,
+    cell: Cell,
+    ranks: Ranks,
+    where: str,
+    criterion: Criterion | None = None,
+) -> None:
     """Go forward and backward once and undo every effect, so that a setting that cannot work fails now, not in hours.
 
     `joined`, which is called, shares the weights of `network`. Compiling, choosing kernels and growing the memory pools
     happen here too. Raises NonFiniteError with the text `where` for a loss or gradient that is not finite.
     """
     before = [buffer.clone() for buffer in network.buffers()]  # running statistics
-    loss = step_loss(joined, samples, cell, ranks)
+    loss = step_loss(joined, samples, cell, ranks, criterion)
     (loss * ranks.world).backward()  # type: ignore[no-untyped-call]
     numbers = [ranks.sum(loss.detach())]
     if cell.train.precision != "fp16":  # its gradients overflow until the scale is found
@@ -89,7 +103,15 @@ def try_step(network: nn.Module, joined: nn.Module, samples: Samples, cell: Cell
         raise NonFiniteError(where)
 
 
-def rehearse(network: nn.Module, joined: nn.Module, samples: Samples, cell: Cell, ranks: Ranks, where: str) -> None:
+def rehearse(
+    network: nn.Module,
+    joined: nn.Module,
+    samples: Samples,
+    cell: Cell,
+    ranks: Ranks,
+    where: str,
+    criterion: Criterion | None = None,
+) -> None:
     """`try_step`. When it does not fit into memory, half as many samples are tried and so on, in a single process.
 
     Raises SettingsError with the number of samples that fit.
@@ -98,7 +120,7 @@ def rehearse(network: nn.Module, joined: nn.Module, samples: Samples, cell: Cell
     halves = [size >> halved for halved in range(1, size.bit_length() - 1)]  # down to 2 or 3: one cannot be trained on
     for count in (size, *halves):
         try:
-            try_step(network, joined, (samples[0][:count], samples[1][:count]), cell, ranks, where)
+            try_step(network, joined, (samples[0][:count], samples[1][:count]), cell, ranks, where, criterion)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -1,7 +1,6 @@
 """The training loop: the schedule of the recipe, exact resume, and a stop at the first number that is not finite."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -10,77 +9,19 @@ from torch import nn
 
 from deeplab.augmentations import AUGMENTATIONS
 from deeplab.checkpoint import History, State, load_checkpoint, save_checkpoint
-from deeplab.config import Cell, RecipeConfig, TrainConfig
+from deeplab.config import RecipeConfig, TrainConfig
 from deeplab.data import Batch, StepKeys, TrainingSamples, network_input, steps_per_epoch, training_loader
 from deeplab.errors import NonFiniteError, SettingsError
-from deeplab.losses import LOSSES
+from deeplab.job import Job, Plan, Progress, Watch
+from deeplab.losses import Criterion
 from deeplab.monitor import Clock, Losses, forget_peak, not_finite, peak_memory
-from deeplab.ranks import ALONE, Ranks
+from deeplab.ranks import Ranks
+from deeplab.selection import Outcome, Selection
 from deeplab.step import build_optimizer, memory_explained, rehearse, set_rate, train_step
-from deeplab.store import Split
 
 HISTORY = ("step", "epoch", "train/loss", "train/lr", "val/mIoU", "train/spikes")
 DROPOUT = 2  # purpose of a random stream, beside ORDER and AUGMENT in deeplab/data.py
 PLAN_AFTER = 20  # steps that are measured before the duration is estimated
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pace:
-    """How a run is logged, saved and fed with samples; none of it changes a number."""
-
-    workers: int  # processes that make samples
-    log_every: int  # steps
-    checkpoint_every: float  # seconds
-    validate_every: int  # epochs; 0 is never
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What is trained, on what, and where."""
-
-    network: nn.Module  # trained in place
-    split: Split
-    cell: Cell
-    seed: int
-    device: torch.device
-    folder: Path  # gets checkpoints and history.csv
-    pace: Pace
-    ranks: Ranks = ALONE
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """What is reported after each `log_every` steps."""
-
-    step: int  # done so far
-    steps: int  # in all
-    epoch: int
-    loss: float  # mean since the last report
-    lr: float
-    images_per_second: float
-    miou: float | None  # of the validation after this step, if there was one
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What the rest of the run takes, measured over the first PLAN_AFTER steps of this process."""
-
-    step: int  # done so far
-    steps: int  # in all
-    images_per_second: float
-    seconds_left: float
-    waiting: float  # share of the time in which the step waited for its samples
-    peak_memory: int  # bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Watch:
-    """The functions through which a run reports, validates and is stopped."""
-
-    report: Callable[[Progress], None]
-    plan: Callable[[Plan], None] = lambda _: None
-    stop: Callable[[], bool] = lambda: False
-    validate: Callable[[nn.Module], float] | None = None  # network -> mIoU
 
 
 def fit(job: Job, watch: Watch) -> bool:
@@ -101,11 +42,15 @@ def fit(job: Job, watch: Watch) -> bool:
             if run.is_report_due(done, watch):
                 watch.report(run.report(done, watch))
             stopping, saving = job.ranks.any(watch.stop(), run.is_checkpoint_due())
-            if stopping or saving or done == run.steps:
+            over = run.is_over(done)
+            if stopping or saving or over:
                 run.save(done)
-            if stopping and done < run.steps:
+            if stopping and not over:
                 job.ranks.agree(None)  # no process ends, and ends the others, before the state is saved
                 return False
+            if over:
+                break
+    watch.end(run.finish())
     return True
 
 
@@ -121,7 +66,6 @@ class Run:
         self.job = job
         self.steps = total_steps(len(job.split), cell.recipe)
         self.per_epoch = steps_per_epoch(len(job.split), cell.recipe.batch_size)
-        require_known("train.loss", cell.train.loss, LOSSES)
         for name in cell.augment.transforms:
             require_known("augment.transforms", name, AUGMENTATIONS)
         if cell.train.compile and ranks.world > 1:
@@ -130,6 +74,7 @@ class Run:
                 "at each batch normalisation that is synchronised, and has failed there. Set train.compile: false"
             )
         self.part = ranks.part(cell.recipe.batch_size, job.device)
+        self.criterion = Criterion(cell.train, ranks, job.weights and torch.tensor(job.weights, device=job.device))
         self.network = job.network.to(job.device).to(memory_format=torch.channels_last).train()
         self.optimizer = build_optimizer(self.network, cell.train)
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=cell.train.precision == "fp16")
@@ -139,6 +84,8 @@ class Run:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
         self.start: int = state["step"] if state else 0
+        self.done = self.start  # at the last checkpoint
+        self.selection = Selection(self.network, cell.train, state and state["selection"])
         self.joined = ranks.join(self.network, job.device)  # shares the weights of `network`
         if cell.train.compile:
             self.joined = torch.compile(self.joined)  # type: ignore[assignment]
@@ -152,7 +99,7 @@ class Run:
         job = self.job
         samples = TrainingSamples(job.split, job.cell.recipe, job.cell.augment, job.seed)
         pin = job.device.type == "cuda"
-        start, stop, waiting = self.start, self.steps, self.clock.waiting
+        start, stop, waiting = self.start, self.start if self.selection.is_over else self.steps, self.clock.waiting
         loader = training_loader(samples, start, stop, job.pace.workers, pin=pin, part=self.part, waiting=waiting)
         return enumerate(loader, start=start)
 
@@ -162,12 +109,13 @@ class Run:
         samples = network_input(batch, job.cell, job.device)
         if step == self.start:
             where = not_finite("loss or gradient is NaN or infinite when tried", step, lr, self.name_samples(step))
-            rehearse(self.network, self.joined, samples, job.cell, job.ranks, where)
+            rehearse(self.network, self.joined, samples, job.cell, job.ranks, where, self.criterion)
             forget_peak(job.device)  # choosing kernels takes more memory than a step
             self.clock.start(step)
         torch.manual_seed(int(SeedSequence((job.seed, DROPOUT, step, job.ranks.rank)).generate_state(1)[0]))
         set_rate(self.optimizer, lr)
-        loss = train_step(self.joined, self.optimizer, self.scaler, samples, job.cell, job.ranks)
+        loss = train_step(self.joined, self.optimizer, self.scaler, samples, job.cell, job.ranks, self.criterion)
+        self.selection.update(step + 1)
         self.losses.add(loss, step, lr, wait=job.device.type == "cuda")
 
     def is_measured(self, done: int) -> bool:
@@ -187,11 +135,20 @@ class Run:
             peak_memory=peak_memory(self.job.device),
         )
 
+    def is_over(self, done: int) -> bool:
+        """Whether the training ends after `done` steps."""
+        return done == self.steps or self.selection.is_over
+
+    def is_choice_due(self, done: int) -> bool:
+        """Whether a validation after `done` steps decides which weights are kept, or when the training ends."""
+        every = self.per_epoch * self.job.cell.train.validate_every
+        return self.job.cell.train.validates and (done % every == 0 or done == self.steps)
+
     def is_validation_due(self, done: int, watch: Watch) -> bool:
-        """Whether `done` steps end an epoch after which the network is validated."""
-        epochs, rest = divmod(done, self.per_epoch)
-        every = self.job.pace.validate_every
-        return watch.validate is not None and every > 0 and rest == 0 and epochs % every == 0
+        """Whether the network is validated after `done` steps."""
+        every = self.per_epoch * self.job.pace.validate_every
+        watched = watch.validate is not None and every > 0 and done % every == 0
+        return watched or self.is_choice_due(done)
 
     def is_report_due(self, done: int, watch: Watch) -> bool:
         """Whether a row of the history follows `done` steps."""
@@ -203,8 +160,12 @@ class Run:
         epoch, lr = (done - 1) // self.per_epoch, self.lr(done - 1)
         loss, spikes = self.losses.take()
         miou = None
-        if watch.validate and self.is_validation_due(done, watch):
-            miou = watch.validate(self.network)
+        if self.is_validation_due(done, watch):
+            assert watch.validate
+            with self.selection.averaged() as network:
+                miou = watch.validate(network)
+                if self.is_choice_due(done):
+                    self.selection.note(done, miou)
             self.network.train()
         if self.history:
             score = None if miou is None else f"{miou:.6f}"
@@ -230,10 +191,16 @@ class Run:
                 "scaler": self.scaler.state_dict(),
                 "step": done,
                 "losses": self.losses.state(),
+                "selection": self.selection.state(),
                 "history_length": self.history.sync(),
             }
             save_checkpoint(self.job.folder, done, state)
         self.clock.saved()
+        self.done = done
+
+    def finish(self) -> Outcome:
+        """Give the network the weights that the training ends with."""
+        return self.selection.finish(self.done)
 
     def lr(self, step: int) -> float:
         """The learning rate of `step`."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from deeplab.errors import naming
 
 if TYPE_CHECKING:
-    from deeplab.training import Plan, Progress
+    from deeplab.job import Plan, Progress
 
 EVERY = 10.0  # seconds between two lines where there is no terminal
 

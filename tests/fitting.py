@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from deeplab.training import Job, Pace, Watch, fit
+from deeplab.job import Job, Pace, Watch
+from deeplab.training import fit
 from tests.tiny import tiny_cell
 
 PACE = Pace(workers=0, log_every=2, checkpoint_every=1e9, validate_every=0)

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,9 +55,9 @@ RUNS_AGAIN = {
     "train": (
         "deeplab.augmentations deeplab.augmentations.augmentation deeplab.augmentations.photometric "
         "deeplab.augmentations.photometric_on_cpu deeplab.backbone deeplab.checkpoint deeplab.data deeplab.decode "
-        "deeplab.losses deeplab.losses.chunks deeplab.losses.cross_entropy deeplab.model deeplab.monitor "
-        "deeplab.precision deeplab.ranks deeplab.ring deeplab.step deeplab.store deeplab.training deeplab.transforms "
-        "stages.train training.device training.publish training.seed"
+        "deeplab.job deeplab.losses deeplab.losses.chunks deeplab.losses.cross_entropy deeplab.model deeplab.monitor "
+        "deeplab.precision deeplab.ranks deeplab.ring deeplab.selection deeplab.step deeplab.store deeplab.training "
+        "deeplab.transforms stages.train training.device training.publish training.seed"
     ),
     "evaluate": (
         "deeplab.backbone deeplab.counts deeplab.decode deeplab.inference deeplab.intervals deeplab.metrics deeplab.model "
@@ -162,6 +163,38 @@ def test_a_new_loss_format_or_augmentation_makes_no_finished_cell_stale(hashes, 
     assert not stale(before, hashes())
     path.write_text(f'{head}"new": max, {tail}\nEDITED = 1\n')
     assert stale(before, hashes()) == stages
+
+
+@pytest.mark.parametrize(
+    ("settings", "modules"),
+    [
+        ({"loss": "focal"}, "losses.focal losses.pixelwise losses.weighted_cross_entropy"),
+        ({"loss": "cross_entropy+0.5*dice"}, "losses.dice losses.pixelwise"),
+        ({"class_weights": "median_frequency"}, "losses.class_weights losses.pixelwise losses.weighted_cross_entropy"),
+        ({"keep": "best"}, "inference metrics"),
+        ({"patience": 2}, "inference metrics"),
+        ({"ema": 0.999}, ""),
+    ],
+)
+def test_a_loss_that_a_cell_names_and_a_validation_that_decides_are_code_of_its_training(
+    copy, params, settings, modules
+):
+    cell = params.cells[CELL]
+    params.cells[CELL] = replace(cell, train=replace(cell.train, **settings))
+    before, found = code.code_of("train", params, Places(copy), CELL), set()
+    for name in (
+        "inference",
+        "metrics",
+        *(f"losses.{path.stem}" for path in (copy / "deeplab/losses").glob("[!_]*.py")),
+    ):
+        path = copy / f"deeplab/{name.replace('.', '/')}.py"
+        edit(path, new="\nEDITED = 1\n")
+        found |= {name} if code.code_of("train", params, Places(copy), CELL) != before else set()
+        edit(path, "\nEDITED = 1\n")
+    own = {"losses.chunks"} | (
+        {"losses.cross_entropy"} if "cross_entropy" in params.cells[CELL].train.losses else set()
+    )
+    assert found == {*modules.split(), *own}
 
 
 def test_a_new_short_name_of_a_backbone_makes_no_finished_cell_stale(hashes, copy):

@@ -24,3 +24,5 @@ def test_an_optional_setting_counts_only_when_it_is_not_at_its_default():
     assert replace(cell, augment=augment_config(transforms=("photometric",))).fingerprint == cell.fingerprint
     assert replace(cell, augment=augment_config(transforms=())).fingerprint != cell.fingerprint
     assert replace(cell, train=train_config(deterministic=True)).fingerprint != cell.fingerprint
+    for settings in ({"class_weights": "median_frequency"}, {"ema": 0.9}, {"keep": "best"}, {"patience": 1}):
+        assert replace(cell, train=train_config(**settings)).fingerprint != cell.fingerprint

@@ -21,7 +21,7 @@ from deeplab import inference, load_model, transforms
 from deeplab.config import Protocol
 from deeplab.data import Batch, input_on_device, network_input
 from deeplab.inference import as_input, evaluate, predict_tiles
-from deeplab.losses import LOSSES
+from deeplab.losses import LOSSES, Criterion
 from deeplab.model import DeepLabV3, upsample
 from deeplab.ranks import ALONE
 from deeplab.step import build_optimizer, step_loss, train_step, try_step
@@ -56,12 +56,20 @@ def batch():
     return Batch(images, masks, torch.full((4, 2), 32), torch.zeros(4, 5), torch.arange(4))
 
 
-def loss_of(network, pretended, precision="fp32"):
+def loss_of(network, pretended, precision="fp32", loss="cross_entropy"):
     """The loss of a step from the slot of the ring on, and the network on the pretended device."""
-    cell, samples = tiny_cell(train=train_config(precision=precision)), batch()
+    cell, samples = tiny_cell(train=settings_of(precision, loss)), batch()
     with pretended:
         network.to(CUDA)
-        return step_loss(network, network_input(samples, cell, CUDA), cell, ALONE)
+        weights = torch.ones(3, device=CUDA) if cell.train.class_weights else None
+        criterion = Criterion(cell.train, ALONE, weights)
+        return step_loss(network, network_input(samples, cell, CUDA), cell, ALONE, criterion)
+
+
+def settings_of(precision, loss):
+    """With the class weights that this one loss needs."""
+    weights = "median_frequency" if loss == "weighted_cross_entropy" else None
+    return train_config(precision=precision, loss=loss, class_weights=weights)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -69,6 +77,15 @@ def loss_of(network, pretended, precision="fp32"):
 def test_a_step_up_to_its_loss_and_gradient_stays_on_the_device_and_waits_for_nothing(precision, pretended):
     loss = loss_of(build(), pretended, precision)
     assert (loss.device.type, loss.dtype) == ("cuda", torch.float32)
+
+
+@apart
+def test_every_loss_but_lovasz_waits_for_nothing(pretended, monkeypatch):
+    """Up to the gradient of a chunk, which autograd makes on a real device only."""
+    monkeypatch.setattr(torch.autograd, "grad", lambda value, scores: (torch.zeros_like(scores) * value,))
+    for loss in sorted(LOSSES.keys() - {"lovasz"}):
+        found = loss_of(build(), pretended, loss=loss)
+        assert (found.device.type, found.dtype) == ("cuda", torch.float32), loss
 
 
 PROTOCOLS = {
@@ -197,13 +214,14 @@ class Operations(TorchDispatchMode):
 
 def whole_step(network, precision="fp32", loss="cross_entropy"):
     """All operations from the slot of the ring to the new weights, as on a GPU."""
-    cell = tiny_cell(train=train_config(precision=precision, loss=loss))
+    cell = tiny_cell(train=settings_of(precision, loss))
+    criterion = Criterion(cell.train, ALONE, torch.ones(3) if cell.train.class_weights else None)
     optimizer = build_optimizer(network, cell.train)
     scaler = torch.amp.GradScaler("cpu", enabled=precision == "fp16")
     with Operations() as operations:
         samples = input_on_device(batch(), cell, torch.device("cpu"))
-        try_step(network, network, samples, cell, ALONE, "here")
-        train_step(network, optimizer, scaler, samples, cell)
+        try_step(network, network, samples, cell, ALONE, "here", criterion)
+        train_step(network, optimizer, scaler, samples, cell, ALONE, criterion)
     return operations
 
 

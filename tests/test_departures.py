@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from pipeline.settings.params import load_params
 from pipeline.settings.published import PUBLISHED, departs, departures
 from pipeline.settings.yaml import read_yaml
-from tests.tiny import tiny_cell
+from tests.tiny import tiny_cell, train_config
 
 CELLS = load_params().cells
 PUBLISHED_CELLS = [name for name, cell in CELLS.items() if cell.dataset in PUBLISHED]
@@ -38,11 +38,20 @@ def test_the_cells_of_this_repository_keep_to_their_recipe(name):
     ("model", {"aspp_channels": 256}, ("aspp_channels 256 instead of 512",)),
     ("model", {"head_convolution": True}, ("head_convolution",)),
     ("augment", {"hue": 9.0}, ("hue 9.0 instead of 18",)),
+    ("train", {"loss": "cross_entropy+0.5*dice"}, ("loss cross_entropy+0.5*dice",)),
+    ("train", {"class_weights": "median_frequency", "focal_gamma": 3.0}, ("class_weights median_frequency", "focal_gamma 3.0 instead of 2.0")),
+    ("train", {"ema": 0.999}, ("ema 0.999",)),
+    ("train", {"keep": "best", "patience": 3}, ("keep best", "patience 3", "chosen on val: optimistic")),
     ("train", {"threads": 7, "compile": True}, ()),
     ("model", {"backbone": "resnet18", "pretrained": False}, ()),
 ])  # fmt: skip
 def test_a_departure_says_what_was_changed(section, values, expected):
     assert departures(changed(section, **values)) == expected
+
+
+def test_weights_that_the_validation_split_chose_are_named_on_any_data_set():
+    for settings in ({"keep": "best"}, {"patience": 2}):
+        assert departs(tiny_cell(train=train_config(**settings))) == "chosen on val: optimistic"
 
 
 def test_several_departures_are_one_text():

@@ -12,10 +12,11 @@ import torch
 
 from deeplab.data import Batch, input_on_cpu, input_on_device, network_input
 from deeplab.inference import predict
+from deeplab.losses import Criterion
 from deeplab.model import DeepLabV3
 from deeplab.ranks import ALONE
 from deeplab.segmenter import WHOLE
-from deeplab.step import build_optimizer, set_rate, step_loss, train_step, try_step
+from deeplab.step import build_optimizer, set_rate, step_loss, train_step, try_step, valid_pixels
 from pipeline.training.device import choose_kernels_by_time, set_arithmetic
 from tests.fitting import PACE, run
 from tests.tiny import model_config, recipe_config, tiny_cell, train_config
@@ -67,6 +68,24 @@ def loss_and_gradients(device, precision):
     loss = step_loss(network, samples, cell, ALONE)
     loss.backward()
     return float(loss.detach()), {name: parameter.grad.cpu() for name, parameter in network.named_parameters()}
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal", "ohem", "dice", "lovasz"])
+def test_a_loss_with_class_weights_is_that_of_the_cpu_with_deterministic_kernels(loss):
+    train = train_config(loss=loss, class_weights="median_frequency")
+    torch.manual_seed(0)
+    logits, masks = torch.randn(4, 5, 16, 16), torch.randint(0, 5, (4, 64, 64), dtype=torch.uint8)
+    masks[0, :40] = 255
+    found = []
+    torch.use_deterministic_algorithms(True)
+    for device in (DEVICE, DEVICE, CPU):
+        own = logits.to(device).requires_grad_()
+        weights = torch.tensor([0.3, 1.0, 4.0, 2.5, 0.7], device=device)
+        value = Criterion(train, ALONE, weights)(own, masks.to(device), valid_pixels(masks).to(device))
+        value.backward()
+        found.append((value.detach().cpu(), own.grad.cpu()))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    torch.testing.assert_close(found[0], found[2], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import json
 
-from deeplab.training import Plan
+from deeplab.job import Plan
 from pipeline import progress
 from pipeline.progress import meter, planner, shown
 

@@ -27,11 +27,11 @@ def check_names(params: Params) -> None:
         if dataset.format not in FORMATS:
             raise ParamsError(f"{PARAMS}: datasets.{name}.format: {unknown(dataset.format, FORMATS)}")
     for name, cell in params.cells.items():
-        if cell.train.loss not in USUAL_LOSSES:
+        for loss in cell.train.losses.keys() - USUAL_LOSSES:
             from deeplab.losses import LOSSES
 
-            if cell.train.loss not in LOSSES:
-                raise ParamsError(f"{PARAMS}: cell {name}: train.loss: {unknown(cell.train.loss, LOSSES)}")
+            if loss not in LOSSES:
+                raise ParamsError(f"{PARAMS}: cell {name}: train.loss: {unknown(loss, LOSSES)}")
         for transform in set(cell.augment.transforms) - USUAL_TRANSFORMS:
             from deeplab.augmentations import AUGMENTATIONS
 

@@ -25,7 +25,7 @@ from pipeline.settings.params import Params
 from pipeline.settings.places import Places
 
 ROOT = Path(__file__).parents[2]  # holds the packages `deeplab` and `pipeline`
-CHOICES = frozenset({"AUGMENTATIONS", "BACKBONES", "FORMATS", "LOSSES"})
+CHOICES = frozenset({"AUGMENTATIONS", "BACKBONES", "CLASS_WEIGHTS", "FORMATS", "LOSSES"})
 EDGES = frozenset(
     {
         "deeplab.config",
@@ -51,7 +51,8 @@ EDGES = frozenset(
     }
 )  # a name stands for all modules below it, too
 # Validation during training and departures from the recipe decide nothing.
-REPORTED = {"train": frozenset({"deeplab.inference", "deeplab.metrics", "pipeline.settings.published"})}
+VALIDATION = frozenset({"deeplab.inference", "deeplab.metrics"})
+REPORTED = {"train": VALIDATION | {"pipeline.settings.published"}}
 PER_DATASET = ("download", "prepare")
 PER_CELL = ("train", "evaluate")
 FOR_ALL = ("tables", "compare", "readme", "report")
@@ -85,7 +86,7 @@ def code_of(stage: str, params: Params, places: Places, name: str = "") -> str:
 
     Code that was proven equivalent to older code (pipeline/settings/equivalent.py) has the hash of the oldest one.
     """
-    now = hash_of(stage, choices(params, stage, name))
+    now = hash_of(stage, choices(params, stage, name), left_out(params, stage, name))
     return oldest(now, read_equivalences(places.equivalent_code))
 
 
@@ -96,14 +97,21 @@ def choices(params: Params, stage: str, name: str) -> frozenset[str]:
     return chosen_by(params.cell(name)) if stage in PER_CELL else frozenset()
 
 
+def left_out(params: Params, stage: str, name: str) -> frozenset[str]:
+    """The modules that `stage` of `name` runs only to report something."""
+    reported = REPORTED.get(stage, frozenset())
+    return reported - VALIDATION if stage == "train" and params.cell(name).train.validates else reported
+
+
 def chosen_by(cell: Cell) -> frozenset[str]:
     """The entries of CHOICES that a cell names."""
-    return frozenset({cell.model.backbone, cell.train.loss, *getattr(cell.augment, "transforms", ())})
+    losses = (*cell.train.losses, cell.train.class_weights or "")
+    return frozenset({cell.model.backbone, *losses, *getattr(cell.augment, "transforms", ())})
 
 
-def hash_of(stage: str, chosen: frozenset[str]) -> str:
-    """SHA-256 over the modules that `stage` can run with the entries `chosen`."""
-    modules = closure(f"pipeline.stages.{stage}", chosen, REPORTED.get(stage, frozenset()))
+def hash_of(stage: str, chosen: frozenset[str], reported: frozenset[str]) -> str:
+    """SHA-256 over the modules that `stage` can run with the entries `chosen`, without those in `reported`."""
+    modules = closure(f"pipeline.stages.{stage}", chosen, reported)
     return hashlib.sha256("\n".join(sorted(modules.values())).encode()).hexdigest()
 
 

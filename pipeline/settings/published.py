@@ -32,6 +32,14 @@ SHARED: dict[str, dict[str, Any]] = {
         "auxiliary_weight": 0.4,
         "precision": "fp32",
         "tf32": False,
+        "class_weights": None,
+        "focal_gamma": 2.0,
+        "ohem_threshold": 0.7,
+        "ohem_min_share": 0.0625,
+        "ema": None,
+        "keep": "last",
+        "patience": None,
+        "validate_every": 1,
     },
     "augment": {
         "scale": [0.5, 2.0],
@@ -65,24 +73,29 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 def departures(cell: Cell) -> tuple[str, ...]:
-    """Where a cell departs from its published recipe, as ("precision bf16", "batch_size 8 instead of 16")."""
+    """Where a cell departs from its published recipe, as ("precision bf16", "batch_size 8 instead of 16").
+
+    Weights chosen on the validation split are named on any data set: the number is the highest of several.
+    """
+    chosen = (f"chosen on {cell.recipe.val_split}: optimistic",) if cell.train.validates else ()
     if cell.dataset not in PUBLISHED:
-        return ()
+        return chosen
     own = json.loads(json.dumps(asdict(cell)))  # tuples as lists
     published = {**SHARED, "recipe": {**SHARED["recipe"], **PUBLISHED[cell.dataset]}}
-    return tuple(
+    departed = (
         describe(key, own[section][key], value)
         for section, values in published.items()
         for key, value in values.items()
         if own[section][key] != value
     )
+    return (*departed, *chosen)
 
 
 def describe(key: str, value: Any, published: Any) -> str:
     """One departure; a switch that is on needs no value."""
     if isinstance(value, bool):
         return key
-    return f"{key} {value}" + ("" if isinstance(value, str) else f" instead of {published}")
+    return f"{key} {value}" + ("" if isinstance(value, str) or published is None else f" instead of {published}")
 
 
 def departs(cell: Cell) -> str:

@@ -55,6 +55,14 @@ class WeightsFile(Content):
     sha256: str
 
 
+class Chosen(Content):
+    """What the validation split decided, with `train.keep: best` or `train.patience`."""
+
+    steps: int  # done
+    step: int  # after which the weights were taken
+    miou: float | None = None  # of these weights on the validation split: the highest of several, so optimistic
+
+
 class Facts(Content):
     """What is known of the training of one seed. Files of older versions lack some of the optional fields."""
 
@@ -76,10 +84,12 @@ class Facts(Content):
     departs: str | None = None  # from the published recipe
     flops: int | None = None  # of one crop
     gpus_per_cell: tuple[int, ...] = ()  # each number of processes that a stretch of this training had
+    class_weights: tuple[float, ...] | None = None  # with `train.class_weights`
     # Known at the end.
     seconds: float | None = None  # of the last stretch
     images_per_second: float | None = None
     peak_memory: int | None = None  # bytes
+    chosen: Chosen | None = None
     weights: WeightsFile | None = None
 
 

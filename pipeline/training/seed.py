@@ -16,6 +16,7 @@ from pipeline.settings.published import departs
 from pipeline.settings.schema import RuntimeConfig
 from pipeline.training.device import choose_kernels_by_time, kernels_chosen_by_rule, select_device, set_arithmetic
 from pipeline.training.facts import (
+    Chosen,
     Facts,
     Inputs,
     WeightsFile,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from deeplab.ranks import Ranks
+    from deeplab.selection import Outcome
     from deeplab.store import Store
 
 
@@ -62,6 +64,7 @@ class SeedRun:
     """The training of one seed of a cell: `prepare`, `train`, and in the first process `finish`."""
 
     def __init__(self, run: CellRun, seed: int) -> None:
+        from deeplab.losses import CLASS_WEIGHTS
         from deeplab.training import total_steps
 
         self.run, self.seed, self.folder, self.cell = run, seed, run.folder(seed), run.inputs.cell
@@ -71,6 +74,8 @@ class SeedRun:
         choose_kernels_by_time(self.cell.train)
         self.split = run.store.split(self.cell.recipe.train_split)
         self.steps = total_steps(len(self.split), self.cell.recipe)
+        kind = self.cell.train.class_weights
+        self.weights = CLASS_WEIGHTS[kind](self.split.records, len(run.store.classes)) if kind else None
 
     def prepare(self) -> None:
         """Build the network. The first process writes the facts that are known at the start."""
@@ -89,7 +94,9 @@ class SeedRun:
         parameters = self.facts.parameters or 0
         explain_restart(self.folder, self.seed, self.run.inputs)
         # Two checkpoints, one that is being written, and the weights.
-        require_space(self.folder.parent, needed=5 * 4 * parameters)
+        train = self.cell.train
+        copies = 5 + 3 * ((train.ema is not None) + (train.keep == "best"))
+        require_space(self.folder.parent, needed=copies * 4 * parameters)
         self.folder.mkdir(exist_ok=True)
         write_json(self.folder / "facts.json", self.facts.plain())
         write_json(self.folder / "inputs.json", self.run.inputs.plain())
@@ -118,6 +125,7 @@ class SeedRun:
             fingerprint={"cell": self.cell.fingerprint, "data": inputs.data, "code": inputs.code},
             settings=flat_settings(self.cell, self.seed),
             departs=departs(self.cell),
+            **({"class_weights": tuple(round(each, 6) for each in self.weights)} if self.weights else {}),
             flops=forward_flops(self.network, self.cell.recipe.crop),
             gpus_per_cell=tuple(sorted({*(before.gpus_per_cell if before else ()), self.run.ranks.world})),
             **provenance,
@@ -125,7 +133,8 @@ class SeedRun:
 
     def train(self) -> None:
         """Train from the newest checkpoint to the last step. Raises StoppedError after a signal."""
-        from deeplab.training import Job, Pace, Watch, fit
+        from deeplab.job import Job, Pace, Watch
+        from deeplab.training import fit
 
         name, runtime, ranks = self.run.name, self.run.runtime, self.run.ranks
         job = Job(
@@ -142,6 +151,7 @@ class SeedRun:
                 validate_every=runtime.validate_every,
             ),
             ranks=ranks,
+            weights=self.weights,
         )
         self.began = time.monotonic()
         speeds = self.folder / "speed.csv"
@@ -151,10 +161,17 @@ class SeedRun:
                 plan=planner(name, self.folder / "plan.json", quiet=not ranks.first),
                 stop=self.run.stop,
                 validate=lambda model: validation_miou(model, self.run.store, self.cell, self.device, ranks),
+                end=self.note,
             )
             finished = fit(job, watch)
         if not finished:
             raise StoppedError(f"{name}: stopped by a signal, state saved. Run the same command again to continue.")
+
+    def note(self, outcome: "Outcome") -> None:
+        """Add to the facts what the validation split decided."""
+        if self.cell.train.validates:
+            chosen = Chosen(steps=outcome.steps, step=outcome.step, miou=outcome.miou)
+            self.facts = self.facts.model_copy(update={"chosen": chosen})
 
     def finish(self) -> None:
         """Write the weights, then the completed facts, which show that this seed is finished."""

@@ -15,9 +15,9 @@ import pytest
 from benchmarks import grid as fake
 from deeplab.counts import gather, read_counts, write_counts
 from deeplab.inference import evaluate_each
+from deeplab.job import Pace
 from deeplab.store import Store
 from deeplab.store_writer import StoreWriter
-from deeplab.training import Pace
 from pipeline.results.statistics import MAX_PAIRS
 from pipeline.settings.places import Places
 from pipeline.stages import compare, report
