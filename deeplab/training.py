@@ -16,7 +16,7 @@ from deeplab.errors import NonFiniteError, SettingsError
 from deeplab.losses import LOSSES
 from deeplab.monitor import Clock, Losses, forget_peak, not_finite, peak_memory
 from deeplab.ranks import ALONE, Ranks
-from deeplab.step import build_optimizer, memory_explained, rehearse, set_rate, train_step
+from deeplab.step import build_optimizer, freeze, memory_explained, rehearse, set_rate, train_step, training_mode
 from deeplab.store import Split
 
 HISTORY = ("step", "epoch", "train/loss", "train/lr", "val/mIoU", "train/spikes")
@@ -130,7 +130,9 @@ class Run:
                 "at each batch normalisation that is synchronised, and has failed there. Set train.compile: false"
             )
         self.part = ranks.part(cell.recipe.batch_size, job.device)
-        self.network = job.network.to(job.device).to(memory_format=torch.channels_last).train()
+        self.network = job.network.to(job.device).to(memory_format=torch.channels_last)
+        freeze(self.network, cell.train)
+        training_mode(self.network, cell.train)
         self.optimizer = build_optimizer(self.network, cell.train)
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=cell.train.precision == "fp16")
         state = load_together(job.folder, ranks)
@@ -205,7 +207,7 @@ class Run:
         miou = None
         if watch.validate and self.is_validation_due(done, watch):
             miou = watch.validate(self.network)
-            self.network.train()
+            training_mode(self.network, self.job.cell.train)
         if self.history:
             score = None if miou is None else f"{miou:.6f}"
             self.history.append((done, epoch, f"{loss:.6f}", f"{lr:.8f}", score, spikes))
