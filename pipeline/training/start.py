@@ -57,7 +57,7 @@ def take_weights(network: "nn.Module", file: Path, cell: Cell, classes: Sequence
         sha256=file_sha256(file),
         taken=len(weights_in(state.keys() - rest.keys())),
         not_taken={key: rest[key] for key in weights_in(rest)},
-        unused=sorted(tensors.keys() - state.keys()),
+        unused=tuple(sorted(tensors.keys() - state.keys())),
     )
 
 
