@@ -84,11 +84,12 @@ def read_tensors(file: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
         with safe_open(file, framework="pt") as content:
             tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118  not a dictionary
     except (SafetensorError, OSError) as error:
-        if file.open("rb").read(2).startswith(PICKLES):
+        with file.open("rb") as content:
+            is_pickle = content.read(2).startswith(PICKLES)
+        what = f"not a safetensors file, or cut short ({str(error).partition(chr(10))[0]}). Get it again."
+        if is_pickle:
             what = "a pickle, which can run code and is not read. Save its tensors as safetensors."
-            raise DataError(f"{file}: {what}") from None
-        first = str(error).partition("\n")[0]
-        raise DataError(f"{file}: not a safetensors file, or cut short ({first}). Get it again.") from None
+        raise DataError(f"{file}: {what}") from None
     try:
         return tensors, read_about(file)
     except DataError:
