@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 
 from deeplab.config import InitConfig
@@ -24,6 +26,7 @@ from pipeline.settings.code import entries
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
 from pipeline.settings.published import departures
+from pipeline.settings.yaml import read_yaml
 from pipeline.stages import evaluate, train
 from pipeline.training.facts import InitFacts, Inputs, read_run
 from pipeline.training.parent import find_starts
@@ -113,6 +116,17 @@ def test_a_start_replaces_imagenet_weights_and_asking_for_both_is_refused(tmp_pa
         load_params(write(tmp_path, pretrained=True))
     with pytest.raises(ParamsError, match="recipes.tiny.model.pretrained: got true beside grid.child.init"):
         load_params(write(tmp_path, lambda params: params["recipes"]["tiny"]["model"].update(pretrained=True)))
+
+
+def test_the_example_of_the_docs_is_read(tmp_path):
+    params = read_yaml(Path("params.yaml"))
+    (text,) = re.findall(r"```yaml\n(grid:\n.*?)```", Path("docs/training.md").read_text(), re.DOTALL)
+    params["grid"].update(YAML(typ="safe").load(text)["grid"])
+    params["datasets"]["streets"], params["recipes"]["streets"] = params["datasets"]["shapes"], params["recipes"]["voc"]
+    (tmp_path / "params.yaml").write_text(json.dumps(params))
+    cell = load_params(tmp_path / "params.yaml").cell("streets_from_voc")
+    assert (cell.pretraining, cell.train.backbone_lr, cell.train.freeze_norm) == ("voc_resnet50_os8", 0.1, True)
+    assert cell.init.parent == load_params().cell("voc_resnet50_os8")
 
 
 def test_new_settings_at_their_defaults_move_no_fingerprint():
