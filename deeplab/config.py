@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from dataclasses import fields, is_dataclass
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -20,6 +21,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Range = tuple[PositiveFloat, PositiveFloat]
 LOSS_TERM = re.compile(r"\s*(?:(\d+(?:\.\d+)?)\s*\*\s*)?(\w+)\s*")  # as `dice` or `0.5*dice`
+Part = Literal["backbone", "aspp", "head", "classifier", "auxiliary"]  # of DeepLabV3
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -81,6 +83,9 @@ class TrainConfig:
     compile: bool  # the network by torch.compile, whose kernels round otherwise
     threads: Positive  # of torch on the CPU: another count gives other bits
     deterministic: bool = False  # on a GPU: only kernels that give the same bits each time, none chosen by time
+    freeze: tuple[Part, ...] = ()  # parts that keep their weights and running statistics
+    freeze_norm: bool = False  # batch normalisation keeps its weights, biases and running statistics everywhere
+    backbone_lr: PositiveFloat = 1.0  # factor on the learning rate of the backbone
     # For classes that are rare.
     class_weights: Literal["median_frequency"] | None = None  # from the pixels of the training split
     focal_gamma: Annotated[float, Field(ge=0)] = 2.0
@@ -168,6 +173,40 @@ class Inference:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class InitConfig:
+    """The segmentation network that a cell starts from, instead of ImageNet weights: one of cell, file and hub."""
+
+    cell: str | None = None  # another cell of the grid; each seed starts from the same seed of it
+    file: str | None = None  # a safetensors file, or a folder with model.safetensors
+    hub: str | None = None  # a repository of the Hugging Face Hub with model.safetensors
+    revision: str | None = None  # of that repository
+    sha256: str | None = None  # of the safetensors file; of a cell the settings decide
+    parent: "Cell | None" = None  # the settings of `cell`, from params.yaml
+
+    def __post_init__(self) -> None:
+        named = [name for name in ("cell", "file", "hub") if getattr(self, name) is not None]
+        if len(named) != 1:
+            raise ValueError(f"init: got {' and '.join(named) or 'neither'}, expected one of cell, file and hub")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("revision: got one without hub, expected it beside hub only")
+        if self.cell is not None:
+            if self.sha256 is not None:
+                raise ValueError("sha256: got one beside cell, expected it beside file or hub only")
+        elif self.sha256 is None:
+            raise ValueError(
+                f"sha256: missing beside {named[0]}. Add the SHA-256 of the safetensors file, which other bytes do not "
+                "have (sha256sum prints it)"
+            )
+        elif not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise ValueError(f"sha256: got {self.sha256!r}, expected 64 digits 0-9 a-f")
+
+    @property
+    def label(self) -> str:
+        """What a table shows as PRE: the name of the cell, the file or the repository."""
+        return self.cell or self.hub or PurePath(self.file or "").name
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Cell:
     """One cell of the grid: everything that its numbers depend on, except the data, the code and the seed."""
 
@@ -176,6 +215,12 @@ class Cell:
     recipe: RecipeConfig
     train: TrainConfig
     augment: AugmentConfig
+    init: InitConfig | None = None  # what the weights are before the first step; None: as model.pretrained says
+
+    @property
+    def pretraining(self) -> str:
+        """What the tables show as PRE."""
+        return self.init.label if self.init else "ImageNet" if self.model.pretrained else "none"
 
     @property
     def fingerprint(self) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +18,56 @@ Samples = tuple[Tensor, Tensor]  # images (N, 3, H, W) normalised, masks uint8 (
 
 
 def build_optimizer(network: nn.Module, train: TrainConfig) -> torch.optim.SGD:
-    """SGD over every parameter with one weight decay, in one fused kernel; `set_rate` sets its learning rate."""
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=0.0, momentum=train.momentum, weight_decay=train.weight_decay, fused=True
-    )
+    """SGD over every parameter that is trained, with one weight decay, in one fused kernel.
+
+    `set_rate` sets the learning rate, in each group times its `factor`. Raises SettingsError when nothing is trained.
+    """
+    named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    if not named:
+        raise SettingsError(f"freeze: got {list(train.freeze)}, expected at least one part that is trained")
+    factors = {name: train.backbone_lr if name.startswith("backbone.") else 1.0 for name, _ in named}
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for name, parameter in named if factors[name] == factor], "factor": factor}
+        for factor in dict.fromkeys(factors.values())
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=train.momentum, weight_decay=train.weight_decay, fused=True)
     # torch makes the momentum in the first step and does not write it when fp16 skips that step.
-    for parameter in network.parameters():
+    for _, parameter in named:
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def freeze(network: nn.Module, train: TrainConfig) -> None:
+    """Exclude from training what `train` freezes; `training_mode` does the rest.
+
+    Raises SettingsError for a part that the network does not have.
+    """
+    for module in frozen(network, train):
+        module.requires_grad_(False)
+
+
+def training_mode(network: nn.Module, train: TrainConfig) -> None:
+    """Put `network` into training mode, except what `train` freezes: there no running statistic moves."""
+    network.train()
+    for module in frozen(network, train):
+        module.eval()
+
+
+def frozen(network: nn.Module, train: TrainConfig) -> Iterator[nn.Module]:
+    """The modules of `network` that `train` freezes."""
+    parts = dict(network.named_children())
+    for name in train.freeze:
+        if name not in parts:
+            raise SettingsError(f"freeze: got {name!r}, but with auxiliary_channels 0 the network has none")
+        yield parts[name]
+    if train.freeze_norm:
+        yield from (module for module in network.modules() if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)))
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate of the next step."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("factor", 1.0)
 
 
 def train_step(

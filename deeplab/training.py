@@ -17,7 +17,7 @@ from deeplab.losses import Criterion
 from deeplab.monitor import Clock, Losses, forget_peak, not_finite, peak_memory
 from deeplab.ranks import Ranks
 from deeplab.selection import Outcome, Selection
-from deeplab.step import build_optimizer, memory_explained, rehearse, set_rate, train_step
+from deeplab.step import build_optimizer, freeze, memory_explained, rehearse, set_rate, train_step, training_mode
 
 HISTORY = ("step", "epoch", "train/loss", "train/lr", "val/mIoU", "train/spikes")
 DROPOUT = 2  # purpose of a random stream, beside ORDER and AUGMENT in deeplab/data.py
@@ -75,7 +75,9 @@ class Run:
             )
         self.part = ranks.part(cell.recipe.batch_size, job.device)
         self.criterion = Criterion(cell.train, ranks, job.weights and torch.tensor(job.weights, device=job.device))
-        self.network = job.network.to(job.device).to(memory_format=torch.channels_last).train()
+        self.network = job.network.to(job.device).to(memory_format=torch.channels_last)
+        freeze(self.network, cell.train)
+        training_mode(self.network, cell.train)
         self.optimizer = build_optimizer(self.network, cell.train)
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=cell.train.precision == "fp16")
         state = load_together(job.folder, ranks)
@@ -166,7 +168,7 @@ class Run:
                 miou = watch.validate(network)
                 if self.is_choice_due(done):
                     self.selection.note(done, miou)
-            self.network.train()
+            training_mode(self.network, self.job.cell.train)
         if self.history:
             score = None if miou is None else f"{miou:.6f}"
             self.history.append((done, epoch, f"{loss:.6f}", f"{lr:.8f}", score, spikes))

@@ -72,10 +72,10 @@ def plan(targets: tuple[str, ...], as_json: bool) -> None:
     """Show what would run, why, and what it costs."""
     from pipeline.runner import plan
     from pipeline.runner.graph import outdated
-    from pipeline.runner.run import load_settings, read_fresh_stages
+    from pipeline.runner.run import load_settings, read_fresh_stages, starts_after
 
     params = load_settings()
-    stages = read_fresh_stages(targets)
+    stages = read_fresh_stages(targets, starts_after(params))
     found = plan.plan(params, outdated(stages))
     print(plan.as_json(found, len(stages)) if as_json else plan.as_text(found, len(stages)))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from deeplab.config import InitConfig
 from pipeline.errors import ParamsError
 from pipeline.settings import code, equivalent
 from pipeline.settings.params import load_params
@@ -203,6 +204,19 @@ def test_a_new_short_name_of_a_backbone_makes_no_finished_cell_stale(hashes, cop
     assert not stale(before, hashes())
     edit(copy / "deeplab/backbone.py", '"resnet50c": "', '"resnet50c": "other')
     assert stale(before, hashes()) == {"train", "evaluate"}
+
+
+def test_what_takes_weights_is_code_of_a_cell_with_a_start_alone(hashes, copy, params):
+    cell = replace(params.cell(CELL), init=InitConfig(file="net.safetensors", sha256="0" * 64))
+    tuned = replace(params, cells={**params.cells, "tuned": cell})
+
+    def of_tuned():
+        return {stage: code.code_of(stage, tuned, Places(copy), "tuned") for stage in code.PER_CELL}
+
+    before, before_tuned = hashes(), of_tuned()
+    edit(copy / "pipeline/training/start.py", new="\nEDITED = 1\n")
+    assert not stale(before, hashes())
+    assert stale(before_tuned, of_tuned()) == {"train"}
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_runtime_settings_are_no_part_of_a_cells_fingerprint(edited):
     ("seeds: [0]", "seeds: [0", "params.yaml:"),
     ('["http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"]',
      '[http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip]',
-     "params.yaml:71: found unexpected ':'. Put what stands before it in quotes"),
+     "params.yaml:73: found unexpected ':'. Put what stands before it in quotes"),
 ])  # fmt: skip
 @tried.SETTINGS
 def test_a_mistake_is_answered_with_its_place_and_the_remedy(edited, old, new, message):

@@ -279,7 +279,12 @@ def test_a_snapshot_shares_data_checkpoints_and_cache_and_is_gone_afterwards(pro
     (project / "runs/.cells/x").mkdir(parents=True)
     entries = {name: {"cmd": name} for name in ("train@a", "evaluate@a", "train@b")}
     (project / "runs/.cells/x/dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": entries}))
+    for trained in ("a", "b"):
+        (project / "runs" / trained).mkdir()
+        (project / "runs" / trained / "run.json").touch()
     with snapshot(project, committed(project), project / "runs/.cells/x/a", "a") as folder:
+        assert (folder / "runs/b").resolve() == project / "runs/b"  # a cell may start from another one
+        assert not (folder / "runs/a").exists()
         assert (folder / "data").resolve() == project / "data"
         assert (folder / "runs/.resume").resolve() == project / "runs/.resume"
         assert "train@a" in (folder / "dvc.lock").read_text()

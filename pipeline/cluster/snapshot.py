@@ -53,7 +53,7 @@ def snapshot(root: Path, commit: str, folder: Path, cell: str) -> Iterator[Path]
         # A clone that shares the objects needs no lock and no pruning in `root`, as a worktree does.
         git("clone", "--quiet", "--shared", "--no-checkout", str(top), str(folder.resolve()), folder=root)
         git("checkout", "--quiet", "--detach", commit, folder=folder)
-        share(root, project)
+        share(root, project, cell)
         configure(root, project)
         names = (f"train@{cell}", f"evaluate@{cell}")
         code = Places(project).code
@@ -78,12 +78,15 @@ def keep_state(root: Path, call: Path) -> None:
             shutil.copyfile(path, call / path.name)
 
 
-def share(root: Path, project: Path) -> None:
-    """Link what all cells share into the `project` of a snapshot."""
+def share(root: Path, project: Path, cell: str) -> None:
+    """Link what all cells share into the `project` of a snapshot, and the other trained cells: one may be a start."""
     for name in SHARED:
         (root / name).mkdir(parents=True, exist_ok=True)
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).symlink_to((root / name).resolve(), target_is_directory=True)
+    for other in sorted(facts.parent for facts in Places(root).runs.glob("*/run.json")):
+        if other.name != cell:
+            (Places(project).runs / other.name).symlink_to(other.resolve(), target_is_directory=True)
 
 
 def configure(root: Path, project: Path) -> None:

@@ -67,6 +67,13 @@ class Weights(Part):
     sha256: str
 
 
+class Start(Part):
+    """The weights that the training of a seed started from, by `init`."""
+
+    source: str  # as the tables show it
+    sha256: str
+
+
 class Record(Part):
     """What `evaluate` writes about a cell. The same inputs give the same bytes."""
 
@@ -77,6 +84,7 @@ class Record(Part):
     seeds: Annotated[dict[str, dict[str, Scores]], Field(min_length=1)]  # seed -> protocol -> scores
     fingerprint: Inputs
     weights: dict[str, Weights]  # seed -> weights
+    init: dict[str, Start] | None = None  # seed -> start
 
     @model_validator(mode="after")
     def check_seeds(self) -> Self:
@@ -165,7 +173,10 @@ def read_results(dataset: str, params: Params, places: Places) -> tuple[dict[Pla
         with readable(path, f"Run: dvc repro -f {stage}"):
             record = Record.read(path)
             check_against(record, name, places.metrics(name))
-        if changed := out_of_date(record, params, places, data):
+        if parent := trained_since(record, params, places):
+            again = f"dvc repro -f -s {params.stage('train', name)} && dvc repro {stage}"
+            reasons[name] = f"{path}: {parent}, from which it started, was trained again since. Run: {again}"
+        elif changed := out_of_date(record, params, places, data):
             reasons[name] = f"{path} was made with different {changed}. Run: dvc repro {stage}"
         else:
             results |= {(name, result.seed): result for result in results_in(record, params)}
@@ -204,6 +215,24 @@ def out_of_date(record: Record, params: Params, places: Places, data: str | None
         "seeds": {str(seed) for seed in params.seeds} <= record.seeds.keys(),
     }
     return ", ".join(name for name, agrees in same.items() if not agrees)
+
+
+def trained_since(record: Record, params: Params, places: Places) -> str:
+    """The cell from which `record` started, when its own record is up to date and of other weights; else empty."""
+    init = params.cell(record.cell).init
+    parent = init.cell if init else None
+    if parent is None:
+        return ""
+    dataset = params.cell(parent).dataset
+    path = places.record(dataset, parent)
+    if not path.exists():
+        return ""
+    with readable(path, f"Run: dvc repro -f {params.stage('evaluate', parent)}"):
+        now = Record.read(path)
+    if out_of_date(now, params, places, manifest_fingerprint(places.manifest(dataset))):
+        return ""
+    known = {weights.sha256 for weights in now.weights.values()}
+    return parent if any(start.sha256 not in known for start in (record.init or {}).values()) else ""
 
 
 def results_in(record: Record, params: Params) -> Iterator[Result]:

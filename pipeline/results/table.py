@@ -107,7 +107,7 @@ def backbone(row: Row) -> str:
 def title_of(cell: Cell, overrides: str) -> str:
     """The name of a row: two cells of a data set with different settings have different ones."""
     model = cell.model
-    named = (f"OS={model.output_stride}", f"PRE={'ImageNet' if model.pretrained else 'none'}", overrides)
+    named = (f"OS={model.output_stride}", f"PRE={cell.pretraining}", overrides)
     return f"{TITLES.get(model.backbone, model.backbone)} ({', '.join(filter(None, named))})"
 
 

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pipeline.errors import ParamsError
@@ -29,9 +30,10 @@ class Stage:
     changes: str  # what differs from dvc.lock; empty when nothing does
 
 
-def read_stages(targets: Sequence[str]) -> dict[str, Stage]:
+def read_stages(targets: Sequence[str], after: Mapping[str, str] = MappingProxyType({})) -> dict[str, Stage]:
     """The stages that `targets` name and all that these need, each after what it needs; by default all of dvc.yaml.
 
+    `after` adds to dvc.yaml: a stage -> another one that it needs.
     Raises ParamsError for a target that names nothing and for a dvc.yaml that DVC cannot read, BusyError when another
     DVC works here.
     """
@@ -40,6 +42,9 @@ def read_stages(targets: Sequence[str]) -> dict[str, Stage]:
         own = [stage for stage in repo.index.stages if ":" not in stage.addressing]  # not of another dvc.yaml
         found = {stage.addressing: stage for stage in own}
         needs = {stage.addressing: () if stage.frozen else names_of(graph.successors(stage), found) for stage in own}
+        for name, before in after.items():
+            if name in needs and before in needs:
+                needs[name] = tuple(dict.fromkeys([*needs[name], before]))
         parse = cache(read_params)
         return {
             name: Stage(

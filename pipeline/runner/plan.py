@@ -138,6 +138,8 @@ def find_missing(params: Params, places: Places, cell: Cell, weights: set[str]) 
             yield f"{raw}"
     if cell.model.pretrained and cell.model.backbone not in weights:
         yield f"ImageNet weights of {cell.model.backbone}, fetched by the first training"
+    if cell.init and cell.init.file and not (places.root / cell.init.file).exists():
+        yield cell.init.file
 
 
 def weights_at_hand(places: Places) -> set[str]:

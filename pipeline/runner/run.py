@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from pipeline.errors import ParamsError
 from pipeline.runner.board import only_runner, plan_board
@@ -44,7 +45,7 @@ def run(targets: Sequence[str], engine_of: EngineFactory, count: int | None = No
     with only_runner() as lock:
         for line in repair():
             print(line, flush=True)
-        stages = read_fresh_stages(targets)
+        stages = read_fresh_stages(targets, starts_after(params))
         reasons = outdated(stages)
         if reasons:
             check_markers(reasons)
@@ -86,19 +87,25 @@ def load_settings() -> Params:
     return params
 
 
-def read_fresh_stages(targets: Sequence[str]) -> dict[str, Stage]:
-    """The stages of `targets`, after the stage `check` is up to date.
+def starts_after(params: Params) -> dict[str, str]:
+    """The training of each cell that starts from another one -> the training of that one."""
+    parents = {name: cell.init.cell for name, cell in params.cells.items() if cell.init and cell.init.cell}
+    return {params.stage("train", name): params.stage("train", parent) for name, parent in parents.items()}
+
+
+def read_fresh_stages(targets: Sequence[str], after: Mapping[str, str] = MappingProxyType({})) -> dict[str, Stage]:
+    """The stages of `targets`, after the stage `check` is up to date; `after` as in `read_stages`.
 
     It writes the hashes of the code, on which all others depend: a comment would otherwise leave every stage waiting
     for it. Raises ParamsError when it fails.
     """
-    stages = read_stages(targets)
+    stages = read_stages(targets, after)
     if CHECK not in stages or not stages[CHECK].changes:
         return stages
     done = subprocess.run(dvc_command(CHECK), env=environment({}), capture_output=True, text=True, check=False)
     if done.returncode:
         raise ParamsError(last_message(done.stdout + done.stderr).removeprefix("error: "))
-    stages = read_stages(targets)
+    stages = read_stages(targets, after)
     return stages | {CHECK: replace(stages[CHECK], changes="")}  # of a project outside the code it always has changes
 
 

@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from deeplab.config import AugmentConfig, ModelConfig, RecipeConfig, TrainConfig
+from deeplab.config import AugmentConfig, Cell, ModelConfig, RecipeConfig, TrainConfig
 from deeplab.errors import DataError
 from pipeline.errors import ParamsError
 from pipeline.runner.checks import check_names
@@ -43,7 +43,7 @@ def run(cell: str, settings: Sequence[str], places: Places = Places()) -> str:
     command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", name, f"{here}/dvc.yaml:evaluate@{cell}"]
     for key, value in values:
         command += ["--set-param", f"{here}/params.yaml:++grid.{cell}.{key}={json.dumps(value)}"]
-    for path in copied(dataset, places):
+    for path in copied(load_params(places.params).cell(cell), places):
         command += ["--copy-paths", str(here / path.relative_to(places.root))]
     if subprocess.run(command, cwd=top, env=environment({}), check=False).returncode:
         raise DataError(f"{name}: the experiment failed (see above)")
@@ -95,11 +95,13 @@ def name_of(cell: str, settings: Sequence[str]) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).replace("..", ".")
 
 
-def copied(dataset: str, places: Places) -> Iterator[Path]:
+def copied(cell: Cell, places: Places) -> Iterator[Path]:
     """What git ignores and the experiment needs."""
-    for path in (places.store(dataset), places.download(dataset).parent, places.pretrained):
-        if path.exists():
-            yield path
+    yield from filter(
+        Path.exists, (places.store(cell.dataset), places.download(cell.dataset).parent, places.pretrained)
+    )
+    if cell.init and cell.init.cell and places.run(cell.init.cell).exists():
+        yield places.run(cell.init.cell)
 
 
 def compare(cell: str, name: str, places: Places) -> str:

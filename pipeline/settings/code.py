@@ -15,17 +15,18 @@ the same hash on every version of Python and in every folder.
 import ast
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from deeplab.config import Cell
+from deeplab.config import Cell, digest
 from pipeline.settings.equivalent import oldest, read_equivalences
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
 
 ROOT = Path(__file__).parents[2]  # holds the packages `deeplab` and `pipeline`
-CHOICES = frozenset({"AUGMENTATIONS", "BACKBONES", "CLASS_WEIGHTS", "FORMATS", "LOSSES"})
+CHOICES = frozenset({"AUGMENTATIONS", "BACKBONES", "CLASS_WEIGHTS", "FORMATS", "LOSSES", "STARTS"})
 EDGES = frozenset(
     {
         "deeplab.config",
@@ -46,6 +47,7 @@ EDGES = frozenset(
         "pipeline.tracking.live",
         "pipeline.training.facts",
         "pipeline.training.launch",
+        "pipeline.training.parent",
         "pipeline.training.provenance",
         "pipeline.training.reuse",
     }
@@ -84,10 +86,19 @@ def nested(flat: Mapping[str, str]) -> Hashes:
 def code_of(stage: str, params: Params, places: Places, name: str = "") -> str:
     """The hash of the code of `stage` for the cell or data set `name`.
 
-    Code that was proven equivalent to older code (pipeline/settings/equivalent.py) has the hash of the oldest one.
+    Code that was proven equivalent to older code (pipeline/settings/equivalent.py) has the hash of the oldest one. The
+    training of a cell that starts from another one depends on what that one depends on: dvc.yaml cannot say so for some
+    rows only.
     """
-    now = hash_of(stage, choices(params, stage, name), left_out(params, stage, name))
-    return oldest(now, read_equivalences(places.equivalent_code))
+    equivalent = read_equivalences(places.equivalent_code)
+    now = oldest(hash_of(stage, choices(params, stage, name), left_out(params, stage, name)), equivalent)
+    init = params.cell(name).init if stage == "train" else None
+    if init is None or init.cell is None:
+        return now
+    parent = params.cell(init.cell)
+    data = replace(params.dataset(parent.dataset), title="", archives=())  # they prepare nothing again
+    needs = [code_of("train", params, places, init.cell), code_of("prepare", params, places, parent.dataset)]
+    return oldest(digest([now, parent.fingerprint, digest(asdict(data)), *needs]), equivalent)
 
 
 def choices(params: Params, stage: str, name: str) -> frozenset[str]:
@@ -106,7 +117,8 @@ def left_out(params: Params, stage: str, name: str) -> frozenset[str]:
 def chosen_by(cell: Cell) -> frozenset[str]:
     """The entries of CHOICES that a cell names."""
     losses = (*cell.train.losses, cell.train.class_weights or "")
-    return frozenset({cell.model.backbone, *losses, *getattr(cell.augment, "transforms", ())})
+    start = ("init",) if cell.init else ()
+    return frozenset({cell.model.backbone, *losses, *getattr(cell.augment, "transforms", ()), *start})
 
 
 def hash_of(stage: str, chosen: frozenset[str], reported: frozenset[str]) -> str:

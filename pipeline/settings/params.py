@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic.dataclasses import dataclass
 
-from deeplab.config import STRICT, Cell, Protocol
+from deeplab.config import STRICT, Cell, InitConfig, Protocol
 from pipeline.errors import ParamsError
 from pipeline.settings.messages import Location, unknown, validate
 from pipeline.settings.schema import DatasetConfig, PublishConfig, RuntimeConfig, Sections
@@ -19,6 +19,7 @@ NAME = re.compile(r"[a-z0-9_]+")  # names become file names and words of a comma
 
 SECTIONS = ("model", "train", "augment")
 NAMED = ("backbone", "output_stride", "pretrained")  # what the name of every cell says
+INIT_KEYS = [field.name for field in fields(InitConfig) if field.name != "parent"]
 
 Value = TypeVar("Value")
 Layer = tuple[str, Any]  # where in params.yaml, and the settings there
@@ -79,8 +80,11 @@ def load_params(path: Path = PARAMS) -> Params:
     )
 
 
-def resolve(path: Path, raw: dict[str, Any], name: str) -> Cell:
-    """Lay the recipe of the row's data set, then the row `name` itself, over the shared sections of `raw`."""
+def resolve(path: Path, raw: dict[str, Any], name: str, heirs: tuple[str, ...] = ()) -> Cell:
+    """Lay the recipe of the row's data set, then the row `name` itself, over the shared sections of `raw`.
+
+    `heirs` are the cells that start from `name`, directly or not.
+    """
     row = raw["grid"][name]
     dataset, at = row["dataset"], f"{path}: grid.{name}"
     if dataset not in raw["datasets"]:
@@ -100,16 +104,48 @@ def resolve(path: Path, raw: dict[str, Any], name: str) -> Cell:
             short = {key: row[key] for key in NAMED if key in row}
             layers.append((at, short))
         merged[section] = overlay(section, layers, origins)
-    own = {key: value for key, value in recipe.items() if key not in SECTIONS}
+    own = {key: value for key, value in recipe.items() if key not in (*SECTIONS, "init")}
     layers = [(f"{path}: recipes.{dataset}", own), (f"{at}.recipe", row.get("recipe", {}))]
     merged["recipe"] = overlay("recipe", layers, origins)
+    start_at = f"{at}.init" if "init" in row else f"{path}: recipes.{dataset}.init"
+    if (start := row["init"] if "init" in row else recipe.get("init")) is not None:
+        merged["init"] = read_start(path, raw, start, start_at, (*heirs, name))
+        if merged["model"].get("pretrained") and (wanted := origins["model", "pretrained"]) != f"{path}: model":
+            beside = start_at.removeprefix(f"{path}: ")
+            raise ParamsError(f"{wanted}.pretrained: got true beside {beside}, expected one of the two. Remove one.")
+        merged["model"]["pretrained"] = False  # what `model` says for all is replaced
 
     def place_of(location: Location) -> str:
         section, key, *below = *location, ""  # a missing key has no layer: name the one that all cells share
+        if section == "init":
+            return ".".join([start_at, *(word for word in (key, *below) if word and word != "init")])
         shared = f"{path}: recipes.{dataset}" if section == "recipe" else f"{path}: {section}"
         return ".".join(word for word in (origins.get((section, key), shared), key, *below) if word)
 
     return validate(Cell, merged, place_of)
+
+
+def read_start(path: Path, raw: dict[str, Any], start: Any, at: str, heirs: tuple[str, ...]) -> dict[str, Any]:
+    """The values of InitConfig for the last of `heirs`: `start`, found at `at`, with the settings of the cell it names.
+
+    Raises ParamsError for an unknown cell and for a circle of cells.
+    """
+    if not isinstance(start, dict):
+        raise ParamsError(f"{at}: got {start!r}, expected one of {{cell: NAME}}, {{file: PATH}} and {{hub: NAME}}")
+    if odd := [key for key in start if key not in INIT_KEYS]:
+        raise ParamsError(f"{at}: {unknown(str(odd[0]), INIT_KEYS)}")
+    parent = start.get("cell")
+    if parent is None:
+        return start
+    if not isinstance(parent, str) or parent not in raw["grid"]:
+        raise ParamsError(f"{at}.cell: {unknown(str(parent), raw['grid'])}")
+    if parent in heirs:
+        circle = " from ".join([*heirs[heirs.index(parent) :], parent])
+        raise ParamsError(
+            f"{at}.cell: got {parent!r}, but then cells start in a circle: {circle}. Give one of them another start, "
+            "or `init: null`"
+        )
+    return {**start, "parent": asdict(resolve(path, raw, parent, heirs))}
 
 
 def overridden(raw: dict[str, Any], name: str) -> str:

@@ -32,6 +32,9 @@ SHARED: dict[str, dict[str, Any]] = {
         "auxiliary_weight": 0.4,
         "precision": "fp32",
         "tf32": False,
+        "freeze": [],
+        "freeze_norm": False,
+        "backbone_lr": 1.0,
         "class_weights": None,
         "focal_gamma": 2.0,
         "ohem_threshold": 0.7,
@@ -95,6 +98,8 @@ def describe(key: str, value: Any, published: Any) -> str:
     """One departure; a switch that is on needs no value."""
     if isinstance(value, bool):
         return key
+    if published == []:
+        return f"{key} {', '.join(value)}"
     return f"{key} {value}" + ("" if isinstance(value, str) or published is None else f" instead of {published}")
 
 

@@ -195,6 +195,7 @@ class GridRow:
     backbone: str
     output_stride: int
     pretrained: bool | None = None
+    init: dict[str, Any] | None = None  # see InitConfig; null: not that of the recipe
     model: dict[str, Any] = Field(default_factory=dict)
     recipe: dict[str, Any] = Field(default_factory=dict)
     train: dict[str, Any] = Field(default_factory=dict)

@@ -42,7 +42,8 @@ def run(name: str, places: Places = Places()) -> None:
 
     from deeplab.counts import write_counts
     from deeplab.metrics import score
-    from pipeline.results.records import Inputs, Record, Weights
+    from deeplab.segmenter import read_about
+    from pipeline.results.records import Inputs, Record, Start, Weights
     from pipeline.results.scores import describe, mean_shares, scores_of, write_plots
 
     found = measure(name, params, store, files, places.figures(name))
@@ -59,6 +60,11 @@ def run(name: str, places: Places = Places()) -> None:
         },
         fingerprint=Inputs(cell=cell.fingerprint, data=store.fingerprint, code=code),
         weights={str(seed): Weights(file=file.name, sha256=file_sha256(file)) for seed, file in files.items()},
+        **(
+            {"init": {str(seed): Start(**read_about(file)["init"]) for seed, file in files.items()}}
+            if cell.init
+            else {}
+        ),
     )
     metrics = mean_shares([scores[seed, main_protocol] for seed in params.seeds])
     write_counts(places.counts(cell.dataset, name), found)

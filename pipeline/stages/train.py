@@ -21,6 +21,8 @@ from pipeline.settings.places import Places
 from pipeline.tracking.live import mirror
 from pipeline.training.facts import Inputs, differences
 from pipeline.training.launch import grouped, launch, under_torchrun
+from pipeline.training.parent import find_starts
+from pipeline.training.provenance import file_sha256
 from pipeline.training.publish import publish
 from pipeline.training.reuse import take_trained
 from pipeline.training.seed import CellRun, SeedRun
@@ -47,7 +49,14 @@ def run(name: str, places: Places = Places()) -> None:
         store = Store(places.store(dataset))
         inputs = read_inputs(name, places, store.fingerprint)
         cell = CellRun(
-            name=name, places=places, runtime=params.runtime, inputs=inputs, store=store, stop=stop, ranks=ranks
+            name=name,
+            places=places,
+            runtime=params.runtime,
+            inputs=inputs,
+            starts=find_starts(name, params, places),
+            store=store,
+            stop=stop,
+            ranks=ranks,
         )
         if ranks.first:
             take_trained(name, params.seeds, inputs, places, cell.folder)
@@ -66,7 +75,8 @@ def read_inputs(name: str, places: Places, data: str) -> Inputs:
     """The inputs of the cell `name` as its files are now. `data` is the fingerprint of the store."""
     params = load_params(places.params)
     code = code_of("train", params, places, name)
-    return Inputs(cell=params.cell(name), seeds=params.seeds, data=data, code=code)
+    starts = tuple(file_sha256(file) for file in find_starts(name, params, places).values())
+    return Inputs(cell=params.cell(name), seeds=params.seeds, data=data, code=code, starts=starts)
 
 
 def require_unchanged(name: str, before: Inputs, now: Inputs) -> None:

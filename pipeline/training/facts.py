@@ -27,10 +27,15 @@ class Inputs:
     seeds: tuple[int, ...]
     data: str  # SHA-256 of the manifest
     code: str
+    starts: tuple[str, ...] = ()  # with `init`: SHA-256 of the file that each seed starts from
+
+    def start(self, seed: int) -> str:
+        """SHA-256 of the file that `seed` starts from; empty without `init`."""
+        return dict(zip(self.seeds, self.starts, strict=False)).get(seed, "")
 
     def fingerprint(self, seed: int) -> str:
         """SHA-256 over everything that the weights of `seed` depend on."""
-        return digest([self.cell.fingerprint, seed, self.data, self.code])
+        return digest([self.cell.fingerprint, seed, self.data, self.code, *filter(None, [self.start(seed)])])
 
     def plain(self) -> dict[str, Any]:
         """The form of inputs.json."""
@@ -63,6 +68,16 @@ class Chosen(Content):
     miou: float | None = None  # of these weights on the validation split: the highest of several, so optimistic
 
 
+class InitFacts(Content):
+    """The file that a training started from, and which tensors were taken."""
+
+    source: str  # a cell, a file or a repository, as the tables show it
+    sha256: str
+    taken: int  # tensors
+    not_taken: dict[str, str]  # tensor of the network -> why
+    unused: tuple[str, ...]  # tensors of the file that the network does not have
+
+
 class Facts(Content):
     """What is known of the training of one seed. Files of older versions lack some of the optional fields."""
 
@@ -82,6 +97,7 @@ class Facts(Content):
     fingerprint: dict[str, str]  # cell, data, code
     settings: dict[str, Any]  # as `flat_settings` gives them
     departs: str | None = None  # from the published recipe
+    init: InitFacts | None = None
     flops: int | None = None  # of one crop
     gpus_per_cell: tuple[int, ...] = ()  # each number of processes that a stretch of this training had
     class_weights: tuple[float, ...] | None = None  # with `train.class_weights`
@@ -127,7 +143,8 @@ def flat_settings(cell: Cell, seed: int) -> dict[str, Any]:
     """The settings of a cell on one level, as facts and the params of a run in MLflow have them."""
     sections = json.loads(json.dumps(asdict(cell)))
     flat = {key: value for name in ("model", "recipe", "train") for key, value in sections[name].items()}
-    return {"dataset": cell.dataset, "seed": seed, **flat}
+    start = {"init": cell.init.label} if cell.init else {}
+    return {"dataset": cell.dataset, "seed": seed, **start, **flat}
 
 
 def explain_restart(folder: Path, seed: int, inputs: Inputs) -> None:

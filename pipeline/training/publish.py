@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from deeplab.store import Store
 
 
-def save_weights(network: "nn.Module", path: Path, store: "Store", cell: Cell, fingerprint: dict[str, str]) -> None:
+def save_weights(network: "nn.Module", path: Path, store: "Store", cell: Cell, origin: dict[str, Any]) -> None:
     """Write the network as safetensors. The metadata holds its settings, and the classes and colours of the data set.
 
-    `fingerprint` is that of settings, data and code.
+    `origin` has the fingerprints of settings, data and code, and what the training started from.
     """
     from safetensors.torch import save
 
     from deeplab.checkpoint import write_durably
 
     metadata = {
-        **fingerprint,
+        **origin,
         "dataset": cell.dataset,
         "classes": list(store.classes),
         "palette": [list(color) for color in store.palette],

@@ -47,7 +47,8 @@ def take_trained(
 
 def is_of(facts: Facts, inputs: Inputs) -> bool:
     """Whether a training had these inputs."""
-    return facts.fingerprint == {"cell": inputs.cell.fingerprint, "data": inputs.data, "code": inputs.code}
+    same = facts.fingerprint == {"cell": inputs.cell.fingerprint, "data": inputs.data, "code": inputs.code}
+    return same and (facts.init.sha256 if facts.init else "") == inputs.start(facts.seed)
 
 
 def write_seed(folder: Path, facts: Facts, weights: bytes, history: list[str]) -> None:

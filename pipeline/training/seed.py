@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from pipeline.training.facts import (
 from pipeline.training.launch import local_rank, under_torchrun
 from pipeline.training.provenance import file_sha256, git_state, machine
 from pipeline.training.publish import require_space, save_weights, write_json
+from pipeline.training.start import in_one_line, take_weights
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,7 @@ class CellRun:
     places: Places
     runtime: RuntimeConfig
     inputs: Inputs
+    starts: Mapping[int, Path]  # with `init`: seed -> the file that it starts from
     store: "Store"
     stop: Callable[[], bool]
     ranks: "Ranks"
@@ -88,6 +90,7 @@ class SeedRun:
         if self.cell.model.pretrained and ranks.first:
             print(f"{name}: starting from ImageNet weights (in {pretrained}, or fetched by timm)", flush=True)
         self.network = DeepLabV3(self.cell.model, len(self.run.store.classes), pretrained)
+        self.init = self.take()
         self.facts = self.first_facts()
         if not ranks.first:
             return
@@ -106,6 +109,15 @@ class SeedRun:
             f"{self.facts.device}{together}",
             flush=True,
         )
+
+    def take(self) -> dict[str, Any]:
+        """Take the weights that `init` names. Returns what the facts state about it; nothing without `init`."""
+        if self.seed not in self.run.starts:
+            return {}
+        taken = STARTS["init"](self.network, self.run.starts[self.seed], self.cell, self.run.store.classes)
+        if self.run.ranks.first:
+            print(f"{self.run.name} seed {self.seed}: {in_one_line(taken)}", flush=True)
+        return {"init": taken}
 
     def first_facts(self) -> Facts:
         """What is known when the training starts."""
@@ -129,6 +141,7 @@ class SeedRun:
             flops=forward_flops(self.network, self.cell.recipe.crop),
             gpus_per_cell=tuple(sorted({*(before.gpus_per_cell if before else ()), self.run.ranks.world})),
             **provenance,
+            **self.init,
         )
 
     def train(self) -> None:
@@ -178,7 +191,9 @@ class SeedRun:
         from deeplab.monitor import peak_memory
 
         seconds, weights = round(time.monotonic() - self.began, 1), self.folder / "weights.safetensors"
-        save_weights(self.network, weights, self.run.store, self.cell, self.facts.fingerprint)
+        init = self.facts.init
+        start = {"init": init.model_dump(include={"source", "sha256"})} if init else {}
+        save_weights(self.network, weights, self.run.store, self.cell, {**self.facts.fingerprint, **start})
         end = {
             "seconds": seconds,
             "images_per_second": round(median_speed(self.folder / "speed.csv"), 2),
@@ -186,6 +201,10 @@ class SeedRun:
             "weights": WeightsFile(file=f"seed{self.seed}.safetensors", sha256=file_sha256(weights)),
         }
         write_json(self.folder / "facts.json", self.facts.model_copy(update=end).plain())
+
+
+# Left out of the code of a cell without `init` (pipeline/settings/code.py).
+STARTS = {"init": take_weights}
 
 
 def validation_miou(network: "nn.Module", store: "Store", cell: Cell, device: "torch.device", ranks: "Ranks") -> float:

@@ -171,7 +171,7 @@ def test_the_runner_names_a_readme_that_shows_something_else_than_its_table(tmp_
     Path("README.md").write_text(page)
     Path("reports/tables").mkdir(parents=True)
     Path("reports/tables/tiny.md").write_text("| mIoU |\n")
-    monkeypatch.setattr(runner, "read_stages", lambda targets: {"tables@tiny": None, "readme@tiny": None})
+    monkeypatch.setattr(runner, "read_stages", lambda targets, after: {"tables@tiny": None, "readme@tiny": None})
     monkeypatch.setattr(runner, "outdated", lambda stages: {})
     code, said = command(monkeypatch, "run")
     assert code == (65 if wrong else 0)
