@@ -78,8 +78,14 @@ def run(targets: tuple[str, ...], slots: int | None, on: str, address: str | Non
 @grid.command()
 @targets
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: null is unknown, sizes are bytes.")
-def plan(targets: tuple[str, ...], as_json: bool) -> None:
+@click.option("--why", is_flag=True, help="Show what makes each stage stale: values, modules and lines of the code.")
+def plan(targets: tuple[str, ...], as_json: bool, why: bool) -> None:
     """Show what would run, why, and what it costs."""
+    if why:
+        from pipeline.verify.why import run
+
+        print(run(targets))
+        return
     from pipeline.runner import plan
     from pipeline.runner.graph import outdated
     from pipeline.runner.run import load_settings, read_fresh_stages
@@ -152,6 +158,15 @@ def verify(cells: tuple[str, ...], fast: bool) -> None:
 
 
 @grid.command()
+@click.argument("cell", shell_complete=complete_cell)
+def history(cell: str) -> None:
+    """Show the values that a cell had in git, and what moved each: settings, data, code or environment."""
+    from pipeline.verify.history import run
+
+    print(run(cell))
+
+
+@grid.command()
 @click.argument("cells", nargs=-1, metavar="[CELL]...")
 @click.option("--hub", metavar="OWNER/NAME", help="Upload one cell to this repository of the Hugging Face Hub instead.")
 def publish(cells: tuple[str, ...], hub: str | None) -> None:
@@ -201,13 +216,7 @@ def equivalent(reason: str) -> None:
 @click.option("--window", nargs=2, type=int, metavar="H W", help="Predict large images in tiles of this size.")
 @click.option("--stride", nargs=2, type=int, metavar="H W", help="Distance between two tiles.")
 def predict(
-    cell: str,
-    source: Path,
-    out: Path,
-    seed: int,
-    batch: int,
-    device: str | None,
-    **tiles: tuple[int, int] | None,
+    cell: str, source: Path, out: Path, seed: int, batch: int, device: str | None, **tiles: tuple[int, int] | None
 ) -> int:
     """Predict masks for images or a video.
 
@@ -242,13 +251,7 @@ def report() -> None:
 
 @grid.command()
 @click.option(
-    "--port",
-    type=int,
-    default=5000,
-    show_default=True,
-    envvar="PORT",
-    show_envvar=True,
-    help="Where the server listens, on this machine only.",
+    "--port", type=int, default=5000, show_default=True, envvar="PORT", show_envvar=True, help="On this machine only."
 )
 def ui(port: int) -> None:
     """Compare the runs in MLflow."""
