@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from pipeline.errors import ParamsError
+from pipeline.settings.places import Places
 
 ENGINES = ("here", "ray", "slurm")
 
@@ -58,9 +59,7 @@ def grid(context: click.Context) -> None:
 
 @grid.command()
 @targets
-@click.option(
-    "--slots", type=click.IntRange(min=1), help="Stages at a time; by default one per GPU, or what fits the cores."
-)
+@click.option("--slots", type=click.IntRange(min=1), help="Stages at a time; by default one per GPU, or by the cores.")
 @engine
 @address
 def run(targets: tuple[str, ...], slots: int | None, on: str, address: str | None) -> int:
@@ -144,6 +143,16 @@ def repair() -> None:
 
 
 @grid.command()
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[BASE OURS THEIRS]")
+@click.option("--install", is_flag=True, help="Make git use it, in this clone.")
+def merge(files: tuple[Path, ...], install: bool) -> int:
+    """Merge dvc.lock stage by stage, as git's driver for it."""
+    from pipeline.cluster.merge import main
+
+    return main(files, install)
+
+
+@grid.command()
 @click.argument("cells", nargs=-1, metavar="[CELL]...", shell_complete=complete_cell)
 @click.option("--fast", is_flag=True, help="Check the committed files only, in seconds.")
 def verify(cells: tuple[str, ...], fast: bool) -> None:
@@ -151,7 +160,6 @@ def verify(cells: tuple[str, ...], fast: bool) -> None:
 
     Follows each number to its record, run, weights and data, and computes it again.
     """
-    from pipeline.settings.places import Places
     from pipeline.verify.committed import run
 
     print(*run(list(cells), Places(), fast) or ["the README shows no number"], sep="\n")
@@ -175,7 +183,6 @@ def publish(cells: tuple[str, ...], hub: str | None) -> None:
     Pushes to the DVC remote of params.yaml (publish.remote) and reads everything back. By default all cells that were
     trained here.
     """
-    from pipeline.settings.places import Places
     from pipeline.verify.publish import publish, publish_to_hub
 
     names = list(cells)
@@ -187,7 +194,6 @@ def publish(cells: tuple[str, ...], hub: str | None) -> None:
 @click.argument("cells", nargs=-1, required=True, metavar="CELL...")
 def pull(cells: tuple[str, ...]) -> None:
     """Get the published weights of cells, and their logs."""
-    from pipeline.settings.places import Places
     from pipeline.verify.publish import pull
 
     for line in pull(list(cells), Places()):
@@ -250,9 +256,7 @@ def report() -> None:
 
 
 @grid.command()
-@click.option(
-    "--port", type=int, default=5000, show_default=True, envvar="PORT", show_envvar=True, help="On this machine only."
-)
+@click.option("--port", type=int, default=5000, show_default=True, envvar="PORT", show_envvar=True, help="Local port.")
 def ui(port: int) -> None:
     """Compare the runs in MLflow."""
     from pipeline.tracking.ui import run
