@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import ParamsError
+from pipeline.results.readme import check_pages
 from pipeline.runner.board import only_runner, plan_board
 from pipeline.runner.checks import check_markers, check_names, check_readme, uncommitted_line
 from pipeline.runner.engine import Engine, EngineFactory, Order
@@ -48,6 +49,7 @@ def run(targets: Sequence[str], engine_of: EngineFactory, count: int | None = No
         reasons = outdated(stages)
         if reasons:
             check_markers(reasons)
+            check_pages(params, Places())
             if line := uncommitted_line(reasons):
                 print(line, flush=True)
             order = Order(
