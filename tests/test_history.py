@@ -172,7 +172,7 @@ def test_seeds_and_the_protocol_of_the_table_are_settings(project):
     project.commit("by hand")
     (last, cause), _ = moves()
     assert last.endswith("50.00 %  same")
-    assert cause == "settings: seeds (0 -> 0 1), protocols.single_scale.flip (False -> True)"
+    assert cause == "settings: protocol.single_scale.flip (False -> True), seeds (0 -> 0 1)"
 
 
 def test_settings_that_the_current_code_cannot_read_are_compared_as_written(project):

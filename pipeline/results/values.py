@@ -5,7 +5,7 @@ The comments stay, so a value can be filled again and checked. All other bytes s
 
 import csv
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from pipeline.settings.places import Places
 
 SHARES = ("mIoU", "mIoU_low", "mIoU_high", "mIoU_std", "pixel_accuracy", "mean_accuracy")
 COUNTS = ("classes_evaluated", "epochs", "batch_size", "train_images", "eval_images")
-BEGIN, END = re.compile(rb"<!--\s*value:\s*(.*?)\s*-->", re.DOTALL), re.compile(rb"<!--\s*/value\s*-->")
-BLOCK = re.compile(BEGIN.pattern + rb"((?:(?!<!--).)*?)" + END.pattern, re.DOTALL)
+BLOCK = re.compile(rb"(<!--\s*value:\s*([^\s<>]*)\s*-->)((?:(?!<!--).)*?)(<!--\s*/value\s*-->)", re.DOTALL)
+HALF = re.compile(rb"<!--\s*(value:.*?|/value\s*)-->", re.DOTALL)
 
 
 def percent(share: float, spread: float | None = None) -> str:
@@ -46,17 +46,13 @@ def pages(params: Params, places: Places) -> list[Path]:
 
 def check_values(text: bytes, path: Path, params: Params) -> None:
     """Raise DataError for half a pair of comments, an unknown cell or an unknown column."""
-    blocks = list(BLOCK.finditer(text))
-    for pattern, kind in ((BEGIN, 1), (END, -1)):
-        edges = {block.span(0)[0] if kind == 1 else block.span(0)[1] for block in blocks}
-        odd = [each for each in pattern.finditer(text) if (each.start() if kind == 1 else each.end()) not in edges]
-        if odd:
-            raise DataError(
-                f"{path}:{line_of(text, odd[0].start())}: {odd[0][0].decode(errors='replace')} is half a pair, "
-                "expected <!-- value: CELL.COLUMN -->...<!-- /value -->"
-            )
-    for block in blocks:
-        cell, _, column = (name := block[1].decode(errors="replace")).partition(".")
+    if half := HALF.search(BLOCK.sub(lambda block: b"\n" * block[0].count(b"\n"), text)):
+        found, line = half[0].decode(errors="replace"), line_of(half.string, half.start())
+        raise DataError(
+            f"{path}:{line}: {found} is half a pair, expected <!-- value: CELL.COLUMN -->...<!-- /value -->"
+        )
+    for block in BLOCK.finditer(text):
+        cell, _, column = (name := block[2].decode(errors="replace")).partition(".")
         for word, known in ((cell, params.cells), (column, (*SHARES, *COUNTS))):
             if word not in known:
                 raise DataError(f"{path}:{line_of(text, block.start())}: value {name}: {unknown(word, known)}")
@@ -65,42 +61,23 @@ def check_values(text: bytes, path: Path, params: Params) -> None:
 def fill_values(text: bytes, dataset: str, path: Path, params: Params, places: Places) -> bytes:
     """`text` with the values of the cells of `dataset`. Raises DataError as `check_values`, or without their table."""
     check_values(text, path, params)
-    own = params.cells_of(dataset)
-    if not any(block[1].decode().partition(".")[0] in own for block in BLOCK.finditer(text)):
+    if not {block[2].decode().partition(".")[0] for block in BLOCK.finditer(text)} & params.cells_of(dataset).keys():
         return text
-    values = dict(read_values(dataset, places))
-    return BLOCK.sub(replacement(values), text)
-
-
-def replacement(values: Mapping[str, str]) -> Callable[[re.Match[bytes]], bytes]:
-    """For BLOCK.sub: puts the text of `values` between the two comments, which stay."""
-
-    def replace(block: re.Match[bytes]) -> bytes:
-        value = values.get(block[1].decode())
-        if value is None:  # of another data set
-            return block[0]
-        first, last = (place - block.start() for place in block.span(2))
-        return block[0][:first] + value.encode() + block[0][last:]
-
-    return replace
-
-
-def read_values(dataset: str, places: Places) -> Iterator[tuple[str, str]]:
-    """`CELL.COLUMN` and its text, for all cells of the CSV table of `dataset`. Raises DataError without it."""
     sheet = places.sheet(dataset)
     if not sheet.exists():
         raise DataError(f"{sheet}: not found. Run: grid run tables@{dataset}")
     with sheet.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            yield from ((f"{row['cell']}.{column}", text) for column, text in texts_of(row).items())
+        texts = {row["cell"]: texts_of(row) for row in csv.DictReader(file)}
+    values = {f"{cell}.{name}".encode(): text.encode() for cell, own in texts.items() for name, text in own.items()}
+    return BLOCK.sub(lambda block: block[1] + values.get(block[2], block[3]) + block[4], text)
 
 
 def first_difference(old: bytes, new: bytes) -> str:
     """Line, name and both texts of the first value that is not the same in two versions of a file; else nothing."""
     for one, other in zip(BLOCK.finditer(old), BLOCK.finditer(new), strict=True):
-        if one[2] != other[2]:
-            said, expected = (block[2].decode(errors="replace") for block in (one, other))
-            return f"{line_of(old, one.start())}: value {one[1].decode()} says {said!r}, expected {expected!r}"
+        if one[3] != other[3]:
+            name, said, expected = (word.decode(errors="replace") for word in (one[2], one[3], other[3]))
+            return f"{line_of(old, one.start())}: value {name} says {said!r}, expected {expected!r}"
     return ""
 
 

@@ -45,6 +45,11 @@ class Measured:
         """The mean mIoU over the seeds under the first protocol."""
         return fmean(next(iter(protocols.values()))["mIoU"] for protocols in self.record["seeds"].values())
 
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """The protocol that fills the tables, by its name."""
+        return dict([next(iter(self.record["protocols"].items()))])
+
     def fingerprint(self, kind: str) -> str:
         return str(self.record["fingerprint"].get(kind))
 
@@ -127,14 +132,12 @@ def causes_of(before: Measured, after: Measured) -> Iterator[str]:
 def settings_between(before: Measured, after: Measured) -> Iterator[str]:
     """The settings of the cell that differ, its seeds and the protocol of the table."""
     if before.fingerprint("cell") != after.fingerprint("cell"):
-        pair = [before.settings, after.settings]
-        if not all(pair):
-            pair = [before.params("evaluate"), after.params("evaluate")]
-        yield from differences(*pair) or [changed("fingerprint", before, after, "cell")]
-    seeds = [" ".join(each.record["seeds"]) for each in (before, after)]
-    protocols = [dict([next(iter(each.record["protocols"].items()))]) for each in (before, after)]
-    yield from differences(*seeds, "seeds")
-    yield from differences(*protocols, "protocols")
+        old, new = before.settings, after.settings
+        if not (old and new):
+            old, new = before.params("evaluate"), after.params("evaluate")
+        yield from differences(old, new) or [changed("fingerprint", before, after, "cell")]
+    one, other = ({"seeds": " ".join(each.record["seeds"]), "protocol": each.protocol} for each in (before, after))
+    yield from differences(one, other)
 
 
 def data_between(before: Measured, after: Measured) -> Iterator[str]:
