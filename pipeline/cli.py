@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from pipeline.errors import ParamsError
+from pipeline.settings.places import Places
 from pipeline.verify.verbs import adopt, complete_cell
 
 ENGINES = ("here", "ray", "slurm")
@@ -48,9 +49,7 @@ def grid(context: click.Context) -> None:
 
 @grid.command()
 @targets
-@click.option(
-    "--slots", type=click.IntRange(min=1), help="Stages at a time; by default one per GPU, or what fits the cores."
-)
+@click.option("--slots", type=click.IntRange(min=1), help="Stages at a time; by default one per GPU, or by the cores.")
 @engine
 @address
 def run(targets: tuple[str, ...], slots: int | None, on: str, address: str | None) -> int:
@@ -68,8 +67,14 @@ def run(targets: tuple[str, ...], slots: int | None, on: str, address: str | Non
 @grid.command()
 @targets
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: null is unknown, sizes are bytes.")
-def plan(targets: tuple[str, ...], as_json: bool) -> None:
+@click.option("--why", is_flag=True, help="Show what makes each stage stale: values, modules and lines of the code.")
+def plan(targets: tuple[str, ...], as_json: bool, why: bool) -> None:
     """Show what would run, why, and what it costs."""
+    if why:
+        from pipeline.verify.why import run
+
+        print(run(targets))
+        return
     from pipeline.runner import plan
     from pipeline.runner.graph import outdated
     from pipeline.runner.run import load_settings, read_fresh_stages, starts_after
@@ -128,6 +133,16 @@ def repair() -> None:
 
 
 @grid.command()
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[BASE OURS THEIRS]")
+@click.option("--install", is_flag=True, help="Make git use it, in this clone.")
+def merge(files: tuple[Path, ...], install: bool) -> int:
+    """Merge dvc.lock stage by stage, as git's driver for it."""
+    from pipeline.cluster.merge import main
+
+    return main(files, install)
+
+
+@grid.command()
 @click.argument("cells", nargs=-1, metavar="[CELL]...", shell_complete=complete_cell)
 @click.option("--fast", is_flag=True, help="Check the committed files only, in seconds.")
 def verify(cells: tuple[str, ...], fast: bool) -> None:
@@ -135,10 +150,18 @@ def verify(cells: tuple[str, ...], fast: bool) -> None:
 
     Follows each number to its record, run, weights and data, and computes it again.
     """
-    from pipeline.settings.places import Places
     from pipeline.verify.committed import run
 
     print(*run(list(cells), Places(), fast) or ["the README shows no number"], sep="\n")
+
+
+@grid.command()
+@click.argument("cell", shell_complete=complete_cell)
+def history(cell: str) -> None:
+    """Show the values that a cell had in git, and what moved each: settings, data, code or environment."""
+    from pipeline.verify.history import run
+
+    print(run(cell))
 
 
 @grid.command()
@@ -150,7 +173,6 @@ def publish(cells: tuple[str, ...], hub: str | None) -> None:
     Pushes to the DVC remote of params.yaml (publish.remote) and reads everything back. By default all cells that were
     trained here.
     """
-    from pipeline.settings.places import Places
     from pipeline.verify.publish import publish, publish_to_hub
 
     names = list(cells)
@@ -162,7 +184,6 @@ def publish(cells: tuple[str, ...], hub: str | None) -> None:
 @click.argument("cells", nargs=-1, required=True, metavar="CELL...")
 def pull(cells: tuple[str, ...]) -> None:
     """Get the published weights of cells, and their logs."""
-    from pipeline.settings.places import Places
     from pipeline.verify.publish import pull
 
     for line in pull(list(cells), Places()):
@@ -241,15 +262,7 @@ def report() -> None:
 
 
 @grid.command()
-@click.option(
-    "--port",
-    type=int,
-    default=5000,
-    show_default=True,
-    envvar="PORT",
-    show_envvar=True,
-    help="Where the server listens, on this machine only.",
-)
+@click.option("--port", type=int, default=5000, show_default=True, envvar="PORT", show_envvar=True, help="Local port.")
 def ui(port: int) -> None:
     """Compare the runs in MLflow."""
     from pipeline.tracking.ui import run

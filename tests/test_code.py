@@ -66,19 +66,19 @@ RUNS_AGAIN = {
         "results.records results.scores stages.evaluate training.device training.weights"
     ),
     "tables": (
-        "deeplab.intervals markdown pictures.charts pictures.colors results.model_card settings.links results.records "
-        "results.scores results.table settings.published stages.tables tracking.curves tracking.models tracking.runs "
+        "deeplab.intervals markdown pictures.charts pictures.colors results.latex results.model_card settings.links "
+        "results.records results.scores results.table results.values settings.published stages.tables tracking.curves tracking.models tracking.runs "
         "tracking.sync tracking.variants"
     ),
     "compare": (
         "deeplab.counts deeplab.decode deeplab.intervals deeplab.metrics deeplab.store results.records results.statistics "
         "stages.compare"
     ),
-    "readme": "results.readme stages.readme",
+    "readme": "results.readme results.values stages.readme",
     "report": (
         "deeplab.decode deeplab.store page.embedded page.html page.inputs page.layout page.predictions page.results "
         "page.sections page.verdicts pictures.charts pictures.colors pictures.overlay results.records results.table "
-        "markdown settings.links settings.published stages.report"
+        "results.values markdown settings.links settings.published stages.report"
     ),
 }
 MODULES = sorted(

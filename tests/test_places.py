@@ -26,7 +26,7 @@ OUTS = {
         HERE.figures(CELL),
         *(HERE.plots(CELL) / name for name in ("classes.csv", "confusion.csv")),
     },
-    "tables": {HERE.table(DATASET), HERE.sheet(DATASET), HERE.cards(DATASET)},
+    "tables": {HERE.table(DATASET), HERE.sheet(DATASET), HERE.latex(DATASET), HERE.cards(DATASET)},
     "compare": {HERE.statistics(DATASET)},
     "readme": set(),
     "report": {HERE.page},

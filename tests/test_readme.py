@@ -1,6 +1,7 @@
 """The README's blocks are filled byte for byte, or nothing is touched."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from pipeline.stages import readme
 from tests.faults import tried
 from tests.faults.disk import no_file_longer_than
 
+ROOT = Path(__file__).parents[1]
 TABLE = "| Backbone | mIoU |\n| :-: | :-: |\n| ResNet50 | 77.72% ± 0.31 |\n".encode()
 BLOCK = b"<!-- results:voc -->\n" + TABLE + b"<!-- /results:voc -->"
 
@@ -23,6 +25,7 @@ def table(tmp_path):
     path = Places(tmp_path).table("voc")
     path.parent.mkdir(parents=True)
     path.write_bytes(TABLE)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
     return path
 
 
@@ -103,8 +106,9 @@ def test_without_one_ordered_pair_of_markers_the_file_stays_and_the_error_says_w
 
 
 @tried.README
-def test_a_missing_table_names_the_stage_that_makes_it(page, fill):
+def test_a_missing_table_names_the_stage_that_makes_it(table, page, fill):
     page(BLOCK)
+    table.unlink()
     with pytest.raises(DataError, match=r"voc\.md: not found\. Run: grid run tables@voc"):
         fill()
 
@@ -138,16 +142,17 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(table, page, fill):
     with no_file_longer_than(60), pytest.raises(OSError, match=r"README\.md"):
         fill()
     assert path.read_bytes() == b"<!-- results:voc --><!-- /results:voc -->"
-    assert sorted(file.name for file in path.parent.iterdir()) == ["README.md", "reports"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["README.md", "params.yaml", "reports"]
 
 
 def test_blocks_filled_at_once_all_arrive(tmp_path, page):
     names, places = [f"set{number}" for number in range(6)], Places(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
     page("".join(f"<!-- results:{name} -->\n<!-- /results:{name} -->\n" for name in names).encode())
     places.tables.mkdir(parents=True)
     for name in names:
         places.table(name).write_text(f"table of {name}\n" * 2000)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     commands = [[sys.executable, "-m", "pipeline.stages.readme", name] for name in names]
     fillers = [
         subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)

@@ -27,7 +27,9 @@ from tests.tiny import tiny_params, write_store
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
 
 RECORD, METRICS = f"reports/records/shapes/{CELL}.json", f"reports/metrics/{CELL}.json"
-MD, CSV = "reports/tables/shapes.md", "reports/tables/shapes.csv"
+MD, CSV, TEX = (f"reports/tables/shapes.{kind}" for kind in ("md", "csv", "tex"))
+
+VALUE = f"<!-- value: {CELL}.mIoU -->{{}}<!-- /value -->"
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def again(folder):
 
 def lock(folder, without=None):
     """Write dvc.lock for the files as they are now, except for the stage `without`."""
-    outs = {f"evaluate@{CELL}": (RECORD, METRICS, f"reports/plots/{CELL}/classes.csv"), "tables@shapes": (MD, CSV)}
+    outs = {f"evaluate@{CELL}": (RECORD, METRICS, f"reports/plots/{CELL}/classes.csv"), "tables@shapes": (MD, CSV, TEX)}
     stages = {
         stage: {"outs": [{"path": path, "md5": hashlib.md5(Path(path).read_bytes()).hexdigest()} for path in paths]}
         for stage, paths in outs.items()
@@ -94,6 +96,15 @@ def edit_record(**scores):
     Path(RECORD).write_text(json.dumps(record))
 
 
+def paper(folder):
+    """A page with a value, listed in params.yaml and filled."""
+    Path("docs").mkdir()
+    Path("docs/paper.md").write_text(f"# Paper\n\nIt reaches {VALUE.format('')}.\n")
+    folder.raw["prose"] = ["docs/paper.md"]
+    folder.write_params()
+    readme.run("shapes")
+
+
 def better_by_hand():
     """Another number in the record and its metrics, and the table and README made from them."""
     edit_record(mIoU=0.9, mIoU_high=0.95)
@@ -112,6 +123,11 @@ def test_a_verified_number_is_one_line(folder):
     [
         (lambda folder: edit("README.md", "%", "9%"), "README.md: the block results:shapes is stale"),
         (lambda folder: (edit(MD, "%", "9%"), readme.run("shapes")), "shapes.md says .* expected"),
+        (lambda folder: edit(TEX, "64x64", "65x65"), "shapes.tex: missing, or not what the records give"),
+        (lambda folder: edit(TEX, r".mIoU\endcsname{66", r".mIoU\endcsname{76"), "shapes.tex: missing, or not what the records give"),
+        (lambda folder: edit("README.md", "# Mine", f"# Mine {VALUE.format('99.00%')}"), f"README.md:1: value {CELL}.mIoU says '99.00%', expected '66.15%'"),
+        (lambda folder: (paper(folder), edit("docs/paper.md", "66.15", "66.25")), f"docs/paper.md:3: value {CELL}.mIoU says '66.25%', expected '66.15%'"),
+        (lambda folder: (paper(folder), edit("docs/paper.md", "<!-- /value -->", "")), "docs/paper.md:3: .* is half a pair, expected <!-- value: CELL.COLUMN -->"),
         (lambda folder: edit(CSV, "64x64", "65x65"), f"{CELL}: reports/tables/shapes.csv says .* expected"),
         (lambda folder: edit_record(mIoU=0.9, mIoU_high=0.95), "mIoU is 0.9, but 0.6615 in reports/metrics"),
         (lambda folder: better_by_hand(), f"{CELL}: reports/tables/shapes.md says .* expected"),

@@ -1,38 +1,54 @@
-"""The tables in the README: each between two marker lines, all other bytes as they are."""
+"""The tables in the README, each between two marker lines, and numbers in prose; all other bytes as they are."""
 
 import shutil
 from pathlib import Path
 
 from deeplab.errors import DataError
 from pipeline.files import locked, whole
+from pipeline.results.values import check_values, fill_values, first_difference, pages
+from pipeline.settings.params import Params, load_params
 from pipeline.settings.places import Places
 
 
 def put(dataset: str, places: Places) -> None:
-    """Replace the block of `dataset` in the README with its table. Raises DataError without a table."""
-    table = read_table(dataset, places)
-    readme = places.readme.resolve(strict=True)  # a link stays a link
-    with locked(readme):
-        old = readme.read_bytes()
-        new = fill(old, dataset, table, readme)
-        if new != old:
-            with whole(readme) as partial:
-                partial.write_bytes(new)
-                shutil.copymode(readme, partial)
+    """Replace the block of `dataset` in the README with its table, and the values of its cells in each of `pages`.
+
+    Raises DataError without a table, for half a block, and for an unknown value.
+    """
+    table, params = read_table(dataset, places), load_params(places.params)
+    for path in pages(params, places):
+        page = path.resolve(strict=True)  # a link stays a link
+        with locked(page):
+            old = page.read_bytes()
+            new = fill(old, dataset, table, page) if path == places.readme else old
+            new = fill_values(new, dataset, path, params, places)
+            if new != old:
+                with whole(page) as partial:
+                    partial.write_bytes(new)
+                    shutil.copymode(page, partial)
 
 
 def stale(dataset: str, places: Places) -> str:
-    """A message when the block of `dataset` in the README is not its table, else nothing.
+    """A message when the block of `dataset` in the README is not its table, or a value of its cells is another one.
 
-    Raises DataError without a table, or with half a block.
+    Raises DataError without a table, with half a block, and for an unknown value.
     """
-    old, readme = places.readme.read_bytes(), places.readme
-    if fill(old, dataset, read_table(dataset, places), readme) == old:
-        return ""
-    return (
-        f"{readme}: the block results:{dataset} is stale or was edited by hand: it is not {places.table(dataset)}. "
-        f"Run: dvc repro -s -f readme@{dataset}"
-    )
+    remedy = f"Run: dvc repro -s -f readme@{dataset}"
+    old, readme, params = places.readme.read_bytes(), places.readme, load_params(places.params)
+    if fill(old, dataset, read_table(dataset, places), readme) != old:
+        said = f"the block results:{dataset} is stale or was edited by hand: it is not {places.table(dataset)}"
+        return f"{readme}: {said}. {remedy}"
+    for path in pages(params, places):
+        old = path.read_bytes()
+        if said := first_difference(old, fill_values(old, dataset, path, params, places)):
+            return f"{path}:{said}, by {places.sheet(dataset)}. {remedy}"
+    return ""
+
+
+def check_pages(params: Params, places: Places) -> None:
+    """Raise DataError or ParamsError for a page with values that cannot be filled, before anything is trained."""
+    for path in pages(params, places):
+        check_values(path.read_bytes() if path.exists() else b"", path, params)
 
 
 def read_table(dataset: str, places: Places) -> bytes:

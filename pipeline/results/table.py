@@ -11,6 +11,7 @@ from typing import Any
 from deeplab.config import Cell
 from pipeline.markdown import plain
 from pipeline.results.records import INTERVAL, SCORES, Place, Result, Row
+from pipeline.results.values import percent
 from pipeline.settings.links import LOG, read_published
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
@@ -123,9 +124,13 @@ def schedule(row: Row) -> str:
 
 
 def sets(row: Row) -> str:
+    return plain(splits(row))
+
+
+def splits(row: Row) -> str:
     """The splits, and the number of images where a result used fewer than the data set has."""
     names = (row.cell.recipe.train_split, row.cell.recipe.val_split)
-    title = plain("/".join(names))
+    title = "/".join(names)
     if not row.results:
         return title
     used = [row.results[0].images[name] for name in names]
@@ -137,10 +142,7 @@ def sets(row: Row) -> str:
 
 def mean_iou(row: Row) -> str:
     """Percent, with the standard deviation when there are several seeds."""
-    if not row.results:
-        return "-"
-    spread = row.spread("mIoU")
-    return f"{100 * row.mean('mIoU'):.2f}%" + (f" ± {100 * spread:.2f}" if spread is not None else "")
+    return percent(row.mean("mIoU"), row.spread("mIoU")) if row.results else "-"
 
 
 def download(row: Row) -> str:

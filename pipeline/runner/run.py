@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pipeline.errors import ParamsError
+from pipeline.results.readme import check_pages
 from pipeline.runner.board import only_runner, plan_board
 from pipeline.runner.checks import check_markers, check_names, check_readme, uncommitted_line
 from pipeline.runner.engine import Engine, EngineFactory, Order
@@ -49,6 +50,7 @@ def run(targets: Sequence[str], engine_of: EngineFactory, count: int | None = No
         reasons = outdated(stages)
         if reasons:
             check_markers(reasons)
+            check_pages(params, Places())
             if line := uncommitted_line(reasons):
                 print(line, flush=True)
             order = Order(

@@ -55,6 +55,7 @@ EDGES = frozenset(
 # Validation during training and departures from the recipe decide nothing.
 VALIDATION = frozenset({"deeplab.inference", "deeplab.metrics"})
 REPORTED = {"train": VALIDATION | {"pipeline.settings.published"}}
+SELECTION = "selection"  # among the chosen entries: validations choose the weights, so VALIDATION counts
 PER_DATASET = ("download", "prepare")
 PER_CELL = ("train", "evaluate")
 FOR_ALL = ("tables", "compare", "readme", "report")
@@ -91,7 +92,7 @@ def code_of(stage: str, params: Params, places: Places, name: str = "") -> str:
     rows only.
     """
     equivalent = read_equivalences(places.equivalent_code)
-    now = oldest(hash_of(stage, choices(params, stage, name), left_out(params, stage, name)), equivalent)
+    now = oldest(hash_of(stage, choices(params, stage, name)), equivalent)
     init = params.cell(name).init if stage == "train" else None
     if init is None or init.cell is None:
         return now
@@ -108,33 +109,32 @@ def choices(params: Params, stage: str, name: str) -> frozenset[str]:
     return chosen_by(params.cell(name)) if stage in PER_CELL else frozenset()
 
 
-def left_out(params: Params, stage: str, name: str) -> frozenset[str]:
-    """The modules that `stage` of `name` runs only to report something."""
-    reported = REPORTED.get(stage, frozenset())
-    return reported - VALIDATION if stage == "train" and params.cell(name).train.validates else reported
-
-
 def chosen_by(cell: Cell) -> frozenset[str]:
-    """The entries of CHOICES that a cell names."""
+    """The entries of CHOICES that a cell names, and SELECTION if its validations choose the weights."""
     losses = (*cell.train.losses, cell.train.class_weights or "")
-    start = ("init",) if cell.init else ()
-    return frozenset({cell.model.backbone, *losses, *getattr(cell.augment, "transforms", ()), *start})
+    more = (*getattr(cell.augment, "transforms", ()), *(("init",) if cell.init else ()))
+    return frozenset({cell.model.backbone, *losses, *more, *((SELECTION,) if cell.train.validates else ())})
 
 
-def hash_of(stage: str, chosen: frozenset[str], reported: frozenset[str]) -> str:
-    """SHA-256 over the modules that `stage` can run with the entries `chosen`, without those in `reported`."""
-    modules = closure(f"pipeline.stages.{stage}", chosen, reported)
+def hash_of(stage: str, chosen: frozenset[str]) -> str:
+    """SHA-256 over the modules that `stage` can run with the entries `chosen`."""
+    modules = modules_of(stage, chosen, ROOT)
     return hashlib.sha256("\n".join(sorted(modules.values())).encode()).hexdigest()
 
 
-def closure(start: str, chosen: frozenset[str], left_out: frozenset[str]) -> dict[str, str]:
-    """Module -> hash of what it computes, for `start` and all that it imports."""
+def modules_of(stage: str, chosen: frozenset[str], root: Path) -> dict[str, str]:
+    """Module -> hash of what it computes, for all that `stage` can run with the entries `chosen`.
+
+    root: the folder with the packages `deeplab` and `pipeline`.
+    """
+    left_out = REPORTED.get(stage, frozenset()) - (VALIDATION if SELECTION in chosen else frozenset())
     found: dict[str, str] = {}
-    waiting = [start]
+    waiting = [f"pipeline.stages.{stage}"]
     while waiting:
         module = waiting.pop()
         if module not in found and module not in left_out and not is_edge(module):
-            found[module], imported = read_module(module, chosen, state_of(module))
+            file = file_of(module, root)
+            found[module], imported = read_module(file, chosen, root, state_of(file))
             waiting += imported
     return found
 
@@ -144,20 +144,18 @@ def is_edge(module: str) -> bool:
     return any(module == edge or module.startswith(f"{edge}.") for edge in EDGES)
 
 
-def state_of(module: str) -> tuple[tuple[int, int], ...]:
-    """Changes when the file of `module`, or a file beside it that is no module, does."""
-    file = file_of(module)
+def state_of(file: Path) -> tuple[tuple[int, int], ...]:
+    """Changes when the `file` of a module, or a file beside it that is no module, does."""
     beside = (path for path in file.parent.iterdir() if path.is_file() and path.suffix != ".py")
     states = [path.stat() for path in (file, *sorted(beside))]
     return tuple((state.st_mtime_ns, state.st_size) for state in states)
 
 
 @cache
-def read_module(module: str, chosen: frozenset[str], _state: object) -> tuple[str, tuple[str, ...]]:
-    """The hash of what `module` computes with the entries `chosen`, and the modules of this project that it uses."""
-    file = file_of(module)
+def read_module(file: Path, chosen: frozenset[str], root: Path, _state: object) -> tuple[str, tuple[str, ...]]:
+    """The hash of what `file` computes with the entries `chosen`, and the modules below `root` that it uses."""
     tree = ast.parse(file.read_bytes())
-    imports = dict(read_imports(tree))
+    imports = dict(read_imports(tree, root))
     tree = Computation(chosen).visit(tree)
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     digest = hashlib.sha256(ascii(canonical(tree)).encode())
@@ -166,13 +164,13 @@ def read_module(module: str, chosen: frozenset[str], _state: object) -> tuple[st
     return digest.hexdigest(), tuple(sorted({target for name, target in imports.items() if name in used}))
 
 
-def read_imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
+def read_imports(tree: ast.AST, root: Path) -> Iterator[tuple[str, str]]:
     """The names that `tree` imports, and for each the module of this project that it is or comes from."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and is_ours(node.module):
             for alias in node.names:
                 below = f"{node.module}.{alias.name}"
-                yield alias.asname or alias.name, below if file_of(below).exists() else node.module
+                yield alias.asname or alias.name, below if file_of(below, root).exists() else node.module
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if is_ours(alias.name):
@@ -184,9 +182,9 @@ def is_ours(module: str) -> bool:
     return module.partition(".")[0] in ("deeplab", "pipeline")
 
 
-def file_of(module: str) -> Path:
-    """The file of a module or of a package."""
-    path = ROOT / module.replace(".", "/")
+def file_of(module: str, root: Path) -> Path:
+    """The file of a module or of a package below `root`."""
+    path = root / module.replace(".", "/")
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 

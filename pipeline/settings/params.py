@@ -38,6 +38,7 @@ class Params:
     protocols: dict[str, Protocol]
     runtime: RuntimeConfig
     publish: PublishConfig = field(default_factory=PublishConfig)
+    prose: tuple[str, ...] = ()  # Markdown files with values, beside the README
 
     def cell(self, name: str) -> Cell:
         """The cell `name`. Raises ParamsError with the nearest name if it is unknown."""
@@ -77,6 +78,7 @@ def load_params(path: Path = PARAMS) -> Params:
         protocols=sections.protocols,
         runtime=sections.runtime,
         publish=sections.publish,
+        prose=sections.prose,
     )
 
 

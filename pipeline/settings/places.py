@@ -143,6 +143,10 @@ class Places:
         """The table as CSV, with everything behind its numbers."""
         return self.tables / f"{dataset}.csv"
 
+    def latex(self, dataset: str) -> Path:
+        """The table and its numbers for papers."""
+        return self.tables / f"{dataset}.tex"
+
     def cards(self, dataset: str) -> Path:
         """Model cards."""
         return self.reports / "cards" / dataset

@@ -216,7 +216,10 @@ class Sections:
     protocols: Annotated[dict[str, Protocol], Field(min_length=1)]
     runtime: RuntimeConfig
     publish: PublishConfig = Field(default_factory=PublishConfig)
+    prose: tuple[str, ...] = ()  # Markdown files with values, beside the README
 
     def __post_init__(self) -> None:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: got {list(self.seeds)}, expected each seed once")
+        if odd := [name for name in self.prose if not name.endswith(".md") or name.startswith("/") or ".." in name]:
+            raise ValueError(f"prose: got {odd[0]!r}, expected a Markdown file of this folder, such as docs/paper.md")

@@ -10,6 +10,7 @@ import sys
 
 from pipeline.errors import run_command
 from pipeline.files import write_whole
+from pipeline.results.latex import latex
 from pipeline.results.model_card import make_cards, value, write_cards
 from pipeline.results.records import read_results
 from pipeline.results.table import make_rows, markdown, mean_iou, plain_table, sheet
@@ -19,7 +20,7 @@ from pipeline.tracking.sync import show_rows, synchronise
 
 
 def run(dataset: str, places: Places = Places()) -> None:
-    """Write the table of `dataset` as Markdown and CSV, and a model card for each cell that was measured here."""
+    """Write the table of `dataset` in three forms, and a model card for each cell that was measured here."""
     params = load_params(places.params)
     config = params.dataset(dataset)
     local, reasons = read_results(dataset, params, places)
@@ -32,8 +33,9 @@ def run(dataset: str, places: Places = Places()) -> None:
     places.tables.mkdir(parents=True, exist_ok=True)
     write_whole(places.table(dataset), markdown(rows))
     write_whole(places.sheet(dataset), sheet(rows))
+    write_whole(places.latex(dataset), latex(dataset, rows))
     lines = [(row.name, mean_iou(row), value(row).partition(" % ")[2]) for row in rows if row.results]
-    print(f"{config.title}\n{plain_table(lines)}in {places.table(dataset)} and .csv")
+    print(f"{config.title}\n{plain_table(lines)}in {places.table(dataset)}, .csv and .tex")
     if page:
         show_rows(dataset, rows, params, places)
         print(f"the runs: {page}")

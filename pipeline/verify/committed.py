@@ -1,8 +1,9 @@
 """Prove the numbers of the README: follow each back to its record, and compute it again from the released weights.
 
-Fast, from the committed files in seconds: the table, its CSV and the model cards must be what the records and
-params.yaml give; the README must show that table; records, metrics and tables must be the files that dvc.lock lists;
-and weights, counts of each image and statistics must agree with the records where they exist.
+Fast, from the committed files in seconds: the table, its CSV, its LaTeX and the model cards must be what the records
+and params.yaml give; the README must show that table, and the pages with values its numbers; records, metrics and
+tables must be the files that dvc.lock lists; and weights, counts of each image and statistics must agree with the
+records where they exist.
 
 In full, each number also needs a run in MLflow with the same number, weights and data, and with a commit, and the
 weights must give the number again on the data.
@@ -20,6 +21,7 @@ from typing import Any
 from deeplab.errors import DataError
 from pipeline.errors import MismatchError
 from pipeline.files import readable
+from pipeline.results.latex import latex
 from pipeline.results.model_card import make_cards
 from pipeline.results.readme import stale
 from pipeline.results.records import Result, Row, read_results
@@ -81,6 +83,9 @@ def check_files(dataset: str, params: Params, places: Places, fast: bool) -> Sho
     unknown = reasons.keys() - outdated.keys() if fast else set()
     differing = compare_lines(places.table(dataset), markdown(rows), rows, outdated, unknown)
     compare_lines(places.sheet(dataset), sheet(rows), rows, outdated, unknown)
+    paper = places.latex(dataset)
+    if not differing and (not paper.exists() or paper.read_text(encoding="utf-8") != latex(dataset, rows)):
+        raise MismatchError(f"{paper}: missing, or not what the records give. Run: dvc repro -f tables@{dataset}")
     cards = {places.cards(dataset) / name: text for name, text in make_cards(dataset, rows, params).items()}
     for path, text in cards.items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -92,7 +97,7 @@ def check_files(dataset: str, params: Params, places: Places, fast: bool) -> Sho
             check_lock(f"evaluate@{name}", files, places)
             check_extras(name, own, params, places)
     if found or differing:
-        check_lock(f"tables@{dataset}", [places.table(dataset), places.sheet(dataset)], places)
+        check_lock(f"tables@{dataset}", [places.table(dataset), places.sheet(dataset), paper], places)
     return {row.name: found.get(row.name, []) for row in rows if row.name in found or row.name in differing}
 
 

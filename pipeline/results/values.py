@@ -1,0 +1,85 @@
+"""Numbers in prose: `<!-- value: CELL.COLUMN -->41.61%<!-- /value -->` in a Markdown file, filled from the CSV tables.
+
+The comments stay, so a value can be filled again and checked. All other bytes stay as they are.
+"""
+
+import csv
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deeplab.errors import DataError
+from pipeline.errors import ParamsError
+from pipeline.settings.messages import unknown
+from pipeline.settings.params import Params
+from pipeline.settings.places import Places
+
+SHARES = ("mIoU", "mIoU_low", "mIoU_high", "mIoU_std", "pixel_accuracy", "mean_accuracy")
+COUNTS = ("classes_evaluated", "epochs", "batch_size", "train_images", "eval_images")
+BLOCK = re.compile(rb"(<!--\s*value:\s*([^\s<>]*)\s*-->)((?:(?!<!--).)*?)(<!--\s*/value\s*-->)", re.DOTALL)
+HALF = re.compile(rb"<!--\s*(value:.*?|/value\s*)-->", re.DOTALL)
+
+
+def percent(share: float, spread: float | None = None) -> str:
+    """A share in percent, with the standard deviation over the seeds if there is one."""
+    return f"{100 * share:.2f}%" + (f" ± {100 * spread:.2f}" if spread is not None else "")
+
+
+def texts_of(row: Mapping[str, Any]) -> dict[str, str]:
+    """Column -> text, for a row of a CSV table; `-` where the cell is not measured."""
+    numbers = {name: None if row[name] in (None, "") else float(row[name]) for name in (*SHARES, *COUNTS)}
+    texts = {name: "-" if value is None else f"{value:g}" for name, value in numbers.items()}
+    shares = {name: percent(value) for name in SHARES if (value := numbers[name]) is not None}
+    if numbers["mIoU"] is not None:
+        shares["mIoU"] = percent(numbers["mIoU"], numbers["mIoU_std"])
+    return texts | shares
+
+
+def pages(params: Params, places: Places) -> list[Path]:
+    """The files with values: the README, and those that params.yaml lists. Raises ParamsError for a missing one."""
+    found = [places.root / name for name in params.prose if places.root / name != places.readme]
+    if missing := [path for path in found if not path.is_file()]:
+        raise ParamsError(f"{places.params}: prose: {missing[0]}: no such file. Write it, or take it from the list.")
+    return [places.readme, *found]
+
+
+def check_values(text: bytes, path: Path, params: Params) -> None:
+    """Raise DataError for half a pair of comments, an unknown cell or an unknown column."""
+    if half := HALF.search(BLOCK.sub(lambda block: b"\n" * block[0].count(b"\n"), text)):
+        found, line = half[0].decode(errors="replace"), line_of(half.string, half.start())
+        raise DataError(
+            f"{path}:{line}: {found} is half a pair, expected <!-- value: CELL.COLUMN -->...<!-- /value -->"
+        )
+    for block in BLOCK.finditer(text):
+        cell, _, column = (name := block[2].decode(errors="replace")).partition(".")
+        for word, known in ((cell, params.cells), (column, (*SHARES, *COUNTS))):
+            if word not in known:
+                raise DataError(f"{path}:{line_of(text, block.start())}: value {name}: {unknown(word, known)}")
+
+
+def fill_values(text: bytes, dataset: str, path: Path, params: Params, places: Places) -> bytes:
+    """`text` with the values of the cells of `dataset`. Raises DataError as `check_values`, or without their table."""
+    check_values(text, path, params)
+    if not {block[2].decode().partition(".")[0] for block in BLOCK.finditer(text)} & params.cells_of(dataset).keys():
+        return text
+    sheet = places.sheet(dataset)
+    if not sheet.exists():
+        raise DataError(f"{sheet}: not found. Run: grid run tables@{dataset}")
+    with sheet.open(encoding="utf-8", newline="") as file:
+        texts = {row["cell"]: texts_of(row) for row in csv.DictReader(file)}
+    values = {f"{cell}.{name}".encode(): text.encode() for cell, own in texts.items() for name, text in own.items()}
+    return BLOCK.sub(lambda block: block[1] + values.get(block[2], block[3]) + block[4], text)
+
+
+def first_difference(old: bytes, new: bytes) -> str:
+    """Line, name and both texts of the first value that is not the same in two versions of a file; else nothing."""
+    for one, other in zip(BLOCK.finditer(old), BLOCK.finditer(new), strict=True):
+        if one[3] != other[3]:
+            name, said, expected = (word.decode(errors="replace") for word in (one[2], one[3], other[3]))
+            return f"{line_of(old, one.start())}: value {name} says {said!r}, expected {expected!r}"
+    return ""
+
+
+def line_of(text: bytes, place: int) -> int:
+    return text.count(b"\n", 0, place) + 1

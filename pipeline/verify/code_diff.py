@@ -1,0 +1,61 @@
+"""The code of a commit, module by module, and which modules compute something else in another one."""
+
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pipeline.errors import ParamsError
+from pipeline.settings import code
+from pipeline.training.provenance import git
+
+PACKAGES = ("deeplab", "pipeline")
+
+
+def ask_git(root: Path, *arguments: str) -> str:
+    """The answer of git in the folder `root`. Raises ParamsError with git's message."""
+    try:
+        return git(*arguments, folder=root)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", "") or str(error)).strip().partition("\n")[0]
+        raise ParamsError(f"git {arguments[0]}: {said}. The history of a project is in its git repository.") from None
+
+
+def file_at(root: Path, commit: str, path: Path) -> str:
+    """The text of `path`, a file below `root`, in `commit`; empty where the commit does not have it."""
+    try:
+        return git("show", f"{commit}:./{path.relative_to(root).as_posix()}", folder=root)
+    except subprocess.CalledProcessError:
+        return ""
+
+
+@contextmanager
+def code_at(root: Path, commit: str) -> Iterator[Path]:
+    """A temporary folder with the packages of `commit`; empty where the repository of `root` does not have them."""
+    with TemporaryDirectory() as folder:
+        archive, out = Path(folder) / "code.tar", Path(folder) / "code"
+        out.mkdir()
+        try:
+            top = Path(git("rev-parse", "--show-toplevel", folder=root))
+            git("archive", f"--output={archive}", commit, *PACKAGES, folder=top)
+        except subprocess.CalledProcessError:
+            yield out
+            return
+        with tarfile.open(archive) as content:
+            content.extractall(out, filter="data")
+        yield out
+
+
+def changed_modules(stage: str, chosen: frozenset[str], before: Path, after: Path) -> list[str] | None:
+    """The modules that compute something else for `stage` in the folder `after` than in `before`.
+
+    chosen: the entries of CHOICES in pipeline/settings/code.py that the stage can use. None when one of the folders
+    does not have the stage.
+    """
+    try:
+        old, new = (code.modules_of(stage, chosen, root) for root in (before, after))
+    except (OSError, SyntaxError):
+        return None
+    return sorted(module for module in old.keys() | new.keys() if old.get(module) != new.get(module))
