@@ -88,16 +88,16 @@ def cross_entropy_of_patch(given, rows, columns, results, sizes, block_x: tl.con
     upper_right = tl.load(small + (above + after) * classes + k, mask=real, other=LOWEST)[None, :]
     lower_left = tl.load(small + (below + before) * classes + k, mask=real, other=LOWEST)[None, :]
     lower_right = tl.load(small + (below + after) * classes + k, mask=real, other=LOWEST)[None, :]
-    total = tl.zeros((block_x,), tl.float32)
-    to_upper_left, to_upper_right = tl.zeros((block_k,), tl.float32), tl.zeros((block_k,), tl.float32)
-    to_lower_left, to_lower_right = tl.zeros((block_k,), tl.float32), tl.zeros((block_k,), tl.float32)
+    total, sums = tl.full((block_x,), 0.0, tl.float32), tl.full((block_k,), 0.0, tl.float32)
+    to_upper_left, to_upper_right, to_lower_left, to_lower_right = sums, sums, sums, sums
     end = tl.load(column_firsts + j + 1)
     for first in range(tl.load(column_firsts + j), end, block_x):
         x = first + tl.arange(0, block_x)
         left = tl.load(column_weights + 2 * x, mask=x < end, other=0.0)[:, None]
         right = tl.load(column_weights + 2 * x + 1, mask=x < end, other=0.0)[:, None]
         upper, lower = left * upper_left + right * upper_right, left * lower_left + right * lower_right
-        to_upper, to_lower = tl.zeros_like(upper), tl.zeros_like(lower)
+        to_upper = tl.full((block_x, block_k), 0.0, tl.float32)
+        to_lower = to_upper
         for y in range(tl.load(row_firsts + i), tl.load(row_firsts + i + 1)):
             up, down = tl.load(row_weights + 2 * y), tl.load(row_weights + 2 * y + 1)
             label = tl.load(masks + (n * height + y) * width + x, mask=x < end, other=IGNORED).to(tl.int32)
