@@ -56,9 +56,10 @@ RUNS_AGAIN = {
     "train": (
         "deeplab.augmentations deeplab.augmentations.augmentation deeplab.augmentations.photometric "
         "deeplab.augmentations.photometric_on_cpu deeplab.backbone deeplab.checkpoint deeplab.data deeplab.decode "
-        "deeplab.job deeplab.losses deeplab.losses.chunks deeplab.losses.cross_entropy deeplab.model deeplab.monitor "
-        "deeplab.precision deeplab.ranks deeplab.ring deeplab.selection deeplab.step deeplab.store deeplab.training "
-        "deeplab.transforms stages.train training.device training.publish training.seed"
+        "deeplab.job deeplab.losses deeplab.losses.choice deeplab.losses.chunks deeplab.losses.cross_entropy "
+        "deeplab.losses.fused deeplab.model deeplab.monitor deeplab.precision deeplab.ranks deeplab.ring "
+        "deeplab.selection deeplab.step deeplab.store deeplab.training deeplab.transforms "
+        "stages.train training.device training.publish training.seed"
     ),
     "evaluate": (
         "deeplab.backbone deeplab.counts deeplab.decode deeplab.inference deeplab.intervals deeplab.metrics deeplab.model "

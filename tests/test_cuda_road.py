@@ -7,6 +7,7 @@ Pretending makes torch count a GPU for the rest of the process, and a process wi
 """
 
 import re
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +22,7 @@ from deeplab import inference, load_model, transforms
 from deeplab.config import Protocol
 from deeplab.data import Batch, input_on_device, network_input
 from deeplab.inference import as_input, evaluate, predict_tiles
-from deeplab.losses import LOSSES, Criterion
+from deeplab.losses import LOSSES, Criterion, choice
 from deeplab.model import DeepLabV3, upsample
 from deeplab.ranks import ALONE
 from deeplab.step import build_optimizer, step_loss, train_step, try_step
@@ -42,6 +43,7 @@ def pretended(monkeypatch):
     """The mode, and autocast as with a GPU. Networks are made before it is entered: a fake parameter cannot be moved."""
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+    monkeypatch.setattr(choice, "faster_kernel", lambda *_: None)  # it takes a real GPU to be measured
     transforms.per_channel.cache_clear()  # no real tensor into the test, no fake one out of it
     yield FakeTensorMode(allow_non_fake_inputs=True)
     transforms.per_channel.cache_clear()
@@ -86,6 +88,29 @@ def test_every_loss_but_lovasz_waits_for_nothing(pretended, monkeypatch):
     for loss in sorted(LOSSES.keys() - {"lovasz"}):
         found = loss_of(build(), pretended, loss=loss)
         assert (found.device.type, found.dtype) == ("cuda", torch.float32), loss
+
+
+class Kernel:
+    """Stands for a Triton kernel, and checks what it is given."""
+
+    def __getitem__(self, grid):
+        def launch(given, rows, columns, results, *_, **__):
+            assert {tensor.device.type for tensor in (*given, *rows, *columns, *results)} == {"cuda"}
+            assert results[0].numel() == grid[0]
+
+        return launch
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+@pytest.mark.parametrize("precision", PRECISIONS)
+@apart
+def test_so_does_the_fused_loss(precision, pretended, monkeypatch):
+    from deeplab.losses import fused
+
+    monkeypatch.setattr(fused, "cross_entropy_of_patch", Kernel())
+    monkeypatch.setattr(choice, "faster_kernel", lambda *_: fused.in_one_pass)
+    loss = loss_of(build(), pretended, precision)
+    assert (loss.device.type, loss.dtype) == ("cuda", torch.float32)
 
 
 PROTOCOLS = {

@@ -87,7 +87,10 @@ def test_memory_that_cannot_be_page_locked_is_a_doubt(simulated):
 def test_a_missing_compiler_is_a_doubt(simulated, monkeypatch):
     simulated()
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    with pytest.raises(doctor.DoubtError, match="no C compiler .*, which train.compile needs. Install gcc"):
+    with pytest.raises(
+        doctor.DoubtError,
+        match="no C compiler .*, which train.compile and the faster form of the loss need. Install gcc",
+    ):
         doctor.try_device("cpu")
 
 

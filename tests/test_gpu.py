@@ -13,6 +13,8 @@ import torch
 from deeplab.data import Batch, input_on_cpu, input_on_device, network_input
 from deeplab.inference import predict
 from deeplab.losses import Criterion
+from deeplab.losses.choice import fastest
+from deeplab.losses.cross_entropy import in_chunks
 from deeplab.model import DeepLabV3
 from deeplab.ranks import ALONE
 from deeplab.segmenter import WHOLE
@@ -96,6 +98,33 @@ def test_loss_and_gradients_are_those_of_the_cpu_in_fp32(precision, loss, gradie
     assert ours[0] == pytest.approx(theirs[0], rel=loss)
     one, other = (torch.cat([grad.flatten() for grad in grads.values()]) for grads in (ours[1], theirs[1]))
     assert float((one - other).norm() / other.norm()) < gradients
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="tests/test_fused.py has it interpreted")
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("classes", [2, 19, 21, 150, 256])
+@pytest.mark.parametrize("size", [(128, 128), (67, 131), (256, 128)], ids=["OS8", "odd", "OS16"])
+def test_the_fused_loss_is_its_reference_and_the_same_each_time(size, classes, kind):
+    from deeplab.losses.fused import in_one_pass
+
+    torch.manual_seed(0)
+    small = 3 * torch.randn(2, 16, size[1] // 8, classes, device=DEVICE)
+    masks = torch.randint(0, min(classes, 255), (2, *size), dtype=torch.uint8, device=DEVICE)
+    masks[0, :9], masks[:, 3::4, ::3] = 255, 255
+    small = small.to(kind).float()
+    ours, again, theirs = in_one_pass(small, masks), in_one_pass(small, masks), in_chunks(small, masks)
+    torch.testing.assert_close(ours, again, rtol=0, atol=0)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(ours[1], theirs[1], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="a CPU has no choice")
+def test_a_form_of_the_loss_is_chosen_without_a_warning():
+    small = torch.randn(2, 16, 16, 21, device=DEVICE)
+    masks = torch.zeros(2, 128, 128, dtype=torch.uint8, device=DEVICE)
+    form = fastest(in_chunks, small, masks)
+    assert form is fastest(in_chunks, small, masks)
+    assert form.__name__ in ("in_chunks", "in_one_pass")
 
 
 def test_colours_are_those_of_the_cpu():

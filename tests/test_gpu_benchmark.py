@@ -20,6 +20,7 @@ from pipeline.training.speeds import Speed, page_of, read_speeds, write_speeds
 KINDS = {
     "facts": {"machine": 1, "ceiling": 2},
     "convs": {"convolution, TFLOP/s": 9, "batch normalisation": 2},
+    "loss": {"loss": 6},
     "bf16": {"step": 3},
     "feed": {"feed": 4},
     "determinism": {"determinism": 2},

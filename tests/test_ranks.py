@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from torch import nn
 
 from deeplab.data import StepKeys
 from deeplab.errors import SettingsError
+from deeplab.losses import choice
+from deeplab.losses.choice import fastest
 from deeplab.ranks import ALONE, Ranks
 from deeplab.step import build_optimizer, step_loss, train_step
 from tests.fitting import run
@@ -131,6 +134,20 @@ def test_dropout_differs_between_the_processes_and_is_the_same_every_time(split,
     first, second = together(work, tmp_path)
     assert not first.equal(second)
     assert first.equal(work(ALONE))
+
+
+@pytest.mark.parametrize(("faster", "taken"), [((True, True), "kernel"), ((True, False), "reference")])
+def test_the_processes_take_the_same_form_of_the_loss(faster, taken, tmp_path, monkeypatch):
+    def reference(*_):
+        return "reference"
+
+    def work(ranks):
+        kernel = (lambda *_: "kernel") if faster[ranks.rank] else None
+        monkeypatch.setattr(choice, "faster_kernel", lambda *_: kernel)
+        small = SimpleNamespace(device=torch.device("cuda", ranks.rank), dtype=torch.float32, shape=(2, 4, 4, 3))
+        return fastest(reference, small, SimpleNamespace(shape=(2, 16, 16)))()
+
+    assert together(work, tmp_path) == [taken, taken]
 
 
 @pytest.mark.parametrize(("batch", "world", "match"), [

@@ -42,6 +42,7 @@ PARTS = (
     Part("facts", 40, 15, "machine:facts"),
     Part("tests", 90, 20, "machine:tests"),
     Part("convs", 50, 20, "kernels:convolutions"),
+    Part("loss", 40, 20, "kernels:losses"),
     Part("bf16", 130, 40, "cells:bf16"),
     Part("train", 140, 60, "trainings:train"),
     Part("resume", 75, 35, "trainings:resume"),

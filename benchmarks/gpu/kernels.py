@@ -1,12 +1,16 @@
-"""The convolutions that decide the speed of a cell, alone: does dilation cost? And batch normalisation."""
+"""What decides the speed of a cell, alone: convolutions (does dilation cost?), batch normalisation, and the loss."""
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.clock import typical
+from benchmarks.clock import held, typical
 from benchmarks.gpu.setting import Setting
-from benchmarks.work import in_precision
+from benchmarks.work import batch, in_precision
+from deeplab.losses.choice import Form, difference
+from deeplab.losses.cross_entropy import in_chunks
 from pipeline.training.device import choose_kernels_by_time, set_arithmetic
 
 # Name, channels in and out, kernel, dilation, at 64x64 and batch 16: ResNet50 and 101 at output stride 8.
@@ -18,6 +22,8 @@ SHAPES = (
     ("1x1 down", 2048, 512, 1, 1),
     ("1x1 up", 512, 2048, 1, 1),
 )
+# The sizes that the loss has in the grid; that of the auxiliary head is the same.
+CELLS = [f"{name}_resnet50_{stride}" for name in ("ade20k", "voc", "cityscapes") for stride in ("os8", "os16")]
 
 
 def convolutions(setting: Setting) -> None:
@@ -64,3 +70,27 @@ def normalise(setting: Setting, channels: int, kind: torch.dtype) -> None:
     ms = typical(lambda: norm(x).backward(outer), setting.rounds(6), setting.device, 3)
     rate = 8 * x.numel() * x.element_size() / ms / 1e9
     setting.results.add("batch normalisation", type=str(kind), ms=round(ms, 3), TB_s_if_8_passes=round(rate, 2))
+
+
+def losses(setting: Setting) -> None:
+    """One loss and its gradient in both forms: time, memory beside the logits, and how far their numbers are apart."""
+    for name in CELLS:
+        cell = setting.cell(name)
+        classes, (height, width), stride = setting.classes(cell), cell.recipe.crop, cell.model.output_stride
+        _, masks = batch(cell, classes, setting.device)
+        small = torch.randn(len(masks), height // stride, width // stride, classes, device=setting.device)
+        forms: dict[str, Form] = {"in chunks": in_chunks}
+        if setting.device.type == "cuda":
+            from deeplab.losses.fused import in_one_pass
+
+            forms["in one pass"] = in_one_pass
+        for form, compute in forms.items():
+            run, apart = partial(compute, small, masks), difference(compute(small, masks), in_chunks(small, masks))
+            on_gpu = setting.device.type == "cuda"
+            before = torch.cuda.memory_allocated(setting.device) if on_gpu else 0
+            setting.results.add(
+                "loss", cell=name, classes=classes, logits="x".join(map(str, small.shape)), form=form,
+                ms=round(typical(run, setting.rounds(10), setting.device, 3), 3),
+                MB_at_the_peak=round((held(run, setting.device) - before) / 1e6) if on_gpu else 0,
+                differs_by=f"{apart:.1e}",
+            )  # fmt: skip

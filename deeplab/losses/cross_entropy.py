@@ -1,7 +1,8 @@
-"""Cross-entropy at the resolution of the masks, in chunks.
+"""Cross-entropy at the resolution of the masks, without the upsampled logits.
 
 The logits are upsampled and compared a few rows at a time, and their gradient is made in the same pass. For the 150
-classes of ADE20k at 512x512 and batch 16 the whole would be 2.5 GB in fp32, several times over, and slower.
+classes of ADE20k at 512x512 and batch 16 the whole would be 2.5 GB in fp32, several times over, and slower. On a GPU a
+fused kernel does the same where it is faster (deeplab/losses/choice.py).
 """
 
 from typing import Any
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from deeplab.losses.choice import fastest
 from deeplab.losses.chunks import chunks, fp32_products, interpolation, rows_at_once
 from deeplab.store import IGNORE
 
@@ -33,23 +35,9 @@ class UpsampledCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, masks: Tensor) -> Tensor:
-        """Go over chunks of pixels whose K values are contiguous, so that upsampling is a product of matrices."""
-        classes, (height, width) = logits.shape[1], masks.shape[-2:]
+        """Make the gradient too, in the form that is the fastest here."""
         small = logits.permute(0, 2, 3, 1).contiguous()  # (N, h, w, K)
-        gradient = torch.zeros_like(small)
-        down, across = interpolation(height, small.shape[1], small), interpolation(width, small.shape[2], small)
-        total = small.new_zeros(())
-        with fp32_products():
-            for samples, rows in chunks(len(small), height, rows_at_once(classes * width, small.device)):
-                labels = masks[samples, rows].long()  # (n, r, W)
-                valid = labels != IGNORE
-                labels = labels.where(valid, 0)[..., None]
-                tall = torch.einsum("rh,nhwk->nrwk", down[rows], small[samples])
-                scores = F.log_softmax(across @ tall, dim=-1)  # (n, r, W, K)
-                total -= scores.gather(-1, labels).squeeze(-1).where(valid, 0).sum()
-                change = scores.exp_().scatter_add_(-1, labels, -torch.ones_like(labels, dtype=scores.dtype))
-                change *= valid[..., None]
-                gradient[samples] += torch.einsum("rh,nrwk->nhwk", down[rows], across.T @ change)
+        total, gradient = fastest(in_chunks, small, masks)(small, masks)
         ctx.save_for_backward(gradient.permute(0, 3, 1, 2))
         return total
 
@@ -59,3 +47,26 @@ class UpsampledCrossEntropy(torch.autograd.Function):
         """Scale the gradient that `forward` made."""
         (gradient,) = ctx.saved_tensors
         return gradient * outer, None
+
+
+def in_chunks(small: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum and its gradient, (N, h, w, K) and uint8 (N, H, W) -> scalar, (N, h, w, K).
+
+    Goes over chunks of pixels whose K values are contiguous, so that upsampling is a product of matrices.
+    """
+    classes, (height, width) = small.shape[3], masks.shape[-2:]
+    gradient = torch.zeros_like(small)
+    down, across = interpolation(height, small.shape[1], small), interpolation(width, small.shape[2], small)
+    total = small.new_zeros(())
+    with fp32_products():
+        for samples, rows in chunks(len(small), height, rows_at_once(classes * width, small.device)):
+            labels = masks[samples, rows].long()  # (n, r, W)
+            valid = labels != IGNORE
+            labels = labels.where(valid, 0)[..., None]
+            tall = torch.einsum("rh,nhwk->nrwk", down[rows], small[samples])
+            scores = F.log_softmax(across @ tall, dim=-1)  # (n, r, W, K)
+            total -= scores.gather(-1, labels).squeeze(-1).where(valid, 0).sum()
+            change = scores.exp_().scatter_add_(-1, labels, -torch.ones_like(labels, dtype=scores.dtype))
+            change *= valid[..., None]
+            gradient[samples] += torch.einsum("rh,nrwk->nhwk", down[rows], across.T @ change)
+    return total, gradient

@@ -162,7 +162,9 @@ def copy_from_ring(device: "torch.device") -> None:
 def require_compiler() -> None:
     """Raise DoubtError without a C compiler, which Triton calls for each kernel that torch.compile makes."""
     if not any(shutil.which(name) for name in (os.environ.get("CC", "gcc"), "gcc", "clang")):
-        raise DoubtError("no C compiler (gcc, clang or $CC), which train.compile needs. Install gcc")
+        raise DoubtError(
+            "no C compiler (gcc, clang or $CC), which train.compile and the faster form of the loss need. Install gcc"
+        )
 
 
 def check_tracking(on: str) -> str:
