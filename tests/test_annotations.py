@@ -18,7 +18,7 @@ from deeplab.store import IGNORE, Store
 from pipeline import cli
 from pipeline.data.formats.annotations import annotated, exports
 from pipeline.data.formats.annotations.regions import expand, filled, runs_of
-from pipeline.data.formats.split import COPY, drawn, proposed
+from pipeline.data.formats.split import COPY, SERIES, drawn, proposed
 from pipeline.errors import ParamsError
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
@@ -641,3 +641,11 @@ def test_a_size_that_no_memory_holds_is_refused_before_it_is_drawn(export):
             DataError, match=r"524288, but .*a1.jpg is 32x24|524288x24, but .*a1.jpg is 32x24|far beyond"
         ):
             masks(root, tool)
+
+
+def test_frames_of_one_film_stay_together_in_a_proposal(tmp_path, monkeypatch):
+    regions = {f"film{film}_{frame:03}": REGIONS["a1"] for film in "abcdefghij" for frame in range(3)}
+    params, _, _ = new(tmp_path, monkeypatch, "--annotations", write_export(tmp_path / "export", "coco", regions))
+    assert params.dataset("own").folder.split.group == SERIES
+    films = [{name[:5] for name in each} for each in read(params).values()]
+    assert not films[0] & films[1]
