@@ -31,7 +31,7 @@ class Project(Folder):
         super().__init__(path)
         self.raw["datasets"] = {"shapes": self.raw["datasets"]["shapes"]}
         self.write_params()
-        self.environment, self.masks = {"torch": "2.14.0"}, "1" * 32
+        self.versions, self.masks = {"torch": "2.14.0"}, "1" * 32
         git("init", "--quiet", folder=path)
         git("config", "user.email", "someone@example.org", folder=path)
         git("config", "user.name", "Someone", folder=path)
@@ -62,7 +62,7 @@ class Project(Folder):
         params, places = self.params, Places(self.path)
         self.measure(cell, miou)
         record = json.loads((self.path / f"reports/records/shapes/{cell}.json").read_text())
-        self.write(f"reports/records/shapes/{cell}.json", record | {"environment": self.environment})
+        self.write(f"reports/records/shapes/{cell}.json", record | {"versions": self.versions})
         shared = ("model", "train", "augment")
         of_cell = {f"grid.{cell}": self.raw["grid"][cell], "recipes.shapes": self.raw["recipes"]["shapes"]}
         of_cell |= {section: self.raw[section] for section in shared}
@@ -141,7 +141,7 @@ def test_five_moves_in_thirty_commits_are_named_and_none_is_invented(project):
     project.edit(METRICS, "EDITED = 1\n")
     project.run(0.48)
     project.setting("publish", remote="storage")
-    project.environment = {"torch": "2.15.0"}
+    project.versions = {"torch": "2.15.0"}
     project.run(0.485)
     project.edit("README.md", "end\n")
     project.edit("README.md", "end\n")
@@ -162,6 +162,18 @@ def test_five_moves_in_thirty_commits_are_named_and_none_is_invented(project):
 def test_a_number_that_moved_by_itself_is_not_explained_away(project):
     project.run(0.53)
     assert moves()[0][1:] == [history.NOTHING]
+
+
+def test_versions_that_only_one_record_has_are_no_cause(project):
+    """Older records have none, so nothing is known."""
+    for number, versions in enumerate(({}, {"torch": "2.15.0"}, {"torch": "2.15.0", "cuda": "13"})):
+        project.versions = versions
+        project.run(0.6 + number / 100)
+    assert [step[1:] for step in moves()[:-1]] == [
+        ["environment: cuda (None -> 13)"],
+        [history.NOTHING],
+        [history.NOTHING],
+    ]
 
 
 def test_seeds_and_the_protocol_of_the_table_are_settings(project):

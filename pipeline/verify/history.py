@@ -125,7 +125,8 @@ def causes_of(before: Measured, after: Measured) -> Iterator[str]:
     if found := list(data_between(before, after)):
         yield f"data: {', '.join(found)}"
     yield from (f"code: {found}" for found in code_between(before, after))
-    if found := differences(before.record.get("environment", {}), after.record.get("environment", {})):
+    old, new = (each.record.get("versions", {}) for each in (before, after))  # older records have none
+    if found := differences({name: old[name] for name in old if new}, {name: new[name] for name in new if old}):
         yield f"environment: {', '.join(found)}"
 
 

@@ -185,6 +185,7 @@ def test_a_readme_that_may_not_be_written_is_one_line(tmp_path, monkeypatch):
     places = Places(tmp_path)
     places.tables.mkdir(parents=True)
     places.table("tiny").write_text("| 1 |\n")
+    tiny_params(places.params)
     places.readme.mkdir()
     code, said = outcome(lambda: readme.run("tiny", places))
     assert (code, said) == (

@@ -19,7 +19,7 @@ from tests.fake_grid import FakeGrid
 from tests.faults.disk import NO_SPACE, no_file_longer_than, outcome, small_disk
 from tests.records import CELL, OTHER, Folder, blank_database, measured
 from tests.test_evaluate import Place
-from tests.tiny import write_weights
+from tests.tiny import tiny_params, write_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
 
@@ -61,6 +61,7 @@ def prepared(tmp_path, tmp_path_factory, monkeypatch):
 
 
 def fill_readme(folder, _):
+    tiny_params(Path("params.yaml"))
     Path("README.md").write_text("# A title\n<!-- results:voc -->\n<!-- /results:voc -->\n" + "prose\n" * 3000)
     table = Places().table("voc")
     table.parent.mkdir(parents=True)

@@ -11,7 +11,7 @@ from pipeline.settings.places import Places
 from pipeline.stages import download, prepare, readme
 from tests.faults.disk import mounted, outcome
 from tests.raw import dataset_config, write_ade20k
-from tests.tiny import write_weights
+from tests.tiny import tiny_params, write_weights
 
 READ_ONLY = "read-only file system. Choose another location or remount it writable."
 
@@ -65,6 +65,7 @@ def test_a_place_that_can_only_be_read_is_named(tmp_path, read_only, name):
     place, raw = tmp_path / "place", tmp_path / "raw"
     place.mkdir()
     (place / "README.md").write_text("<!-- results:voc -->\n<!-- /results:voc -->\n")
+    tiny_params(place / "params.yaml")
     table = Places(place).table("voc")
     table.parent.mkdir(parents=True)
     table.write_text("| 1 |\n")
