@@ -74,7 +74,8 @@ class Run:
                 "at each batch normalisation that is synchronised, and has failed there. Set train.compile: false"
             )
         self.part = ranks.part(cell.recipe.batch_size, job.device)
-        self.criterion = Criterion(cell.train, ranks, job.weights and torch.tensor(job.weights, device=job.device))
+        weights = torch.tensor(job.weights, device=job.device) if job.weights else None
+        self.criterion = Criterion(cell.train, ranks, weights)
         self.network = job.network.to(job.device).to(memory_format=torch.channels_last)
         freeze(self.network, cell.train)
         training_mode(self.network, cell.train)

@@ -61,6 +61,18 @@ def test_a_trained_cell_has_weights_history_and_the_facts_of_its_run(place):
     assert not (place / "runs/.resume/tiny_os8").exists()
 
 
+def test_class_weights_and_what_the_validation_split_decided_are_facts_of_the_run(place):
+    settings = {"loss": "ohem+dice", "class_weights": "median_frequency", "keep": "best", "ema": 0.9}
+    tiny_params(place / "params.yaml", lambda params: params["train"].update(settings))
+    run(place)
+    facts = json.loads((place / "runs/tiny_os8/run.json").read_text())["seeds"]["0"]
+    assert sorted(facts["class_weights"])[1] == 1.0
+    assert (facts["chosen"]["steps"], facts["departs"]) == (6, "chosen on val: optimistic")
+    rows = [row.split(",") for row in (place / "runs/tiny_os8/history.csv").read_text().splitlines()[1:]]
+    best = max((row for row in rows if row[5]), key=lambda row: float(row[5]))
+    assert (facts["chosen"]["step"], round(facts["chosen"]["miou"], 6)) == (int(best[1]), float(best[5]))
+
+
 def test_each_seed_is_trained_and_gives_other_weights(place):
     tiny_params(place / "params.yaml", lambda params: params.update(seeds=[0, 5]))
     run(place)

@@ -29,10 +29,12 @@ def dice(logits: Tensor, masks: Tensor, *, ranks: Ranks, weights: Tensor | None 
     near = (slopes * sums[:2]).sum()
 
     def formula(scores: Tensor, labels: Tensor) -> Tensor:
-        return (slopes * class_sums(scores, labels)[:2]).sum()
+        linear: Tensor = (slopes * class_sums(scores, labels)[:2]).sum()
+        return linear
 
     loss = upsampled_sum(logits, masks, formula)
-    return loss + (value - near).to(loss.dtype)
+    rest: Tensor = value - near
+    return loss + rest.to(loss.dtype)
 
 
 def class_sums(scores: Tensor, masks: Tensor) -> Tensor:

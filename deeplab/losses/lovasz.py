@@ -32,7 +32,7 @@ def of_image(scores: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
     valid = labels != IGNORE
     probabilities = F.softmax(scores, dim=-1)
     total, shares = scores.new_zeros(()) * scores.sum(), scores.new_zeros(())
-    for label in labels.unique().tolist():
+    for label in labels.unique().tolist():  # type: ignore[no-untyped-call]
         if label != IGNORE:
             true = labels == label
             errors = (true.to(scores.dtype) - probabilities[:, label]).abs().where(valid, 0)

@@ -33,7 +33,8 @@ def upsampled_parts(logits: Tensor, masks: Tensor, formula: Formula) -> Iterator
     with torch.autocast(logits.device.type, enabled=False), fp32_products():
         small = logits.to(torch.promote_types(logits.dtype, torch.float32)).permute(0, 2, 3, 1).contiguous()
         down, across = matrices(small, masks)
-        for samples, rows in chunks(*masks.shape[:2], rows_at_once(small.shape[3] * masks.shape[2], small.device)):
+        count, height, width = masks.shape
+        for samples, rows in chunks(count, height, rows_at_once(small.shape[3] * width, small.device)):
             tall = torch.einsum("rh,nhwk->nrwk", down[rows], small[samples])
             yield formula(across @ tall, masks[samples, rows])
 

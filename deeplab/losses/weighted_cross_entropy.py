@@ -7,12 +7,13 @@ from deeplab.losses.pixelwise import pixel_losses, upsampled_sum
 from deeplab.ranks import Ranks
 
 
-def weighted_cross_entropy(logits: Tensor, masks: Tensor, weights: Tensor, ranks: Ranks) -> Tensor:
+def weighted_cross_entropy(logits: Tensor, masks: Tensor, weights: Tensor | None, ranks: Ranks) -> Tensor:
     """Cross-entropy of each valid pixel times the weight of its class, divided by the sum of these weights.
 
     logits (N, K, h, w), masks uint8 (N, H, W), weights (K,) -> scalar. The sum of the weights is over the pixels of all
     processes, so that the values of the processes add up to that of one. Equal to `F.cross_entropy(weight=...)`.
     """
+    assert weights is not None  # `Criterion` has checked it
     table = by_label(weights)
 
     def formula(scores: Tensor, labels: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ class SeedRun:
         if (why := provenance.get("why_unknown")) and self.run.ranks.first:
             remedy = ". If this folder is yours: git config --global --add safe.directory '*'" * ("ownership" in why)
             print(f"warning: the record will not name the commit: {why}{remedy}", file=sys.stderr, flush=True)
-        return Facts(
+        facts = Facts(
             cell=self.run.name,
             dataset=self.cell.dataset,
             seed=self.seed,
@@ -137,12 +137,14 @@ class SeedRun:
             fingerprint={"cell": self.cell.fingerprint, "data": inputs.data, "code": inputs.code},
             settings=flat_settings(self.cell, self.seed),
             departs=departs(self.cell),
-            **({"class_weights": tuple(round(each, 6) for each in self.weights)} if self.weights else {}),
             flops=forward_flops(self.network, self.cell.recipe.crop),
             gpus_per_cell=tuple(sorted({*(before.gpus_per_cell if before else ()), self.run.ranks.world})),
             **provenance,
             **self.init,
         )
+        if self.weights:
+            return facts.model_copy(update={"class_weights": tuple(round(each, 6) for each in self.weights)})
+        return facts
 
     def train(self) -> None:
         """Train from the newest checkpoint to the last step. Raises StoppedError after a signal."""

@@ -37,6 +37,7 @@ def command(monkeypatch, *words):
 
 NAMES = [
     ("loss: cross_entropy", "loss: cross_entropi", "train.loss: unknown name 'cross_entropi'; did you mean 'cross_entropy'?"),
+    ("loss: cross_entropy", "loss: cross_entropy+0.5*dise", "train.loss: unknown name 'dise'; did you mean 'dice'?"),
     ("format: ade20k", "format: ade20", "params.yaml: datasets.ade20k.format: unknown name 'ade20'; did you mean 'ade20k'?"),
     ("  crop_tries: 10", "  crop_tries: 10\n  transforms: [photometrik]",
      "augment.transforms: unknown name 'photometrik'; did you mean 'photometric'?"),
@@ -72,6 +73,10 @@ EDITS = [
     ("std: [58.395, 57.12, 57.375]", "std: [58.395, 0, 57.375]", "std.1: got 0, expected greater than 0"),
     ("mean: [123.675, 116.28, 103.53]", "mean: [123.675, 116.28]", "mean.2: missing"),
     ("threads: 2", "threads: 0", "threads: got 0, expected greater than 0"),
+    ("loss: cross_entropy", "loss: cross_entropy+dice*2", "loss: got 'cross_entropy+dice*2', expected the name of a loss, or different ones"),
+    ("tf32: false", "tf32: false\n  class_weights: inverse", "class_weights: got 'inverse', expected 'median_frequency'"),
+    ("tf32: false", "tf32: false\n  ema: 1.0", "ema: got 1.0, expected less than 1"),
+    ("tf32: false", "tf32: false\n  keep: first", "keep: got 'first', expected 'last' or 'best'"),
     ("flip: 0.5", "flip: 1.5", "flip: got 1.5, expected less than or equal to 1"),
     ("photometric: 0.5", "photometric: yes", "photometric: got 'yes', expected a valid number"),
     ("workers: 2 ", "workers: -1 ", "workers: got -1, expected greater than or equal to 0"),
