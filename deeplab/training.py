@@ -16,6 +16,7 @@ from deeplab.errors import NonFiniteError, SettingsError
 from deeplab.losses import LOSSES
 from deeplab.monitor import Clock, Losses, forget_peak, not_finite, peak_memory
 from deeplab.ranks import ALONE, Ranks
+from deeplab.spots import Spots, planned
 from deeplab.step import build_optimizer, memory_explained, rehearse, set_rate, train_step
 from deeplab.store import Split
 
@@ -32,6 +33,7 @@ class Pace:
     log_every: int  # steps
     checkpoint_every: float  # seconds
     validate_every: int  # epochs; 0 is never
+    spots: int = 0  # pairs of states that are kept to check the training by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,7 @@ def fit(job: Job, watch: Watch) -> bool:
     """
     run = Run(job)
     with memory_explained(job.cell, job.device, job.ranks):
+        run.spots.keep(run.start, run.state)
         for step, batch in run.batches():
             run.train(step, batch)
             done = step + 1
@@ -100,6 +103,7 @@ def fit(job: Job, watch: Watch) -> bool:
                 watch.plan(run.plan(done))
             if run.is_report_due(done, watch):
                 watch.report(run.report(done, watch))
+            run.spots.keep(done, run.state)  # before a checkpoint, from which it would not be made again
             stopping, saving = job.ranks.any(watch.stop(), run.is_checkpoint_due())
             if stopping or saving or done == run.steps:
                 run.save(done)
@@ -145,6 +149,7 @@ class Run:
         length = state["history_length"] if state else 0
         self.history = History(job.folder / "history.csv", HISTORY, length) if ranks.first else None
         self.losses = Losses(self.name_samples, state and state["losses"])
+        self.spots = Spots(job.folder / "spots", planned(self.steps, job.pace.spots) if ranks.first else [])
         self.clock = Clock(self.start, cell.recipe.batch_size)
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
@@ -224,16 +229,19 @@ class Run:
             what = "the loss was finite, a weight is not"
             raise NonFiniteError(not_finite(what, step, self.lr(step), self.name_samples(step)))
         if self.history:
-            state = {
-                "network": self.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "step": done,
-                "losses": self.losses.state(),
-                "history_length": self.history.sync(),
-            }
-            save_checkpoint(self.job.folder, done, state)
+            save_checkpoint(self.job.folder, done, self.state(done) | {"history_length": self.history.sync()})
         self.clock.saved()
+
+    def state(self, done: int) -> State:
+        """Everything after `done` steps that later ones depend on."""
+        self.losses.check()
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": done,
+            "losses": self.losses.state(),
+        }
 
     def lr(self, step: int) -> float:
         """The learning rate of `step`."""

@@ -50,8 +50,10 @@ EDGES = frozenset(
         "pipeline.training.reuse",
     }
 )  # a name stands for all modules below it, too
-# Validation during training and departures from the recipe decide nothing.
-REPORTED = {"train": frozenset({"deeplab.inference", "deeplab.metrics", "pipeline.settings.published"})}
+# Validation during training, the states that it keeps and departures from the recipe decide nothing.
+REPORTED = {
+    "train": frozenset({"deeplab.inference", "deeplab.metrics", "deeplab.spots", "pipeline.settings.published"})
+}
 PER_DATASET = ("download", "prepare")
 PER_CELL = ("train", "evaluate")
 FOR_ALL = ("tables", "compare", "readme", "report")

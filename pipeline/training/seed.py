@@ -23,6 +23,7 @@ from pipeline.training.facts import (
     flat_settings,
     forward_flops,
     read_facts,
+    read_spots,
 )
 from pipeline.training.launch import local_rank, under_torchrun
 from pipeline.training.provenance import file_sha256, git_state, machine
@@ -88,8 +89,8 @@ class SeedRun:
             return
         parameters = self.facts.parameters or 0
         explain_restart(self.folder, self.seed, self.run.inputs)
-        # Two checkpoints, one that is being written, and the weights.
-        require_space(self.folder.parent, needed=5 * 4 * parameters)
+        # Two checkpoints, one that is being written, the weights, and the spots.
+        require_space(self.folder.parent, needed=(5 + 2 * self.run.runtime.spots) * 4 * parameters)
         self.folder.mkdir(exist_ok=True)
         write_json(self.folder / "facts.json", self.facts.plain())
         write_json(self.folder / "inputs.json", self.run.inputs.plain())
@@ -140,6 +141,7 @@ class SeedRun:
                 log_every=runtime.log_every,
                 checkpoint_every=runtime.checkpoint_every,
                 validate_every=runtime.validate_every,
+                spots=runtime.spots,
             ),
             ranks=ranks,
         )
@@ -167,6 +169,7 @@ class SeedRun:
             "images_per_second": round(median_speed(self.folder / "speed.csv"), 2),
             "peak_memory": peak_memory(self.device),
             "weights": WeightsFile(file=f"seed{self.seed}.safetensors", sha256=file_sha256(weights)),
+            "spots": read_spots(self.folder, self.steps, self.run.runtime.spots),
         }
         write_json(self.folder / "facts.json", self.facts.model_copy(update=end).plain())
 
