@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -77,6 +77,7 @@ class Record(Part):
     seeds: Annotated[dict[str, dict[str, Scores]], Field(min_length=1)]  # seed -> protocol -> scores
     fingerprint: Inputs
     weights: dict[str, Weights]  # seed -> weights
+    versions: dict[str, str] = Field(default_factory=dict)  # of what it was measured with; older records have none
 
     @model_validator(mode="after")
     def check_seeds(self) -> Self:
@@ -113,12 +114,13 @@ class Result:
     images: dict[str, int]  # split -> number of images
     fingerprint: dict[str, str]  # FINGERPRINTS
     weights: dict[str, str]  # file, sha256
+    versions: dict[str, str] = field(default_factory=dict)  # what it was measured with, where that is known
     run: str = ""  # its id in MLflow
 
     @property
     def key(self) -> str:
         """Hash of the content."""
-        return digest({name: value for name, value in asdict(self).items() if name != "run"})
+        return digest({name: value for name, value in asdict(self).items() if name not in ("run", "versions")})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +220,7 @@ def results_in(record: Record, params: Params) -> Iterator[Result]:
             images=record.images,
             fingerprint={**record.fingerprint.model_dump(), "protocol": protocol_fingerprint(params)},
             weights=record.weights[str(seed)].model_dump(),
+            versions=record.versions,
         )
 
 
