@@ -95,11 +95,5 @@ def unpack(file: Path, step: int, network: nn.Module, train: TrainConfig) -> Sta
         raise DataError(f"{file}: not a state of such a training ({str(error).partition(chr(10))[0]})") from None
     if found != step or any(state[name].shape != value.shape for name, value in expected.items()):
         raise DataError(f"{file}: not the state of such a network after step {step}")
-    return {
-        "network": state,
-        "optimizer": optimizer,
-        "scaler": scaler,
-        "step": step,
-        "losses": {"values": [], "recent": [], "spikes": 0},
-        "history_length": 0,
-    }
+    nothing = {"losses": {"values": [], "recent": [], "spikes": 0}, "history_length": 0}
+    return {"network": state, "optimizer": optimizer, "scaler": scaler, "step": step, **nothing}

@@ -221,7 +221,7 @@ def test_another_learning_rate_is_found(place, forged):
     fingerprint = facts_of(place)["fingerprint"] | {"cell": cell.fingerprint}
     forge(place, fingerprint=fingerprint, settings=flat_settings(cell, 0))
     assert "steps 1 to 3 again: the loss of step 3 is " in (said := wrong(place))
-    assert "after 1 that agree: lr, momentum, weight decay or samples were others" in said
+    assert "after 1 that agree: lr, momentum, weight decay or samples differ" in said
 
 
 @TRAINING
@@ -264,7 +264,7 @@ def test_an_edited_state_is_found(place, forged):
 @TRAINING
 def test_a_last_pair_that_was_left_out_is_found(place):
     forge(place, spots=facts_of(place)["spots"][:1])
-    assert f"{place}/runs/{CELL}/run.json: no weights, or no spot that ends with step 6" in wrong(place)
+    assert f"{place}/runs/{CELL}/run.json: without weights, losses, or a spot that ends with step 6" in wrong(place)
 
 
 @pytest.mark.parametrize(("factor", "accepted"), [(1 + 1e-6, True), (1.01, False)])

@@ -61,7 +61,7 @@ def processor() -> str:
 
     info = Path("/proc/cpuinfo")
     model = PROCESSOR.search(info.read_text(encoding="utf-8")) if info.exists() else None
-    return f"{model[1] if model else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"  # type: ignore[no-untyped-call]
+    return f"{model[1] if model else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def versions(device: Any) -> dict[str, str]:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from deeplab.config import Cell
 from deeplab.errors import DataError, NonFiniteError
 from pipeline.errors import MismatchError
-from pipeline.results.records import Record
 from pipeline.settings.code import code_of
 from pipeline.settings.links import remedy
 from pipeline.settings.params import Params, load_params
@@ -78,9 +77,7 @@ class Trained:
             f"{facts.device}, now {here['device']}" if facts.device != here["device"] else "",
             f"{facts.processor}, now {here['processor']}" if facts.processor != here["processor"] else "",
             f"{processes} processes, now 1" if processes > 1 else "",
-            "kernels that give other bits each time"
-            if self.device.type == "cuda" and not self.cell.train.deterministic
-            else "",
+            "other bits each time" if self.device.type == "cuda" and not self.cell.train.deterministic else "",
         ]
         return "; ".join(filter(None, found))
 
@@ -146,7 +143,7 @@ def check(trained: Trained) -> str:
 
 
 def check_inputs(trained: Trained) -> None:
-    """The settings, the data and the weights that run.json names must be those of this folder."""
+    """The settings and the data that run.json names must be those of this folder."""
     facts, name, cell = trained.facts, trained.facts.cell, trained.cell
     now = flat_settings(cell, facts.seed)
     changed = differences(facts.settings, {key: value for key, value in now.items() if key in facts.settings})
@@ -155,16 +152,6 @@ def check_inputs(trained: Trained) -> None:
         raise trained.wrong(f"trained with different settings: {what}. Undo the change, or run: dvc repro train@{name}")
     if facts.fingerprint.get("data") != trained.store.fingerprint:
         raise trained.wrong(f"trained on other data than {trained.store.folder}. Run: dvc repro train@{name}")
-    record = trained.places.record(cell.dataset, name)
-    if record.exists() and facts.weights:
-        try:
-            evaluated = Record.read(record)
-        except ValueError as error:
-            raise trained.wrong(f"{record}: damaged, or edited by hand ({error})") from None
-        weights = evaluated.weights.get(str(facts.seed))
-        same = evaluated.fingerprint.model_dump() == facts.fingerprint  # else it is of an earlier training
-        if same and weights and weights.sha256 != facts.weights.sha256:
-            raise trained.wrong(f"{record} names other weights than {trained.places.facts(name)}")
 
 
 def check_files(trained: Trained) -> None:
@@ -174,16 +161,14 @@ def check_files(trained: Trained) -> None:
 
     facts, name = trained.facts, trained.facts.cell
     steps = total_steps(len(trained.store.split(trained.cell.recipe.train_split)), trained.cell.recipe)
-    last = facts.spots[-1]
-    if not facts.weights or [(last.start, last.stop)] != planned(steps, 1):
-        raise trained.wrong(f"{trained.places.facts(name)}: no weights, or no spot that ends with step {steps}")
-    for spot in facts.spots:
-        if not 0 <= spot.start < spot.stop <= steps or len(spot.losses) != spot.stop - spot.start:
-            raise trained.wrong(
-                f"{trained.places.facts(name)}: a spot from step {spot.start} to {spot.stop}, or its losses"
-            )
-    files = {facts.weights.file: facts.weights.sha256} | {spot.file(facts.seed): spot.sha256 for spot in facts.spots}
-    for file, expected in files.items():
+    pairs = [(spot.start, spot.stop) for spot in facts.spots]
+    lengths = [len(spot.losses) for spot in facts.spots]
+    if not facts.weights or pairs[-1:] != planned(steps, 1) or lengths != [stop - start for start, stop in pairs]:
+        raise trained.wrong(
+            f"{trained.places.facts(name)}: without weights, losses, or a spot that ends with step {steps}"
+        )
+    spots = {spot.file(facts.seed): spot.sha256 for spot in facts.spots}
+    for file, expected in {facts.weights.file: facts.weights.sha256, **spots}.items():
         path = trained.path(file)
         if not path.exists() or file_sha256(path) != expected:
             what = "another SHA-256 than in" if path.exists() else "not found, but named in"
@@ -207,14 +192,10 @@ def compare(trained: Trained, spot: Spot, conditions: str) -> float | None:
     where = f"steps {spot.start} to {spot.stop} again{f' ({conditions})' if conditions else ''}"
     if wrong := [number for number, difference in enumerate(apart) if not difference <= limit]:
         first = wrong[0]
-        cause = (
-            "lr, momentum, weight decay or samples were others"
-            if first
-            else "the state, the samples or the loss is another"
-        )
+        cause = "lr, momentum, weight decay or samples" if first else "the state, the samples or the loss"
         raise trained.wrong(
             f"{where}: the loss of step {spot.start + first + 1} is {losses[first]:.8g}, run.json says "
-            f"{spot.losses[first]:.8g}, {f'after {first} that agree' if first else 'the first one'}: {cause}"
+            f"{spot.losses[first]:.8g}, {f'after {first} that agree' if first else 'the first one'}: {cause} differ"
         )
     if not same and not conditions:
         raise trained.wrong(f"{where}: the losses are those of run.json, the state after them is not")
@@ -273,19 +254,17 @@ def repeat(trained: Trained, spot: Spot) -> tuple["State", list[float], "State"]
 
 
 def way(start: "Tensors", again: "Tensors", said: "Tensors") -> float:
-    """How far the weights `again` are from `said`, as a share of the way from `start`, and the same for the statistics
-    of batch normalisation: the larger one. Infinite for another network, 0 only for the same bits.
+    """How far `again` is from `said`, as a share of the way from `start`: the weights, or the statistics of batch
+    normalisation, whichever is larger. Infinite for another network, 0 only for the same bits.
     """
     if {name: value.shape for name, value in again.items()} != {name: value.shape for name, value in said.items()}:
         return math.inf
     statistics = {name for name in said if "running_" in name or not said[name].is_floating_point()}
     found = []
     for names in (statistics, said.keys() - statistics):
-        off, moved = (sum(distance(one[name], said[name]) for name in names) for one in (again, start))
+        off, moved = (
+            sum(float((one[name].double() - said[name].double()).square().sum()) for name in names)
+            for one in (again, start)
+        )
         found.append(math.sqrt(off / moved) if off and moved else math.inf if off else 0.0)
     return max(found)
-
-
-def distance(one: "Tensor", other: "Tensor") -> float:
-    """The square of the distance between two tensors."""
-    return float((one.double() - other.double()).square().sum())
