@@ -304,7 +304,7 @@ def test_a_store_that_is_missing_or_too_small_is_refused(place):
 
 def test_too_small_a_disk_is_found_before_the_training(place, monkeypatch):
     monkeypatch.setattr(publish.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
-    with pytest.raises(OSError, match=r"0.0 GB free, expected 0.2 GB for checkpoints and weights"):
+    with pytest.raises(OSError, match=r"0.0 GB free, expected 0.4 GB for checkpoints and weights"):
         run(place)
 
 
