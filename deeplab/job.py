@@ -21,6 +21,7 @@ class Pace:
     log_every: int  # steps
     checkpoint_every: float  # seconds
     validate_every: int  # epochs; 0 is never
+    spots: int = 0  # pairs of states that are kept to check the training by
 
 
 @dataclass(frozen=True, kw_only=True)

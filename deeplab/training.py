@@ -17,6 +17,7 @@ from deeplab.losses import Criterion
 from deeplab.monitor import Clock, Losses, forget_peak, not_finite, peak_memory
 from deeplab.ranks import Ranks
 from deeplab.selection import Outcome, Selection
+from deeplab.spots import Spots, planned
 from deeplab.step import build_optimizer, freeze, memory_explained, rehearse, set_rate, train_step, training_mode
 
 HISTORY = ("step", "epoch", "train/loss", "train/lr", "val/mIoU", "train/spikes")
@@ -34,6 +35,7 @@ def fit(job: Job, watch: Watch) -> bool:
     """
     run = Run(job)
     with memory_explained(job.cell, job.device, job.ranks):
+        run.spots.keep(run.start, run.state)
         for step, batch in run.batches():
             run.train(step, batch)
             done = step + 1
@@ -41,6 +43,7 @@ def fit(job: Job, watch: Watch) -> bool:
                 watch.plan(run.plan(done))
             if run.is_report_due(done, watch):
                 watch.report(run.report(done, watch))
+            run.spots.keep(done, run.state)  # before a checkpoint, from which it would not be made again
             stopping, saving = job.ranks.any(watch.stop(), run.is_checkpoint_due())
             over = run.is_over(done)
             if stopping or saving or over:
@@ -95,6 +98,7 @@ class Run:
         length = state["history_length"] if state else 0
         self.history = History(job.folder / "history.csv", HISTORY, length) if ranks.first else None
         self.losses = Losses(self.name_samples, state and state["losses"])
+        self.spots = Spots(job.folder / "spots", planned(self.steps, job.pace.spots) if ranks.first else [])
         self.clock = Clock(self.start, cell.recipe.batch_size)
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
@@ -188,22 +192,25 @@ class Run:
             what = "the loss was finite, a weight is not"
             raise NonFiniteError(not_finite(what, step, self.lr(step), self.name_samples(step)))
         if self.history:
-            state = {
-                "network": self.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "step": done,
-                "losses": self.losses.state(),
-                "selection": self.selection.state(),
-                "history_length": self.history.sync(),
-            }
-            save_checkpoint(self.job.folder, done, state)
+            save_checkpoint(self.job.folder, done, self.state(done) | {"history_length": self.history.sync()})
         self.clock.saved()
         self.done = done
 
     def finish(self) -> Outcome:
         """Give the network the weights that the training ends with."""
         return self.selection.finish(self.done)
+
+    def state(self, done: int) -> State:
+        """Everything after `done` steps that later ones depend on."""
+        self.losses.check()
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": done,
+            "losses": self.losses.state(),
+            "selection": self.selection.state(),
+        }
 
     def lr(self, step: int) -> float:
         """The learning rate of `step`."""

@@ -131,7 +131,8 @@ def test_the_record_has_its_documented_form(done):
     result = json.loads((out / f"records/shapes/{CELL}.json").read_text())
     files = {str(seed): place.weights / f"seed{seed}.safetensors" for seed in (0, 1)}
     plain = {"scales": [1.0], "flip": False, "window": None, "stride": None}
-    assert set(result) == {"cell", "dataset", "images", "protocols", "seeds", "fingerprint", "weights"}
+    assert set(result) == {"cell", "dataset", "images", "protocols", "seeds", "fingerprint", "weights", "versions"}
+    assert result["versions"].keys() > {"torch", "timm", "numpy", "packages"}
     assert (result["cell"], result["dataset"]) == (CELL, "shapes")
     assert result["images"] == {"train": 1, "val": 10}
     assert result["protocols"] == {"first": plain | {"flip": True}, "single_scale": plain}

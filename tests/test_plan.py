@@ -57,7 +57,7 @@ def test_costs_come_from_a_training_of_the_same_network_on_the_same_device_and_f
     write_run(params, places, lr=0.5, epochs=99)  # these do not change the speed
     found = cost(replace(params, seeds=(0, 1, 2)), places)
     assert found.hours == pytest.approx(18 * 4 / 2.0 / 3600)
-    assert (found.images_per_second, found.memory, found.disk) == (2.0, 3_000_000_000, 4 * 1_000_000 * 11)
+    assert (found.images_per_second, found.memory, found.disk) == (2.0, 3_000_000_000, 4 * 1_000_000 * (11 + 2 * 14))
     assert found.within == 1
 
 
@@ -79,7 +79,7 @@ def test_a_training_of_something_else_gives_an_estimate_at_most(params, places, 
     found = cost(params, places)
     assert (found.within, found.memory) == (2.5, None)
     assert found.hours == pytest.approx(6 * 4 / (25e9 / train_flops(params.cells["tiny_os8"])) / 3600)
-    assert found.disk == pytest.approx(4 * 7 * 11_300_000, rel=0.01)
+    assert found.disk == pytest.approx(4 * (7 + 2 * 6) * 11_300_000, rel=0.01)
 
 
 def test_the_table_has_a_row_per_cell_and_says_what_is_an_estimate(params, places):
@@ -195,7 +195,7 @@ def test_hours_come_from_the_benchmark_of_the_device_until_a_training_is_there(p
     monkeypatch.setattr(plan, "this_device", lambda: "NVIDIA H100")
     found = cost(params, places)
     assert found.hours == pytest.approx(6 * 4 / 4.0 / 3600)
-    assert (found.memory, found.disk) == (2_000_000_000, 4 * 1_000_000 * 7)
+    assert (found.memory, found.disk) == (2_000_000_000, 4 * 1_000_000 * (7 + 2 * 6))
     write_run(params, places, device="NVIDIA H100")
     assert cost(params, places).images_per_second == 2.0
 

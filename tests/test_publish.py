@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import re
 import subprocess
 import threading
@@ -24,7 +25,8 @@ from tests.records import CELL, OTHER, ROOT, Folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # of a library of DVC
 
-FILES = ("weights/seed0.safetensors", "history.csv", "run.json")
+SPOT = "weights/spots/seed0-step44.safetensors"
+FILES = ("weights/seed0.safetensors", "history.csv", "run.json", SPOT)
 TABLE, CSV = "reports/tables/shapes.md", "reports/records/shapes/published.csv"
 STAGE = """stages:
   train:
@@ -42,7 +44,11 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(folder.path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:///dev/null/no")
     folder.measure(CELL, 0.8)
-    for name, content in zip(FILES, (f"{CELL}0", "step\n1\n", "{}"), strict=True):
+    folder.train(CELL)
+    spot = {"start": 44, "stop": 64, "sha256": hashlib.sha256(b"state").hexdigest(), "after": "0", "losses": [1.5]}
+    run = json.loads(Path(f"runs/{CELL}/run.json").read_text())
+    run["seeds"]["0"]["spots"] = [spot]
+    for name, content in zip(FILES, (f"{CELL}0", "step\n1\n", json.dumps(run), "state"), strict=True):
         path = folder.path / "runs" / CELL / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
@@ -93,7 +99,7 @@ def test_a_stranger_gets_the_weights(folder, tmp_path, server, monkeypatch):
     folder.raw["publish"]["address"] = server
     folder.write_params()
     said = list(publish([], Places()))
-    assert said[0] == f"{CELL}: 2 files in the remote 'store', read back from {server}"
+    assert said[0] == f"{CELL}: 3 files in the remote 'store', read back from {server}"
     assert said[1:] == ["To link them in the README: grid run readme@shapes"]
     links = re.findall(r"\[(\w+)\]\((\S+)\)", column(folder))
     assert [name for name, _ in links] == ["model", "log", "card"]
@@ -109,12 +115,20 @@ def test_a_stranger_gets_the_weights(folder, tmp_path, server, monkeypatch):
         if "cache" not in path.parts and "tmp" not in path.parts:
             (stranger / path).parent.mkdir(parents=True, exist_ok=True)
             (stranger / path).write_bytes(path.read_bytes())
-    own = Path(f"runs/{CELL}/{FILES[0]}").read_bytes()
+    own, run = Path(f"runs/{CELL}/{FILES[0]}").read_bytes(), Path(f"runs/{CELL}/run.json").read_bytes()
     monkeypatch.chdir(stranger)
     subprocess.run(["git", "init", "-q"], check=True)
-    assert list(pull([CELL], Places())) == [f"{CELL}: 2 files, as published"]
+    assert list(pull([CELL], Places())) == [f"{CELL}: 3 files, as published"]
     assert Path(f"runs/{CELL}/{FILES[0]}").read_bytes() == own
-    assert Path(f"runs/{CELL}/run.json").read_text() == "{}"
+    assert Path(f"runs/{CELL}/run.json").read_bytes() == run
+    assert Path(f"runs/{CELL}/{SPOT}").read_text() == "state"
+
+
+def test_another_state_than_that_of_run_json_is_not_published(folder):
+    Path(f"runs/{CELL}/{SPOT}").write_text("another")
+    with pytest.raises(MismatchError, match=rf"{SPOT}: not the state of runs/{CELL}/run.json. Run: dvc checkout"):
+        list(publish([CELL], Places()))
+    assert not Path(CSV).exists()
 
 
 def test_without_an_address_the_column_names_the_command(folder):
@@ -137,6 +151,7 @@ def test_publishing_again_replaces_the_lines_of_the_cell(folder):
         ("other", "seed0.safetensors"),
         (CELL, "history.csv"),
         (CELL, "seed0.safetensors"),
+        (CELL, SPOT.removeprefix("weights/")),
     ]
 
 

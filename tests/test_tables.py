@@ -117,6 +117,22 @@ def test_a_measured_cell_has_a_model_card_that_the_hub_can_read(folder):
     assert "No cell has been measured yet" in (path.parent / "README.md").read_text()
 
 
+def test_rows_that_were_measured_with_different_versions_are_named_below_the_table(folder):
+    for cell, torch in ((CELL, "2.14.0"), (OTHER, "2.15.0")):
+        folder.measure(cell, 0.7)
+        record = Path(f"reports/records/shapes/{cell}.json")
+        versions = {"torch": torch, "numpy": "2.4.6", "packages": f"list {torch}"}
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"versions": versions}))
+    said = folder.tables()
+    assert said.endswith(f"|\n\nMeasured with different versions: torch 2.14.0 ({CELL}) and 2.15.0 ({OTHER}).\n")
+    (key,) = {run.data.tags["key"] for run in recorded() if run.info.run_name == CELL}
+    folder.measure(OTHER, 0.7)  # as an older version recorded it
+    assert folder.tables() == said.partition("\n\n")[0] + "\n"
+    folder.measure(CELL, 0.7)
+    folder.tables()
+    assert {run.data.tags["key"] for run in recorded() if run.info.run_name == CELL} == {key}  # versions are no part
+
+
 def test_several_seeds_show_mean_and_standard_deviation(folder):
     folder.raw["seeds"] = [0, 1, 2]
     folder.write_params()

@@ -79,6 +79,7 @@ def test_each_seed_is_trained_and_gives_other_weights(place):
     assert sorted(path.name for path in (place / "runs/tiny_os8/weights").iterdir()) == [
         "seed0.safetensors",
         "seed5.safetensors",
+        "spots",
     ]
     one, other = (file_sha256(place / f"runs/tiny_os8/weights/seed{seed}.safetensors") for seed in (0, 5))
     assert one != other
@@ -135,7 +136,8 @@ def test_another_seed_is_trained_alone_and_all_bits_are_those_of_training_both(o
     write_store(both / "data/tiny", {"train": 12, "val": 3})
     run_seeds(both, 0, 1)
     assert trained == [1, 0, 1]
-    for file in ("weights/seed0.safetensors", "weights/seed1.safetensors", "history.csv"):
+    spots = [f"weights/spots/seed{seed}-step0.safetensors" for seed in (0, 1)]
+    for file in ("weights/seed0.safetensors", "weights/seed1.safetensors", "history.csv", *spots):
         assert (one_seed / "runs/tiny_os8" / file).read_bytes() == (both / "runs/tiny_os8" / file).read_bytes()
     facts, before = (json.loads((one_seed / place / "run.json").read_text()) for place in ("runs/tiny_os8", "before"))
     assert facts["seeds"]["0"] == before["seeds"]["0"]
@@ -314,7 +316,7 @@ def test_a_store_that_is_missing_or_too_small_is_refused(place):
 
 def test_too_small_a_disk_is_found_before_the_training(place, monkeypatch):
     monkeypatch.setattr(publish.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
-    with pytest.raises(OSError, match=r"0.0 GB free, expected 0.2 GB for checkpoints and weights"):
+    with pytest.raises(OSError, match=r"0.0 GB free, expected 0.4 GB for checkpoints and weights"):
         run(place)
 
 

@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -153,6 +154,23 @@ def test_a_changed_file_is_found_alone_or_with_others(folder, spoil, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_line_below_the_table_is_checked_too(tmp_path):
+    table, text = (
+        tmp_path / "shapes.md",
+        "| Backbone |\n| :-: |\n| A |\n| B |\n\nMeasured with different versions: numpy 1.\n",
+    )
+    rows = [SimpleNamespace(name="a"), SimpleNamespace(name="b")]
+    table.write_text(text)
+    assert verify.compare_lines(table, text, rows, {}, set()) == set()
+    table.write_text(text.replace("| B |", "| C |"))
+    assert verify.compare_lines(table, text, rows, {}, {"b"}) == {"b"}
+    table.write_text(text.replace("numpy 1", "numpy 2"))
+    with pytest.raises(
+        MismatchError, match=r"^\S+shapes\.md says Measured .* numpy 2\., expected Measured .* numpy 1\.$"
+    ):
+        verify.compare_lines(table, text, rows, {}, {"a", "b"})
+
+
 def test_the_counts_of_the_images_disagree_even_with_a_new_lock(folder):
     better_by_hand()
     again(folder)
@@ -225,6 +243,11 @@ def test_the_weights_give_the_number_again_or_not(tmp_path):
         MismatchError, match=rf"seed0\.safetensors gives mIoU {miou:.6f} on .*, but the record says 0.9"
     ):
         recompute("tiny_os8", [replace(result, scores={"mIoU": 0.9})], params, places)
+    other = replace(result, scores={"mIoU": 0.9}, versions={"torch": "2.0.0"})
+    with pytest.raises(
+        MismatchError, match=r"^tiny_os8: measured with other versions \(torch 2\.0\.0, now .*\): .* gives mIoU"
+    ):
+        recompute("tiny_os8", [other], params, places)
     with pytest.raises(MismatchError, match="data/tiny is not the data of its record"):
         recompute("tiny_os8", [replace(result, fingerprint={"data": "other"})], params, places)
     (weights / "seed0.safetensors").unlink()

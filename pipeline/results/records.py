@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -85,6 +85,7 @@ class Record(Part):
     fingerprint: Inputs
     weights: dict[str, Weights]  # seed -> weights
     init: dict[str, Start] | None = None  # seed -> start
+    versions: dict[str, str] = Field(default_factory=dict)  # of what it was measured with; older records have none
 
     @model_validator(mode="after")
     def check_seeds(self) -> Self:
@@ -121,12 +122,13 @@ class Result:
     images: dict[str, int]  # split -> number of images
     fingerprint: dict[str, str]  # FINGERPRINTS
     weights: dict[str, str]  # file, sha256
+    versions: dict[str, str] = field(default_factory=dict)  # what it was measured with, where that is known
     run: str = ""  # its id in MLflow
 
     @property
     def key(self) -> str:
         """Hash of the content."""
-        return digest({name: value for name, value in asdict(self).items() if name != "run"})
+        return digest({name: value for name, value in asdict(self).items() if name not in ("run", "versions")})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +249,7 @@ def results_in(record: Record, params: Params) -> Iterator[Result]:
             images=record.images,
             fingerprint={**record.fingerprint.model_dump(), "protocol": protocol_fingerprint(params)},
             weights=record.weights[str(seed)].model_dump(),
+            versions=record.versions,
         )
 
 

@@ -57,7 +57,21 @@ def make_rows(
 def markdown(rows: list[Row]) -> str:
     """The table in the form of the README."""
     lines = [list(COLUMNS), [":-:"] * len(COLUMNS), *([column(row) for column in COLUMNS.values()] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + note(rows)
+
+
+def note(rows: list[Row]) -> str:
+    """A line below the table where its rows were measured with different versions of a library, else nothing."""
+    cells: dict[str, dict[str, list[str]]] = {}  # library -> version -> cells
+    for row in rows:
+        for name, version in row.results[0].versions.items() if row.results else ():
+            cells.setdefault(name, {}).setdefault(version, []).append(row.name)
+    several = [
+        f"{name} " + " and ".join(f"{version} ({', '.join(own)})" for version, own in found.items())
+        for name, found in cells.items()
+        if len(found) > 1 and name != "packages"  # most of these cannot move a number
+    ]
+    return f"\nMeasured with different versions: {'; '.join(several)}.\n" if several else ""
 
 
 def plain_table(lines: list[tuple[str, str, str]]) -> str:

@@ -36,7 +36,7 @@ class Cost:
     images_per_second: float | None
     hours: float | None  # times the GPUs of a cell
     within: float  # the factor by which hours may be wrong; 1 when they were measured
-    disk: int | None  # bytes at most: results, DVC's copy of them, and checkpoints
+    disk: int | None  # bytes at most: results with their spots, DVC's copy of them, and checkpoints
     memory: int | None  # bytes on the device
     missing: tuple[str, ...]  # what is downloaded, or has to be placed, first
 
@@ -95,7 +95,7 @@ def cost_of(
         images_per_second=speed,
         hours=gpus * iterations * batch / speed / 3600 if speed else None,
         within=1 if like else estimate.WITHIN,
-        disk=4 * parameters * (5 + 2 * seeds) if parameters else None,
+        disk=4 * parameters * (5 + 2 * seeds + params.runtime.spots * (2 + 4 * seeds)) if parameters else None,
         memory=like.peak_memory or None if like else None,
         missing=missing,
     )

@@ -52,9 +52,9 @@ EDGES = frozenset(
         "pipeline.training.reuse",
     }
 )  # a name stands for all modules below it, too
-# Validation during training and departures from the recipe decide nothing.
+# Validation during training, the states that it keeps and departures from the recipe decide nothing.
 VALIDATION = frozenset({"deeplab.inference", "deeplab.metrics"})
-REPORTED = {"train": VALIDATION | {"pipeline.settings.published"}}
+REPORTED = {"train": VALIDATION | {"deeplab.spots", "pipeline.settings.published"}}
 SELECTION = "selection"  # among the chosen entries: validations choose the weights, so VALIDATION counts
 PER_DATASET = ("download", "prepare")
 PER_CELL = ("train", "evaluate")

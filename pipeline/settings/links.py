@@ -16,7 +16,7 @@ class Published:
     """A file of a cell that was read back from the place where others get it."""
 
     cell: str
-    file: str  # the name of a weights file, or LOG
+    file: str  # the name of a file below the folder of the weights, or LOG
     sha256: str
     url: str  # empty: no address, but `grid pull` brings the file
 

@@ -170,6 +170,7 @@ class RuntimeConfig:
     validate_every: Annotated[int, Field(ge=0)]  # epochs
     tracking_every: Annotated[float, Field(gt=0)]  # seconds
     log_weights: bool  # copy the weights of shown results to MLflow
+    spots: Annotated[int, Field(ge=0)] = 2  # pairs of states that each training keeps, to be checked by
     slurm: SlurmOptions
 
 

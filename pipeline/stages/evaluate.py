@@ -1,8 +1,8 @@
 """Evaluate a trained cell: every seed under every protocol, into metrics, a record, counts, plots and figures.
 
 The metrics are the few numbers that `dvc metrics` shows, under the first protocol, which fills the tables. The record
-has all scores and what they were measured on. Everything depends on settings, data and weights alone: the same inputs
-give the same bytes.
+has all scores and what they were measured on and with. Everything depends on settings, data, weights and versions of
+the libraries alone: the same inputs give the same bytes.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pipeline.files import write_whole
 from pipeline.progress import shown
 from pipeline.settings.params import Params, load_params
 from pipeline.settings.places import Places
-from pipeline.training.provenance import file_sha256
+from pipeline.training.provenance import file_sha256, versions
 
 if TYPE_CHECKING:
     from deeplab.counts import Counts
@@ -45,6 +45,7 @@ def run(name: str, places: Places = Places()) -> None:
     from deeplab.segmenter import read_about
     from pipeline.results.records import Inputs, Record, Start, Weights
     from pipeline.results.scores import describe, mean_shares, scores_of, write_plots
+    from pipeline.training.device import select_device
 
     found = measure(name, params, store, files, places.figures(name))
     scores = {key: score(each.matrix) for key, each in found.items()}
@@ -65,6 +66,7 @@ def run(name: str, places: Places = Places()) -> None:
             if cell.init
             else {}
         ),
+        versions=versions(select_device(params.runtime.device)),
     )
     metrics = mean_shares([scores[seed, main_protocol] for seed in params.seeds])
     write_counts(places.counts(cell.dataset, name), found)

@@ -4,6 +4,7 @@ MLflow that does not answer costs one warning, and the table is filled from the 
 """
 
 import sys
+from dataclasses import replace
 
 from pipeline.files import locked
 from pipeline.results.records import Place, Result, Row, current_fingerprint, manifest_fingerprint
@@ -46,7 +47,7 @@ def synchronise(dataset: str, local: Results, params: Params, places: Places) ->
             for place, tags in wanted.items():
                 own = local.get(place)
                 if found := read_back(complete, {"key": own.key} if own else tags) or own:
-                    results[place] = found
+                    results[place] = replace(found, versions=own.versions) if own else found
             if not is_variant(places):
                 mark_current(experiment, complete, [result.run for result in results.values()])
             end_leftovers(experiment, complete)

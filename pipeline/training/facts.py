@@ -78,6 +78,20 @@ class InitFacts(Content):
     unused: tuple[str, ...]  # tensors of the file that the network does not have
 
 
+class Spot(Content):
+    """A pair of states of a training: of the first one a file, of the second one its hash (deeplab/spots.py)."""
+
+    start: int  # steps done before the first state
+    stop: int
+    sha256: str  # of the file
+    after: str  # SHA-256 that the file of the second state would have
+    losses: tuple[float, ...]  # of the steps between
+
+    def file(self, seed: int) -> str:
+        """Its name beside the weights."""
+        return f"spots/seed{seed}-step{self.start}.safetensors"
+
+
 class Facts(Content):
     """What is known of the training of one seed. Files of older versions lack some of the optional fields."""
 
@@ -91,6 +105,8 @@ class Facts(Content):
     device: str | None = None
     torch: str | None = None
     timm: str | None = None
+    processor: str | None = None
+    versions: dict[str, str] = {}  # of what can move a bit; `packages` is the hash of the environment
     commit: str | None = None
     dirty: bool | None = None
     why_unknown: str | None = None  # of the commit
@@ -107,6 +123,7 @@ class Facts(Content):
     peak_memory: int | None = None  # bytes
     chosen: Chosen | None = None
     weights: WeightsFile | None = None
+    spots: tuple[Spot, ...] = ()
 
 
 class CellFacts(Content):
@@ -123,6 +140,14 @@ def read_facts(path: Path) -> Facts | None:
         return Facts.model_validate_json(path.read_bytes()) if path.exists() else None
     except ValidationError:
         raise DataError(f"{path}: damaged. Remove its folder to train the seed again.") from None
+
+
+def read_spots(folder: Path, steps: int, count: int) -> tuple[Spot, ...]:
+    """The finished ones of the `count` spots of a training of `steps` steps, in the folder of its seed."""
+    from deeplab.spots import planned, spot_file
+
+    files = [spot_file(folder / "spots", start) for start, _ in planned(steps, count)]
+    return tuple(Spot.model_validate_json(file.read_bytes()) for file in files if file.exists())
 
 
 def read_run(path: Path) -> dict[str, Facts]:

@@ -41,18 +41,28 @@ def save_weights(network: "nn.Module", path: Path, store: "Store", cell: Cell, o
 def publish(name: str, dataset: str, work: dict[int, Path], out: Path) -> None:
     """Copy the finished seeds, each from its folder in `work`, to where DVC expects them."""
     from deeplab.checkpoint import write_durably
+    from deeplab.spots import state_file
 
     weights = out / "weights"
     weights.mkdir(parents=True, exist_ok=True)
-    size = sum((folder / "weights.safetensors").stat().st_size for folder in work.values())
+    size = sum(file.stat().st_size for folder in work.values() for file in folder.rglob("*.safetensors"))
     require_space(out, needed=2 * size)  # and DVC's copy
     seeds: dict[str, Facts] = {}
     rows: list[str] = []
     for seed, folder in work.items():
-        content, facts = (folder / "weights.safetensors").read_bytes(), read_facts(folder / "facts.json")
-        if not (facts and facts.weights) or hashlib.sha256(content).hexdigest() != facts.weights.sha256:
-            raise DataError(f"{folder}: its weights are damaged. Remove this folder to train the seed again.")
-        write_durably(weights / f"seed{seed}.safetensors", content)
+        facts = read_facts(folder / "facts.json")
+        assert facts is not None
+        assert facts.weights is not None  # the seed is finished
+        spots = [(spot.file(seed), state_file(folder / "spots", spot.start), spot.sha256) for spot in facts.spots]
+        for title, file, sha256 in [
+            (f"seed{seed}.safetensors", folder / "weights.safetensors", facts.weights.sha256),
+            *spots,
+        ]:
+            content = file.read_bytes()
+            if hashlib.sha256(content).hexdigest() != sha256:
+                raise DataError(f"{folder}: its weights are damaged. Remove this folder to train the seed again.")
+            (weights / title).parent.mkdir(exist_ok=True)
+            write_durably(weights / title, content)
         seeds[str(seed)] = facts
         head, *lines = (folder / "history.csv").read_text(encoding="utf-8").splitlines()
         if not rows:

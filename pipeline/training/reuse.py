@@ -37,9 +37,11 @@ def take_trained(
             for seed in seeds:
                 facts, folder = trained.get(str(seed)), folder_of(seed)
                 if facts and facts.weights and not folder.exists() and is_of(facts, inputs):
-                    weights = files.read_bytes(str(run / "weights" / facts.weights.file))
-                    if hashlib.sha256(weights).hexdigest() == facts.weights.sha256:
-                        write_seed(folder, facts, weights, history)
+                    hashes = {spot.file(seed): spot.sha256 for spot in facts.spots}
+                    hashes[facts.weights.file] = facts.weights.sha256
+                    contents = {file: files.read_bytes(str(run / "weights" / file)) for file in hashes}
+                    if all(hashlib.sha256(contents[file]).hexdigest() == sha256 for file, sha256 in hashes.items()):
+                        write_seed(folder, facts, contents, history)
                         print(f"{name} seed {seed}: trained before, its weights are taken", flush=True)
     except (OSError, ValueError, DvcException):  # no such result, or not at hand: it is trained
         return
@@ -51,13 +53,17 @@ def is_of(facts: Facts, inputs: Inputs) -> bool:
     return same and (facts.init.sha256 if facts.init else "") == inputs.start(facts.seed)
 
 
-def write_seed(folder: Path, facts: Facts, weights: bytes, history: list[str]) -> None:
+def write_seed(folder: Path, facts: Facts, contents: dict[str, bytes], history: list[str]) -> None:
     """Undo `publish` for one seed. The facts come last, because they show that it is finished."""
     from deeplab.checkpoint import write_durably
+    from deeplab.spots import state_file
 
-    folder.mkdir(parents=True)
+    (folder / "spots").mkdir(parents=True)
     head, *rows = (line.partition(",") for line in history)
     own = [head[2], *(row for seed, _, row in rows if seed == str(facts.seed))]
     write_durably(folder / "history.csv", ("\n".join(own) + "\n").encode())
+    for spot in facts.spots:
+        write_durably(state_file(folder / "spots", spot.start), contents.pop(spot.file(facts.seed)))
+    (weights,) = contents.values()
     write_durably(folder / "weights.safetensors", weights)
     write_json(folder / "facts.json", facts.plain())

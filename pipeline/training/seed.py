@@ -24,6 +24,7 @@ from pipeline.training.facts import (
     flat_settings,
     forward_flops,
     read_facts,
+    read_spots,
 )
 from pipeline.training.launch import local_rank, under_torchrun
 from pipeline.training.provenance import file_sha256, git_state, machine
@@ -79,6 +80,12 @@ class SeedRun:
         kind = self.cell.train.class_weights
         self.weights = CLASS_WEIGHTS[kind](self.split.records, len(run.store.classes)) if kind else None
 
+    @property
+    def spots(self) -> int:
+        """Pairs of states to keep: none where the weights at the end are an average, or chosen, and not the last state."""
+        train = self.cell.train
+        return 0 if train.ema or train.validates else self.run.runtime.spots
+
     def prepare(self) -> None:
         """Build the network. The first process writes the facts that are known at the start."""
         import torch
@@ -96,9 +103,9 @@ class SeedRun:
             return
         parameters = self.facts.parameters or 0
         explain_restart(self.folder, self.seed, self.run.inputs)
-        # Two checkpoints, one that is being written, and the weights.
+        # Two checkpoints, one that is being written, the weights, and the spots.
         train = self.cell.train
-        copies = 5 + 3 * ((train.ema is not None) + (train.keep == "best"))
+        copies = 5 + 3 * ((train.ema is not None) + (train.keep == "best")) + 2 * self.spots
         require_space(self.folder.parent, needed=copies * 4 * parameters)
         self.folder.mkdir(exist_ok=True)
         write_json(self.folder / "facts.json", self.facts.plain())
@@ -164,6 +171,7 @@ class SeedRun:
                 log_every=runtime.log_every,
                 checkpoint_every=runtime.checkpoint_every,
                 validate_every=runtime.validate_every,
+                spots=self.spots,
             ),
             ranks=ranks,
             weights=self.weights,
@@ -201,6 +209,7 @@ class SeedRun:
             "images_per_second": round(median_speed(self.folder / "speed.csv"), 2),
             "peak_memory": peak_memory(self.device),
             "weights": WeightsFile(file=f"seed{self.seed}.safetensors", sha256=file_sha256(weights)),
+            "spots": read_spots(self.folder, self.steps, self.spots),
         }
         write_json(self.folder / "facts.json", self.facts.model_copy(update=end).plain())
 

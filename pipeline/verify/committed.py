@@ -102,7 +102,7 @@ def check_files(dataset: str, params: Params, places: Places, fast: bool) -> Sho
 
 
 def compare_lines(path: Path, text: str, rows: list[Row], outdated: dict[str, str], unknown: set[str]) -> set[str]:
-    """Compare `path` with `text`, which ends with a line for each of `rows`.
+    """Compare `path` with `text`: a head, a line for each of `rows`, and in a Markdown table perhaps a note.
 
     Returns the cells of `unknown` whose lines differ. Raises MismatchError when another line does, with the reason in
     `outdated` if it has one.
@@ -110,13 +110,18 @@ def compare_lines(path: Path, text: str, rows: list[Row], outdated: dict[str, st
     if not path.exists():
         raise MismatchError(f"{path}: not found. Run: grid run tables@{path.stem}")
     said, expected = (content.splitlines() for content in (path.read_text(encoding="utf-8"), text))
-    names = [""] * (len(expected) - len(rows)) + [row.name for row in rows]
+    head = [""] * (2 if path.suffix == ".md" else 1)
+    names = [*head, *(row.name for row in rows), *[""] * (len(expected) - len(head) - len(rows))]
     if len(said) != len(expected):
-        raise MismatchError(f"{path}: not the cells of params.yaml. Run: grid run tables@{path.stem}")
+        raise MismatchError(
+            f"{path}: not the cells of params.yaml, or not the versions in its records. "
+            f"Run: grid run tables@{path.stem}"
+        )
     differing = {name for name, one, other in zip(names, said, expected, strict=True) if one != other}
     for name, one, other in zip(names, said, expected, strict=True):
-        if name in differing - unknown:
-            raise MismatchError(f"{name}: {outdated.get(name) or f'{path} says {one}, expected {other}'}")
+        if one != other and name not in unknown:
+            what = outdated.get(name) or f"{path} says {one}, expected {other}"
+            raise MismatchError(f"{name}: {what}" if name else what)
     return differing
 
 

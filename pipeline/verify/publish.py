@@ -21,6 +21,7 @@ from pipeline.settings.links import LOG, Published, read_published, write_publis
 from pipeline.settings.params import Params, load_params
 from pipeline.settings.places import Places
 from pipeline.settings.schema import PublishConfig
+from pipeline.training.facts import read_run
 from pipeline.training.provenance import file_sha256
 
 TIMEOUT = 60  # seconds without a byte from the address
@@ -38,7 +39,9 @@ def publish(names: list[str], places: Places) -> Iterator[str]:
         for name, results in cells.items():
             files = files_of(name, results, places)
             push(name, files, target, places)
-            entries = [Published(name, file.name, sha, address_of(file, target)) for file, sha in files.items()]
+            entries = [
+                Published(name, title(file, name, places), sha, address_of(file, target)) for file, sha in files.items()
+            ]
             for entry in entries:
                 require_same(entry)
             path = places.published(dataset)
@@ -121,14 +124,28 @@ def wanted(names: list[str], params: Params, places: Places) -> dict[str, dict[s
 
 
 def files_of(name: str, results: list[Result], places: Places) -> dict[Path, str]:
-    """The weights of each seed and the log, with their SHA-256. Raises MismatchError for weights without a record."""
+    """The weights of each seed, the states that its training kept, and the log, with their SHA-256.
+
+    Raises MismatchError for weights without a record and for states that run.json does not name.
+    """
     files = {}
+    facts = read_run(places.facts(name))
     for result in results:
         file = places.weights(name) / result.weights["file"]
         if not file.exists() or file_sha256(file) != result.weights["sha256"]:
             raise MismatchError(f"{file}: not the weights of the record. Run: dvc checkout {file}")
         files[file] = result.weights["sha256"]
+        for spot in facts[str(result.seed)].spots if str(result.seed) in facts else ():
+            file = places.weights(name) / spot.file(result.seed)
+            if not file.exists() or file_sha256(file) != spot.sha256:
+                raise MismatchError(f"{file}: not the state of {places.facts(name)}. Run: dvc checkout {file}")
+            files[file] = spot.sha256
     return {**files, places.history(name): file_sha256(places.history(name))}
+
+
+def title(file: Path, name: str, places: Places) -> str:
+    """The name of a published file, below the folder of the weights."""
+    return LOG if file == places.history(name) else file.relative_to(places.weights(name)).as_posix()
 
 
 def targets(name: str, places: Places) -> list[str]:

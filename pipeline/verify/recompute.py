@@ -13,6 +13,7 @@ from pipeline.settings.places import Places
 from pipeline.tracking.client import SQLITE, TrackingError, open_experiment, tracking_uri
 from pipeline.tracking.runs import read_back
 from pipeline.tracking.sync import Results, wanted_tags
+from pipeline.training.provenance import differing, versions
 
 TOLERANCE = 1e-4  # a hundredth of a percent: another GPU rounds differently
 
@@ -104,4 +105,8 @@ def recompute(name: str, results: list[Result], params: Params, places: Places) 
         matrix = evaluate(network, split, len(store.classes), cell.inference, protocol, device, progress)
         again, said = score(matrix).mean_iou, result.scores["mIoU"]
         if abs(again - said) > TOLERANCE:
-            raise MismatchError(f"{name}: {file} gives mIoU {again:.6f} on {store.folder}, but the record says {said}")
+            changed = differing(result.versions, versions(device))
+            hint = f"measured with other versions ({changed}): " if changed else ""
+            raise MismatchError(
+                f"{name}: {hint}{file} gives mIoU {again:.6f} on {store.folder}, but the record says {said}"
+            )
