@@ -7,8 +7,7 @@ from typing import Any
 import click
 
 from pipeline.errors import ParamsError
-from pipeline.settings.places import Places
-from pipeline.verify.verbs import adopt, complete_cell
+from pipeline.verify.verbs import adopt, complete_cell, history, publish, pull, verify
 
 ENGINES = ("here", "ray", "slurm")
 
@@ -132,71 +131,8 @@ def repair() -> None:
     print("\n".join(repair()) or "nothing to repair")
 
 
-@grid.command()
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[BASE OURS THEIRS]")
-@click.option("--install", is_flag=True, help="Make git use it, in this clone.")
-def merge(files: tuple[Path, ...], install: bool) -> int:
-    """Merge dvc.lock stage by stage, as git's driver for it."""
-    from pipeline.cluster.merge import main
-
-    return main(files, install)
-
-
-@grid.command()
-@click.argument("cells", nargs=-1, metavar="[CELL]...", shell_complete=complete_cell)
-@click.option("--fast", is_flag=True, help="Check the committed files only, in seconds.")
-@click.option("--training", is_flag=True, help="Instead repeat steps of the trainings, and compare the bits.")
-def verify(cells: tuple[str, ...], fast: bool, training: bool) -> None:
-    """Prove the numbers of the README.
-
-    Follows each number to its record, run, weights and data, and computes it again.
-    """
-    from pipeline.verify.committed import run
-    from pipeline.verify.training import repeated
-
-    if fast and training:
-        raise ParamsError("--training: got it with --fast, which repeats nothing: expected one of the two")
-    found = repeated(list(cells), Places()) if training else run(list(cells), Places(), fast)
-    for line in found or ["the README shows no number"]:
-        print(line, flush=True)
-
-
-@grid.command()
-@click.argument("cell", shell_complete=complete_cell)
-def history(cell: str) -> None:
-    """Show the values that a cell had in git, and what moved each: settings, data, code or environment."""
-    from pipeline.verify.history import run
-
-    print(run(cell))
-
-
-@grid.command()
-@click.argument("cells", nargs=-1, metavar="[CELL]...")
-@click.option("--hub", metavar="OWNER/NAME", help="Upload one cell to this repository of the Hugging Face Hub instead.")
-def publish(cells: tuple[str, ...], hub: str | None) -> None:
-    """Put the weights behind the tables where others can get them.
-
-    Pushes to the DVC remote of params.yaml (publish.remote) and reads everything back. By default all cells that were
-    trained here.
-    """
-    from pipeline.verify.publish import publish, publish_to_hub
-
-    names = list(cells)
-    for line in publish_to_hub(names, hub, Places()) if hub else publish(names, Places()):
-        print(line, flush=True)
-
-
-@grid.command()
-@click.argument("cells", nargs=-1, required=True, metavar="CELL...")
-def pull(cells: tuple[str, ...]) -> None:
-    """Get the published weights of cells, and their logs."""
-    from pipeline.verify.publish import pull
-
-    for line in pull(list(cells), Places()):
-        print(line, flush=True)
-
-
-grid.add_command(adopt)
+for verb in (verify, history, publish, pull, adopt):
+    grid.add_command(verb)
 
 
 @grid.command()
@@ -209,6 +145,16 @@ def equivalent(reason: str) -> None:
     from pipeline.stages.check import declare_equivalent
 
     print("\n".join(declare_equivalent(reason)) or "nothing to declare: the code is that of the results")
+
+
+@grid.command()
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[BASE OURS THEIRS]")
+@click.option("--install", is_flag=True, help="Make git use it, in this clone.")
+def merge(files: tuple[Path, ...], install: bool) -> int:
+    """Merge dvc.lock stage by stage, as git's driver for it."""
+    from pipeline.cluster.merge import main
+
+    return main(files, install)
 
 
 @grid.command()

@@ -82,7 +82,7 @@ class SeedRun:
 
     @property
     def spots(self) -> int:
-        """Pairs of states to keep: none where the weights at the end are an average, or chosen, and not the last state."""
+        """Pairs of states to keep. None where the weights at the end are an average or chosen, not the last state."""
         train = self.cell.train
         return 0 if train.ema or train.validates else self.run.runtime.spots
 

@@ -103,9 +103,8 @@ def repeated(names: list[str], places: Places) -> Iterator[str]:
             raise MismatchError(f"{name}: {places.facts(name)} not found. {remedy(name, cell.dataset, places)}")
         if names and not all(facts.spots for facts in seeds.values()):
             raise MismatchError(
-                f"{name}: its training kept no spots: it is older, its weights are chosen or averaged (ema, keep, patience), or "
-                "runtime.spots was 0. To train it again: "
-                f"dvc repro -f train@{name}"
+                f"{name}: its training kept no spots: it is older, runtime.spots was 0, or its weights are chosen or "
+                f"averaged (ema, keep, patience). To train it again: dvc repro -f train@{name}"
             )
         for facts in (facts for facts in seeds.values() if facts.spots):
             if cell.dataset not in stores:

@@ -1,4 +1,4 @@
-"""`grid adopt`: a verb of pipeline/cli.py, beside the code that it calls."""
+"""The verbs of `grid` about numbers, weights and their history; pipeline/cli.py has the others."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from pipeline.errors import ParamsError
+from pipeline.settings.places import Places
 
 
 def complete_cell(_: click.Context, __: click.Parameter, typed: str) -> list[str]:
@@ -31,11 +32,64 @@ def adopt(cell: str | None, source: str | None, toolbox: str | None, every: bool
     if every == bool(cell):
         raise ParamsError("grid adopt: expected a cell or --all, and not both")
 
-    from pipeline.settings.places import Places
     from pipeline.verify.adopt import adopt, adopt_known
 
     if cell and source:
         print(adopt(cell, source, toolbox, Places()))
         return
     for line in adopt_known([cell] if cell else [], toolbox, Places()):
+        print(line, flush=True)
+
+
+@click.command()
+@click.argument("cells", nargs=-1, metavar="[CELL]...", shell_complete=complete_cell)
+@click.option("--fast", is_flag=True, help="Check the committed files only, in seconds.")
+@click.option("--training", is_flag=True, help="Instead repeat steps of the trainings, and compare the bits.")
+def verify(cells: tuple[str, ...], fast: bool, training: bool) -> None:
+    """Prove the numbers of the README.
+
+    Follows each number to its record, run, weights and data, and computes it again.
+    """
+    from pipeline.verify.committed import run
+    from pipeline.verify.training import repeated
+
+    if fast and training:
+        raise ParamsError("--training: got it with --fast, which repeats nothing: expected one of the two")
+    found = repeated(list(cells), Places()) if training else run(list(cells), Places(), fast)
+    for line in found or ["the README shows no number"]:
+        print(line, flush=True)
+
+
+@click.command()
+@click.argument("cell", shell_complete=complete_cell)
+def history(cell: str) -> None:
+    """Show the values that a cell had in git, and what moved each: settings, data, code or environment."""
+    from pipeline.verify.history import run
+
+    print(run(cell))
+
+
+@click.command()
+@click.argument("cells", nargs=-1, metavar="[CELL]...")
+@click.option("--hub", metavar="OWNER/NAME", help="Upload one cell to this repository of the Hugging Face Hub instead.")
+def publish(cells: tuple[str, ...], hub: str | None) -> None:
+    """Put the weights behind the tables where others can get them.
+
+    Pushes to the DVC remote of params.yaml (publish.remote) and reads everything back. By default all cells that were
+    trained here.
+    """
+    from pipeline.verify.publish import publish, publish_to_hub
+
+    names = list(cells)
+    for line in publish_to_hub(names, hub, Places()) if hub else publish(names, Places()):
+        print(line, flush=True)
+
+
+@click.command()
+@click.argument("cells", nargs=-1, required=True, metavar="CELL...")
+def pull(cells: tuple[str, ...]) -> None:
+    """Get the published weights of cells, and their logs."""
+    from pipeline.verify.publish import pull
+
+    for line in pull(list(cells), Places()):
         print(line, flush=True)
