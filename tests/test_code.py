@@ -193,9 +193,9 @@ def test_a_loss_that_a_cell_names_and_a_validation_that_decides_are_code_of_its_
         edit(path, new="\nEDITED = 1\n")
         found |= {name} if code.code_of("train", params, Places(copy), CELL) != before else set()
         edit(path, "\nEDITED = 1\n")
-    own = {"losses.chunks"} | (
-        {"losses.cross_entropy"} if "cross_entropy" in params.cells[CELL].train.losses else set()
-    )
+    own = {"losses.chunks"}
+    if "cross_entropy" in params.cells[CELL].train.losses:
+        own |= {"losses.cross_entropy", "losses.choice", "losses.fused"}
     assert found == {*modules.split(), *own}
 
 

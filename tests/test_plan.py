@@ -101,7 +101,7 @@ def test_the_table_has_a_row_per_cell_and_says_what_is_an_estimate(params, place
         "(0.00012",
         "to",
         "0.00076)",
-        "0.3",
+        "0.9",
     ]
     assert evaluate.split() == ["tiny_b", "evaluation:", "metrics.py", "modified"]
     assert total.startswith("1 trainings")
