@@ -304,8 +304,8 @@ def children(process: int) -> list[int]:
 
 
 def asks_for_death(process: int) -> bool:
-    """Whether the mirror is past its start: it is nice from then on."""
-    return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[16] == "10"
+    """Whether the mirror is past its start: it is nicer than the tests from then on."""
+    return os.getpriority(os.PRIO_PROCESS, process) > os.getpriority(os.PRIO_PROCESS, 0)
 
 
 @pytest.mark.fault(
