@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from deeplab.errors import DataError
 from pipeline.errors import ParamsError
 from pipeline.verify.verbs import adopt, complete_cell, history, publish, pull, verify
 
@@ -186,8 +187,10 @@ def predict(
     from pipeline.predict.truth import pairs_of, score_masks
 
     tiling = predict.tiling_of(tiles["window"], tiles["stride"])
-    pairs = pairs_of(source, truth) if truth else {}
+    pairs = pairs_of(source, truth, out) if truth else {}
     code = predict.run(cell, source, out, seed=seed, batch=batch, device=device, tiling=tiling)
+    if pairs and code:
+        raise DataError(f"{source}: no score: not every image could be read. Replace or remove those named above.")
     if pairs:
         print(score_masks(cell, seed, pairs, source, out))
     return code

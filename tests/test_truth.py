@@ -92,7 +92,7 @@ def test_problems_are_named_before_the_network_runs(here, monkeypatch):
     with pytest.raises(DataError, match=r"masks: no mask for 1 of 3 images, for example .*photos/b.png"):
         scored(here)
     with pytest.raises(ParamsError, match="nowhere: no such folder"):
-        pairs_of(here / "photos", here / "nowhere")
+        pairs_of(here / "photos", here / "nowhere", here / "out")
 
 
 def test_masks_that_do_not_fit_are_named(here):
@@ -105,3 +105,37 @@ def test_masks_that_do_not_fit_are_named(here):
     Image.open("kept.png").crop((0, 0, 48, 39)).save("masks/a_mask.png")
     with pytest.raises(DataError, match=r"a_mask.png: 39x48 pixels, but its image .*a.png has 40x48"):
         scored(here)
+
+
+def test_masks_of_a_cell_with_annotations_are_read_by_their_labels(here):
+    def coco(params):
+        params["datasets"]["tiny"] |= {
+            "format": "coco",
+            "folder": {"images": "i", "annotations": "a.json", "classes": "classes.txt"},
+        }
+
+    tiny_params(here / "params.yaml", coco)
+    (here / "data/raw/tiny").mkdir(parents=True)
+    (here / "data/raw/tiny/classes.txt").write_text("0 background\n4 car\n")
+    Image.fromarray(np.array([[0, 4]], np.uint8)).save("one.png")
+    assert reader("tiny_os8", 2, Places())(here / "one.png").ids.tolist() == [[0, 1]]
+
+
+def test_an_image_that_only_predict_finds_has_no_mask_either(here):
+    (here / "more").mkdir()
+    shutil.copy("photos/a.png", "more/d.png")
+    (here / "photos/linked").symlink_to(here / "more")
+    with pytest.raises(DataError, match=r"masks: no mask for 1 of 4 images, for example .*linked/d.png"):
+        scored(here)
+
+
+def test_no_score_when_an_image_cannot_be_read_though_an_older_prediction_is_there(here):
+    scored(here)
+    (here / "out/scores.json").unlink()
+    (here / "photos/a.png").write_bytes(b"no picture")
+    found = CliRunner().invoke(
+        cli.grid, ["predict", "w.safetensors", "photos", "--out", "out", "--truth", "masks"], standalone_mode=False
+    )
+    assert isinstance(found.exception, DataError)
+    assert "no score: not every image could be read" in str(found.exception)
+    assert not (here / "out/scores.json").exists()

@@ -27,8 +27,8 @@ def ohem(
 ) -> Tensor:
     """The mean cross-entropy of the pixels whose true class has a probability below `threshold`.
 
-    When these are less than `min_share` of the valid pixels, the pixels with the largest losses are taken, as many as
-    this share; pixels as hard as the last of them are taken too. Both are decided over the whole batch, exactly and for
+    When these are less than `min_share` of the valid pixels, that share is taken, the pixels with the largest losses;
+    pixels as hard as the last of them are taken too. Both are decided over the whole batch, exactly and for
     any number of processes. logits (N, K, h, w), masks uint8 (N, H, W) with 255 ignored, count the valid pixels of the
     whole batch, weights (K,) or None -> scalar.
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deeplab.errors import DataError
-from pipeline.data.formats import FORMATS
+from pipeline.data.find import find_pictures
+from pipeline.data.formats import FORMATS, folder
 from pipeline.data.formats.base import Mask, RawSample
 from pipeline.data.pairing import find
 from pipeline.files import write_whole
-from pipeline.predict.predict import find_images, output_names
+from pipeline.predict.predict import output_names
 from pipeline.predict.weights import find_weights, is_cell
 from pipeline.results.scores import describe, scores_of
 from pipeline.settings.params import load_params
@@ -26,24 +27,24 @@ if TYPE_CHECKING:
 Read = Callable[[Path], Mask]
 
 
-def pairs_of(images: Path, truth: Path) -> dict[Path, Path]:
-    """The mask of each image in a folder, by names, which may differ as `a_leftImg8bit` and `a_labelIds` do.
+def pairs_of(images: Path, truth: Path, out: Path) -> dict[Path, Path]:
+    """The mask of each image that `predict` finds, by names, which may differ as `a_leftImg8bit` and `a_labelIds` do.
 
     Raises DataError for an image without a mask, ParamsError without a folder.
     """
     found = find(images, truth)
     pairs = {images / pair.image: truth / pair.mask for each in found.splits.values() for pair in each}
-    if missing := [path for path in found.alone if path.is_relative_to(images) and not path.is_relative_to(truth)]:
+    files, _ = find_pictures(images, leave=[out / "masks", out / "overlays"])
+    if missing := [path for path in files if path not in pairs]:
         raise DataError(
-            f"{truth}: no mask for {len(missing)} of {len(missing) + len(pairs)} images, for example {missing[0]}. "
+            f"{truth}: no mask for {len(missing)} of {len(files)} images, for example {missing[0]}. "
             "Add it, or take the image away."
         )
-    return pairs
+    return {path: pairs[path] for path in files}
 
 
 def reader(name: str, classes: int, places: Places) -> Read:
     """How to read the masks for the network `name` of `classes` classes."""
-    from pipeline.data.formats.folder import sampler
     from pipeline.data.formats.masks import label_table, read_labels, to_train_ids
 
     config = None
@@ -54,15 +55,16 @@ def reader(name: str, classes: int, places: Places) -> Read:
     if config is None or config.format == "shapes":  # whose masks are drawn and have no files
         table = label_table({index: index for index in (*range(classes), 255)})
         return lambda mask: to_train_ids(read_labels(mask), table, mask)
-    load = FORMATS[config.format].load_mask
-    sample = sampler(places.raw(dataset), config.folder) if config.folder else RawSample
+    load = folder.load_mask if config.folder else FORMATS[config.format].load_mask  # annotations have no mask files
+    sample = folder.sampler(places.raw(dataset), config.folder) if config.folder else RawSample
     return lambda mask: load(sample(id=mask.stem, image=mask, mask=mask))
 
 
 def score_masks(name: str, seed: int, pairs: Mapping[Path, Path], source: Path, out: Path) -> str:
     """Compare the masks that `predict` wrote into `out` with the truth; the scores as text, and in out/scores.json.
 
-    Raises DataError for a mask of another size than its image, or with a label that is no class.
+    Every image of `pairs` must have been segmented: an older prediction may lie there. Raises DataError for a mask of
+    another size than its image, or with a label that is no class.
     """
     import numpy as np
     from PIL import Image
@@ -73,11 +75,8 @@ def score_masks(name: str, seed: int, pairs: Mapping[Path, Path], source: Path, 
 
     file = find_weights(name, seed, Places())
     classes = tuple(read_about(file / WEIGHTS if file.is_dir() else file)["classes"])
-    files = find_images(source, out)
-    written = {
-        path: out / "masks" / f"{each}.png" for path, each in zip(files, output_names(files, source), strict=True)
-    }
-    written = {path: mask for path, mask in written.items() if mask.exists()}  # a broken image has none
+    names = output_names(list(pairs), source)
+    written = {path: out / "masks" / f"{each}.png" for path, each in zip(pairs, names, strict=True)}
     read = reader(name, len(classes), Places())
 
     def matrices() -> Iterator["Matrix"]:

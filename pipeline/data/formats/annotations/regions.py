@@ -22,7 +22,7 @@ class Region(NamedTuple):
     name: str  # of its class; of YOLO the number
     polygons: Sequence[Any] = ()  # x1, y1, x2, y2, ... of each, in pixels or in shares; it covers what any covers
     runs: Sequence[int] = ()  # pixels outside and inside in turn, by columns, as COCO counts
-    is_crowd: bool = False  # things that are not told apart: not to be trained on
+    is_crowd: bool = False  # things that are not separated: not to be trained on
     order: int = 0  # drawn over all of a lower order
 
 
