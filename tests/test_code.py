@@ -68,8 +68,8 @@ RUNS_AGAIN = {
     ),
     "tables": (
         "deeplab.intervals markdown pictures.charts pictures.colors results.latex results.model_card settings.links "
-        "results.records results.scores results.table results.values settings.published stages.tables tracking.curves tracking.models tracking.runs "
-        "tracking.sync tracking.variants"
+        "results.records results.scores results.table results.values settings.published stages.tables tracking.models tracking.runs "
+        "tracking.sync tracking.variants training.curves"
     ),
     "compare": (
         "deeplab.counts deeplab.decode deeplab.intervals deeplab.metrics deeplab.store results.records results.statistics "

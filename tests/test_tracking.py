@@ -14,8 +14,8 @@ import pytest
 from pipeline.files import locked
 from pipeline.tracking import live as mirror_module
 from pipeline.tracking.client import VIEW_TAG, Experiment, lock_of, open_experiment, tracking_uri
-from pipeline.tracking.curves import read_curves
 from pipeline.tracking.live import live_run, mirror, send
+from pipeline.training.curves import read_curves
 from pipeline.training.facts import read_facts
 from tests.records import CELL, OTHER, ROOT, Folder, blank_database
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.errors import describe
 from pipeline.files import locked, whole
-from pipeline.tracking.curves import Curves
+from pipeline.training.curves import Curves
 from pipeline.training.facts import Facts
 
 SQLITE = "sqlite:///"

@@ -24,7 +24,7 @@ from pipeline.tracking.client import (
     start_time,
     training_tags,
 )
-from pipeline.tracking.curves import read_curves
+from pipeline.training.curves import read_curves
 from pipeline.training.facts import Facts, read_facts
 
 
