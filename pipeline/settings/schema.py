@@ -114,7 +114,7 @@ class FolderOptions:
                 raise ValueError(f"{key}: got {pattern!r}, expected only {known} in braces, {{name}} behind the last /")
         for source, target in self.map.items():
             if source in self.ignore:
-                raise ValueError(f"map: label {source} stands in ignore too")
+                raise ValueError(f"map: label {source} is in ignore too")
             if target in self.map:
                 raise ValueError(f"map: label {source} counts as {target}, which counts as {self.map[target]} itself")
 

@@ -247,7 +247,7 @@ REMEDIES = {
     "out-of-date database schema": f"If a newer MLflow made it, install that one, or {AGAIN}",
     "disk is full": "Free some space.",
     "must be in the 'active' state": (
-        "It was deleted in MLflow: bring it back with `mlflow experiments restore --experiment-id` and its number, or "
+        "It was deleted in MLflow: restore it with `mlflow experiments restore --experiment-id` and its number, or "
         "remove it for good with `mlflow gc`. MLFLOW_TRACKING_URI names the database for both"
     ),
 }
