@@ -77,6 +77,11 @@ def small(tmp_path_factory):
     return two_cells(tmp_path_factory.mktemp("small")).fill()
 
 
+@pytest.fixture(scope="module")
+def drawn(small):
+    return page(small)
+
+
 @pytest.fixture
 def grid(small, tmp_path):
     """A copy that a test may spoil."""
@@ -224,8 +229,8 @@ def test_a_single_cell_without_a_comparison_has_an_interval(grid):
     assert "[1.00, 12.50]" in words(parsed(page(grid)))
 
 
-def test_the_same_files_give_the_same_bytes(grid):
-    assert page(grid) == page(grid)
+def test_the_same_files_give_the_same_bytes(small, drawn):
+    assert page(small) == drawn
 
 
 @tried.PAGE
@@ -363,9 +368,9 @@ def test_intervals_and_paired_differences_are_shown_where_there_are_some(grid):
     assert "clear difference" in text
 
 
-def test_each_number_leads_to_its_key_weights_and_commit(grid):
-    tree = parsed(page(grid))
-    row = pd.read_csv(grid.path / "reports/tables/voc.csv", index_col="cell").loc[CELL]
+def test_each_number_leads_to_its_key_weights_and_commit(small, drawn):
+    tree = parsed(drawn)
+    row = pd.read_csv(small.path / "reports/tables/voc.csv", index_col="cell").loc[CELL]
     (facts,) = [each for each in tree.iter() if each.get("aria-label") == "Provenance, PASCAL VOC"]
     assert f"provenance-{CELL}" in [each.get("id") for each in facts.iter()]
     for value in (row["keys"], row["weights_sha256"], row["cell_fingerprint"], "f" * 40):
