@@ -142,7 +142,7 @@ def look(read: Callable[[Item], Mask], items: Sequence[Item], title: str) -> See
 
 
 def read_pair(pair: tuple[Path, Path]) -> Mask:
-    """The mask of an image and its mask.
+    """What is in the mask of a pair (image, mask).
 
     Raises DataError when mask or image cannot be read, or differ in size.
     """
