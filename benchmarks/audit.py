@@ -1,6 +1,6 @@
 """Ask what is known about the pinned packages, and write docs/dependency-audit.md: the answer, and what it means here.
 
-A package that the service gave no answer for is not audited, and is told as such: pip-audit itself says "No known
+A package that the service gave no answer for is reported as not audited: pip-audit itself says "No known
 vulnerabilities found" then. Exits with 1 when a package was not audited, or has a finding that dependency-audit.toml
 does not explain.
 """
@@ -47,7 +47,7 @@ def run(requirements: Sequence[Path], known: Path, out: Path) -> int:
         "",
         "## Found and not yet explained",
         "",
-        *(rows(("package", "version", "finding", "mended in"), unexplained) or ["Nothing among those audited."]),
+        *(rows(("package", "version", "finding", "fixed in"), unexplained) or ["Nothing among those audited."]),
         "",
         "## Known, and what it means here",
         "",

@@ -9,7 +9,7 @@ them; a ratio is the median of the rounds' ratios, in seconds of CPU, which othe
 
 A sample is what a network is trained on: normalised, padded, a float tensor, all of it made on the CPU. With "colours
 on the device" this project stops at the batch's slot, in uint8; the peers have no such way. mmsegmentation leaves it
-only normalising and padding, and stands in the table without them too. Goals, against mmsegmentation: 8x and 23x with
+only normalising and padding, and is in the table without them too. Goals, against mmsegmentation: 8x and 23x with
 the colours on the CPU (VOC, CityScapes), 15x and 48x with them on the device. A peer that is not installed is named
 and left out.
 

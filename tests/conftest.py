@@ -31,6 +31,16 @@ def split(tmp_path_factory):
     return Store(write_store(tmp_path_factory.mktemp("store"), {"train": 13})).split("train")
 
 
+@pytest.fixture
+def folder(tmp_path, tmp_path_factory, monkeypatch):
+    """A working folder with a database of its own."""
+    from tests.records import Folder, blank_database
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return Folder(tmp_path, blank_database(tmp_path_factory.getbasetemp()))
+
+
 def pytest_addoption(parser):
     parser.addoption("--reliability", type=Path, metavar="FILE", help="fill the tables of FILE with what was tried")
 

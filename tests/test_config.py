@@ -9,6 +9,7 @@ from tests.tiny import augment_config, tiny_cell, train_config
 
 
 def test_the_fingerprint_of_a_cell_never_changes():
+    """A change here makes every record, checkpoint and table stale."""
     assert tiny_cell().fingerprint == "c93d6033545d4d793b93643dc102bd59c72201296c9474ecea6b07f8523c02e3"
 
 

@@ -367,16 +367,6 @@ def test_images_are_read_as_rgb(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), np.full((2, 3, 3), 7))
 
 
-def test_image_and_mask_are_turned_alike_by_an_orientation_in_the_metadata(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
-    stored = np.zeros((20, 40), np.uint8)
-    stored[:3, :5] = 7
-    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(read_labels(tmp_path / "a.png"), np.rot90(stored, -1))
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png")[..., 0], np.rot90(stored, -1))
-
-
 @pytest.mark.parametrize("read", [read_image, read_labels])
 @tried.IMAGES
 def test_a_file_that_cannot_be_read_is_named(tmp_path, read):

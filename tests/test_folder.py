@@ -262,7 +262,7 @@ def test_a_classes_file_that_cannot_be_meant_is_refused_with_its_line(raw, conte
         ({"images": {"split": None}}, "datasets.tiny.folder.images: got {'split': None}, expected a valid string"),
         ({"masks": "{spilt}"}, "folder.masks: got '{spilt}', expected only {split} and {name} in braces, {name} behind"),
         ({"masks": "{name}/a.png"}, "folder.masks: got '{name}/a.png', expected only {split} and {name} in braces"),
-        ({"map": {11: 0}}, "datasets.tiny.folder.map: label 11 stands in ignore too"),
+        ({"map": {11: 0}}, "datasets.tiny.folder.map: label 11 is in ignore too"),
         ({"map": {1: 2, 2: 0}}, "datasets.tiny.folder.map: label 1 counts as 2, which counts as 0 itself"),
     ],
 )  # fmt: skip

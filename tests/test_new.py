@@ -85,6 +85,18 @@ def test_words_that_only_masks_have_are_no_part_of_a_name(tmp_path, image, mask)
     ]
 
 
+def test_links_are_followed_and_litter_is_left_out(tmp_path):
+    images, masks = folders(tmp_path, ["a1", "b1", "c1"])
+    images.rename(tmp_path / "elsewhere")
+    (images / "@eaDir").mkdir(parents=True)
+    photo(images / "@eaDir/a1.jpg")
+    (images / "more").symlink_to("../elsewhere")
+    found = find(images, masks)
+    assert sorted(str(pair.image) for each in found.splits.values() for pair in each) == [
+        f"more/{name}1.jpg" for name in "abc"
+    ]
+
+
 def test_equal_names_in_several_folders_are_told_apart_by_the_folders(tmp_path):
     for split in ("train", "valid"):
         for name in ("1", "2"):

@@ -1,10 +1,8 @@
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import ruamel.yaml
 
-from deeplab.config import without_defaults
 from pipeline.errors import ParamsError
 from pipeline.settings.params import load_params
 from tests.faults import tried
@@ -149,29 +147,6 @@ def test_a_file_that_is_no_settings_at_all_is_refused(tmp_path, content):
 def test_an_unknown_cell_is_answered_with_the_nearest_one():
     with pytest.raises(ParamsError, match="unknown name 'voc_resnet5_os8'; did you mean 'voc_resnet50_os8'"):
         load_params(PARAMS).cell("voc_resnet5_os8")
-
-
-def test_a_setting_at_its_default_is_no_part_of_a_fingerprint():
-    """So a setting that is added later makes no finished cell stale."""
-
-    @dataclass(frozen=True)
-    class Part:
-        rate: float
-        new: int = 0
-
-    @dataclass(frozen=True)
-    class Whole:
-        part: Part
-        name: str
-
-    assert without_defaults(Whole(Part(0.1), "a")) == {"part": {"rate": 0.1}, "name": "a"}
-    assert without_defaults(Whole(Part(0.1, new=1), "a")) == {"part": {"rate": 0.1, "new": 1}, "name": "a"}
-
-
-def test_the_fingerprint_of_a_cell_stays_what_it_is():
-    """A change here makes every record, checkpoint and table stale."""
-    fingerprint = load_params(PARAMS).cell("voc_resnet50_os8").fingerprint
-    assert fingerprint == "c372f5b643d973f7d190b7cdfbad33bf948e82f71af0dcff5f3266189d309f91"
 
 
 @pytest.mark.parametrize(("row", "name"), [

@@ -8,21 +8,18 @@ import pytest
 from pipeline.errors import ParamsError
 from pipeline.tracking import ui
 from pipeline.tracking.client import open_experiment, pages
-from tests.records import CELL, OTHER, Folder, blank_database
+from tests.records import CELL, OTHER
 from tests.server import Server, answer
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
 
 
 @pytest.fixture
-def folder(tmp_path, tmp_path_factory, monkeypatch):
+def folder(folder):
     """A working folder with a database of its own and two measured cells, the second the better one."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    here = Folder(tmp_path, blank_database(tmp_path_factory.getbasetemp()))
-    monkeypatch.chdir(tmp_path)
-    here.measure(CELL, 0.5)
-    here.measure(OTHER, 0.6)
-    return here
+    folder.measure(CELL, 0.5)
+    folder.measure(OTHER, 0.6)
+    return folder
 
 
 def aliases():

@@ -54,25 +54,32 @@ def words(tree) -> str:
     return " ".join(" ".join(tree.itertext()).split())
 
 
+def without(cells: str) -> str:
+    """params.yaml without some cells: fewer are quicker to draw."""
+    lines = (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if not re.match(rf"  ({cells}).*_os", line))
+
+
 def two_cells(path: Path, seeds: str = "[0]") -> FakeGrid:
-    """VOC with two cells: quick to draw."""
-    text = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("seeds: [0]", f"seeds: {seeds}")
-    kept = "\n".join(
-        line for line in text.splitlines() if not re.match(r"  (shapes|ade20k|city|voc_resnet101).*_os", line)
-    )
-    return FakeGrid(path, kept)
+    """VOC with two cells."""
+    return FakeGrid(path, without("shapes|ade20k|city|voc_resnet101").replace("seeds: [0]", f"seeds: {seeds}"))
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """All cells but one."""
-    grid = FakeGrid(tmp_path_factory.mktemp("whole")).fill("ade20k_resnet50_os16")
-    return grid, page(grid)
+    """The page of all data sets with two cells each, one of which is not measured."""
+    grid = FakeGrid(tmp_path_factory.mktemp("whole"), without(r"\w+_resnet(34|101)")).fill("ade20k_resnet50_os16")
+    return page(grid)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     return two_cells(tmp_path_factory.mktemp("small")).fill()
+
+
+@pytest.fixture(scope="module")
+def drawn(small):
+    return page(small)
 
 
 @pytest.fixture
@@ -85,18 +92,17 @@ def grid(small, tmp_path):
 
 
 def test_the_page_is_valid_html_with_each_id_once_and_every_link_leading_somewhere(whole):
-    tree = parsed(whole[1])
+    tree = parsed(whole)
     ids = [element.get("id") for element in tree.iter() if element.get("id")]
     assert len(ids) == len(set(ids))
     targets = [link.get("href") for link in elements(tree, "a")]
     assert {target[1:] for target in targets if target.startswith("#")} <= set(ids)
-    assert len([target for target in targets if target.startswith("#provenance-")]) == 15
+    assert len([target for target in targets if target.startswith("#provenance-")]) == 7
 
 
 @tried.PAGE
 def test_the_page_loads_nothing_and_runs_nothing(whole):
-    text = whole[1]
-    tree = parsed(text)
+    tree = parsed(whole)
     assert not list(elements(tree, "script"))
     for element in tree.iter():
         for name, value in element.items():
@@ -105,13 +111,13 @@ def test_the_page_loads_nothing_and_runs_nothing(whole):
             ):
                 assert value.startswith(("data:", "#")), (element.tag, name, value[:80])
             assert not name.startswith("on")
-    assert not re.findall(r"@import|url\((?!#)", text)
+    assert not re.findall(r"@import|url\((?!#)", whole)
 
 
 def test_pictures_and_plots_have_words_tables_have_captions_and_headings_skip_no_level(whole):
-    tree = parsed(whole[1])
+    tree = parsed(whole)
     images = list(elements(tree, "img"))
-    assert len(images) > 500
+    assert len(images) > 250
     assert all(image.get("alt") and image.get("width") and image.get("height") for image in images)
     assert len(drawings(tree)) > 20
     assert all(each.find(f"{NAMESPACE}caption") is not None for each in elements(tree, "table"))
@@ -137,7 +143,7 @@ def test_every_published_cell_has_one_number_to_be_compared_with():
 
 def test_what_is_measured_comes_first_and_the_rest_is_folded(grid, whole):
     """And a data set without published numbers is compared with none."""
-    text = words(parsed(whole[1]))
+    text = words(parsed(whole))
     titles = [text.index(f"Results on {title}") for title in ("PASCAL VOC", "ADE20k", "CityScapes", "Demo")]
     assert titles == sorted(titles)
     demo = text[titles[-1] :]
@@ -165,7 +171,7 @@ def rows_of(grid: FakeGrid, dataset: str) -> list[dict[str, object]]:
 
 
 def test_the_contents_lead_to_every_section(whole):
-    tree = parsed(whole[1])
+    tree = parsed(whole)
     (contents,) = [each for each in tree.iter() if each.get("id") == "contents"]
     targets = {link.get("href") for link in elements(contents, "a")}
     sections = [each for article in elements(tree, "article") for each in elements(article, "section")]
@@ -183,22 +189,21 @@ def test_the_head_says_when_where_and_with_which_commit(grid):
 
 
 def test_a_click_enlarges_each_picture_and_another_one_leads_back(whole):
-    tree = parsed(whole[1])
+    tree = parsed(whole)
     links = {link.get("id"): link for link in elements(tree, "a") if link.get("id")}
     shown = [link for link in links.values() if link.get("class") == "zoom"]
     masks = [image for image in elements(tree, "img") if "svg" not in image.get("src")[:30]]
-    assert len(shown) == len(masks) > 500
+    assert len(shown) == len(masks) > 250
     for link in shown:
         assert link.get("href") == f"#{link.get('id')}"
         assert links[f"{link.get('id')}-"].get("class") == "close"
 
 
 def test_two_cells_that_differ_in_loss_have_different_names(tmp_path):
-    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     row = "  voc_resnet50_os8: {dataset: voc, backbone: resnet50c, output_stride: 8"
-    text = text.replace(f"{row}}}", f"{row}}}\n{row.replace('os8', 'smooth')}, train: {{loss: smooth}}}}")
-    kept = [line for line in text.splitlines() if not re.match(r"  (shapes|ade20k|city|voc_resnet101).*_os", line)]
-    titles = [words(small) for small in elements(parsed(page(FakeGrid(tmp_path, "\n".join(kept)).fill())), "small")]
+    other = f"{row.replace('os8', 'smooth')}, train: {{loss: smooth}}}}"
+    text = without(r"shapes|ade20k|city|voc_resnet101|voc_resnet50_os16").replace(f"{row}}}", f"{row}}}\n{other}")
+    titles = [words(small) for small in elements(parsed(page(FakeGrid(tmp_path, text).fill())), "small")]
     assert "ResNet50 (OS=8, PRE=ImageNet, loss=smooth)" in titles
     assert titles.count("ResNet50 (OS=8, PRE=ImageNet)") == 1
 
@@ -224,8 +229,8 @@ def test_a_single_cell_without_a_comparison_has_an_interval(grid):
     assert "[1.00, 12.50]" in words(parsed(page(grid)))
 
 
-def test_the_same_files_give_the_same_bytes(grid):
-    assert page(grid) == page(grid)
+def test_the_same_files_give_the_same_bytes(small, drawn):
+    assert page(small) == drawn
 
 
 @tried.PAGE
@@ -363,9 +368,9 @@ def test_intervals_and_paired_differences_are_shown_where_there_are_some(grid):
     assert "clear difference" in text
 
 
-def test_each_number_leads_to_its_key_weights_and_commit(grid):
-    tree = parsed(page(grid))
-    row = pd.read_csv(grid.path / "reports/tables/voc.csv", index_col="cell").loc[CELL]
+def test_each_number_leads_to_its_key_weights_and_commit(small, drawn):
+    tree = parsed(drawn)
+    row = pd.read_csv(small.path / "reports/tables/voc.csv", index_col="cell").loc[CELL]
     (facts,) = [each for each in tree.iter() if each.get("aria-label") == "Provenance, PASCAL VOC"]
     assert f"provenance-{CELL}" in [each.get("id") for each in facts.iter()]
     for value in (row["keys"], row["weights_sha256"], row["cell_fingerprint"], "f" * 40):

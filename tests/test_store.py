@@ -335,13 +335,6 @@ def test_a_file_that_vanishes_while_training_is_told_in_one_line(tmp_path, worke
     assert "\n" not in message
 
 
-def test_an_interrupted_writer_leaves_no_list_of_files(tmp_path):
-    write_both(tmp_path)
-    with suppress(KeyboardInterrupt), StoreWriter(tmp_path / "files", CLASSES, PALETTE):
-        raise KeyboardInterrupt
-    assert list((tmp_path / "files").iterdir()) == []
-
-
 def test_a_store_is_never_taken_for_the_other_kind(tmp_path):
     write_both(tmp_path)
     files = tmp_path / "files/image_files.txt"

@@ -16,22 +16,13 @@ from pipeline.stages import tables
 from pipeline.tracking import sync
 from pipeline.tracking.client import open_experiment
 from tests.faults import tried
-from tests.records import CELL, OTHER, ROOT, Folder, blank_database
+from tests.records import CELL, OTHER, ROOT, Folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
 
 HEAD = "| Backbone | Crop Size | Schedule | Train/Eval Set | mIoU | Download |\n| :-: | :-: | :-: | :-: | :-: | :-: |\n"
 DEMO = "ResNet18 (OS=8, PRE=none) | 64x64 | LR/POLICY/BS/EPOCH: 0.02/poly/16/4"
 FILES = f"local · [card](reports/cards/shapes/{CELL}.md)"
-
-
-@pytest.fixture
-def folder(tmp_path, tmp_path_factory, monkeypatch):
-    """A working folder with a database of its own."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    here = Folder(tmp_path, blank_database(tmp_path_factory.getbasetemp()))
-    monkeypatch.chdir(tmp_path)
-    return here
 
 
 def recorded():

@@ -14,21 +14,12 @@ import pytest
 from pipeline.files import locked
 from pipeline.tracking import live as mirror_module
 from pipeline.tracking.client import VIEW_TAG, Experiment, lock_of, open_experiment, tracking_uri
-from pipeline.tracking.curves import read_curves
 from pipeline.tracking.live import live_run, mirror, send
+from pipeline.training.curves import read_curves
 from pipeline.training.facts import read_facts
-from tests.records import CELL, OTHER, ROOT, Folder, blank_database
+from tests.records import CELL, OTHER, ROOT, Folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
-
-
-@pytest.fixture
-def folder(tmp_path, tmp_path_factory, monkeypatch):
-    """A working folder with a database of its own."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    here = Folder(tmp_path, blank_database(tmp_path_factory.getbasetemp()))
-    monkeypatch.chdir(tmp_path)
-    return here
 
 
 @pytest.fixture

@@ -1,20 +1,16 @@
 """Where stages run: on this machine, or through Ray or Slurm on others."""
 
 from pipeline.runner.engine import Engine, EngineFactory, Order
-from pipeline.runner.local import Slot, Workers, find_slots
+from pipeline.runner.local import Workers, find_slots
 from pipeline.settings.stage_names import kind_and_name
 
 
 def here(order: Order) -> Engine:
-    """Processes of this machine."""
-    return Workers(local_slots(order), order.logs, lock=order.lock)
-
-
-def local_slots(order: Order) -> list[Slot]:
-    """The slots of this machine. Only training and evaluation need a GPU."""
+    """Processes of this machine. Only training and evaluation need a GPU."""
     computes = any(kind_and_name(name)[0] in ("train", "evaluate") for name in order.stages)
     device = order.params.device if computes else "cpu"
-    return find_slots(order.count, device, order.threads, order.params.gpus_per_cell)
+    slots = find_slots(order.count, device, order.threads, order.params.gpus_per_cell)
+    return Workers(slots, order.logs, lock=order.lock)
 
 
 def ray(order: Order) -> Engine:

@@ -2,10 +2,10 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -29,6 +29,7 @@ SHOWN = 3  # sizes that a report names
 NO_LABEL = re.compile(r"(?i)ignore|unlabel|void|unknown|don.?t.?care")
 BORDER: Color = (224, 224, 192)  # around the objects of PASCAL VOC, and of tools that write its form
 
+Item = TypeVar("Item")
 Key = int | Color  # a label, or the colour that stands for a class
 
 
@@ -43,6 +44,9 @@ class Value(NamedTuple):
         if is_colored or self.label is None:
             return self.color or (self.label or 0,) * 3
         return self.label
+
+
+Mask = tuple[str, tuple[int, int], dict[Value, int]]  # mode, height and width, and how many pixels have each value
 
 
 class Seen(NamedTuple):
@@ -82,7 +86,8 @@ def describe(images: Path | None, masks: Path | None, pairs: Sequence[Path], cla
     if bool(pairs) == bool(images or masks) or bool(images) != bool(masks):
         raise ParamsError("expected --images and --masks, or --pairs instead of both")
     found = find(images, masks) if images and masks else listed_files(pairs)
-    seen, file = look(found), classes or find_list(found.images, found.masks)
+    files = [(found.images / image, found.masks / mask) for each in found.splits.values() for image, mask in each]
+    seen, file = look(read_pair, files, "looking"), classes or find_list(found.images, found.masks)
     listed = read_list(file) if file else []
     rows = settle(seen, listed)
     ignore = [row.label for row in rows if row.is_ignored]
@@ -124,12 +129,11 @@ def report(found: Found, seen: Seen, note: str, rows: Sequence[Row]) -> Iterator
     yield from map(str, rows)
 
 
-def look(found: Found) -> Seen:
-    """Read every mask and the size of every image. Raises DataError for the first one that cannot be used."""
-    pairs = [(found.images / pair.image, found.masks / pair.mask) for each in found.splits.values() for pair in each]
+def look(read: Callable[[Item], Mask], items: Sequence[Item], title: str) -> Seen:
+    """What `read` returns for each of `items`, counted. Raises DataError for the first one that cannot be used."""
     seen = Seen(Counter(), Counter(), Counter(), Counter())
     with ThreadPoolExecutor(cores()) as pool:
-        for mode, size, pixels in shown(pool.map(read_pair, pairs), "looking", total=len(pairs)):
+        for mode, size, pixels in shown(pool.map(read, items), title, total=len(items)):
             seen.modes[mode] += 1
             seen.sizes[size] += 1
             seen.pixels.update(pixels)
@@ -137,8 +141,8 @@ def look(found: Found) -> Seen:
     return seen
 
 
-def read_pair(pair: tuple[Path, Path]) -> tuple[str, tuple[int, int], dict[Value, int]]:
-    """Mode, height and width of a mask, and how many pixels have each value.
+def read_pair(pair: tuple[Path, Path]) -> Mask:
+    """What is in the mask of a pair (image, mask).
 
     Raises DataError when mask or image cannot be read, or differ in size.
     """
@@ -205,7 +209,7 @@ def settle(seen: Seen, listed: Sequence[Listed]) -> list[Row]:
 
 
 def holds_colors(values: Collection[Value], listed: Sequence[Listed]) -> bool:
-    """Whether colours tell the classes apart: no labels, differing palettes, or a list of just these colours."""
+    """Whether colours distinguish the classes: no labels, differing palettes, or a list of just these colours."""
     palette: dict[int, Color] = {}
     for label, color in values:
         if label is None or (color and palette.setdefault(label, color) != color):

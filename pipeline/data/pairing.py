@@ -4,12 +4,13 @@ import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from deeplab.decode import ENDINGS
 from deeplab.errors import DataError
+from pipeline.data.find import find_pictures
 from pipeline.data.formats.arrays import ENDING
 from pipeline.data.formats.base import read_lines
 from pipeline.data.formats.pairs import listed_pairs
@@ -73,7 +74,7 @@ def find(images: Path, masks: Path) -> Found:
 
 def divide(images: Path, masks: Path) -> tuple[list[Path], list[Path]]:
     """The pictures of both folders, as paths from there. In one folder for both, masks are known by name or kind."""
-    left, right = pictures(images), pictures(masks, (*ENDINGS, ENDING))
+    left, right = pictures(images), pictures(masks, with_arrays=True)
     if images.resolve() == masks.resolve():
         every, right = right, [file for file in right if MASK.search(file.as_posix())]
         if len(right) in (0, len(every)):
@@ -82,12 +83,13 @@ def divide(images: Path, masks: Path) -> tuple[list[Path], list[Path]]:
     return left, right
 
 
-def pictures(root: Path, endings: Collection[str] = ENDINGS) -> list[Path]:
-    """The files with one of `endings` below `root`, as paths from there. Raises ParamsError when it is no folder."""
+def pictures(root: Path, with_arrays: bool = False) -> list[Path]:
+    """The pictures below `root`, as paths from there. Raises ParamsError when it is no folder."""
     if not root.is_dir():
         raise ParamsError(f"{root}: no such folder")
-    found = (path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in endings)
-    files = sorted(path for path in found if not any(part.startswith(".") for part in path.parts))
+    found, others = find_pictures(root)
+    arrays = [path for path in others if with_arrays and path.suffix.lower() == ENDING]
+    files = sorted(path.relative_to(root) for path in (*found, *arrays))
     if odd := [file for file in files if not str(file).isprintable() or "\t" in str(file)]:
         raise DataError(f"{root}: the file name {str(odd[0])!a} cannot be printed. Rename the file.")
     return files

@@ -20,10 +20,8 @@ from pipeline.pictures.overlay import UNLABELLED
 
 SHEET = 1200  # width of a data sheet, pixels
 PIXELS = 96  # per inch, in a browser
-SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "page",
-}  # text stays text: small, in a font of the reader
+# Text stays text: small, in a font of the reader.
+SETTINGS: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "page"}
 METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 Picture = tuple[str, tuple[int, int]]  # its data address, width and height

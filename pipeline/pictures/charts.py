@@ -22,7 +22,7 @@ Rows = Iterable[Mapping[Any, Any]]
 NAMED = 40  # classes that can be named along an axis; more overlap
 WRITTEN = 25  # classes up to which a matrix has numbers
 WIDTH = 5.6  # inches
-POINTS = 300  # of a curve: more cannot be told apart
+POINTS = 300  # of a curve: more cannot be distinguished
 
 
 def class_picture(rows: Rows) -> Figure:

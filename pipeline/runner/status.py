@@ -23,6 +23,7 @@ from pipeline.runner.board import LOCK, Board, Entry
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
 from pipeline.settings.stage_names import kind_and_name
+from pipeline.training.curves import read_curves
 from pipeline.training.facts import read_facts
 
 if TYPE_CHECKING:
@@ -121,28 +122,18 @@ def progress(folder: Path, moving: bool) -> dict[str, str]:
         facts = None
     if not facts:
         return {}
-    points = rows_of(seeds[-1].with_name("speed.csv"))
-    step = int(points[-1][0]) if points else 0
+    points = read_curves(seeds[-1].with_name("speed.csv"), columns=("step", "speed"))
+    step = points[-1][0] if points else 0
     seed = f" (seed {facts.seed})" if len(seeds) > 1 or facts.seed else ""
     found = {"step": f"{step}/{facts.iterations}{seed}"}
     if points and moving:
-        speed = median(float(point[1]) for point in points[-RECENT:])
+        speed = median(values["speed"] for _, values in points[-RECENT:])
         found["speed"] = f"{speed:.1f}"
         found["left"] = duration((facts.iterations - step) * facts.settings["batch_size"] / speed)
-    head, *history = rows_of(seeds[-1].with_name("history.csv")) or [[]]
-    if "val/mIoU" in head:
-        scores = [row[head.index("val/mIoU")] for row in history]
-        found["miou"] = next((f"{float(score):.2%}" for score in reversed(scores) if score), "")
+    history = read_curves(seeds[-1].with_name("history.csv"))
+    if scores := [values["val/mIoU"] for _, values in history if "val/mIoU" in values]:
+        found["miou"] = f"{scores[-1]:.2%}"
     return found
-
-
-def rows_of(path: Path) -> list[list[str]]:
-    """The rows of a small CSV file, without a line that is still being written."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    return [line.split(",") for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def final_miou(path: Path) -> str:
@@ -187,17 +178,13 @@ def table(rows: Sequence[Row]) -> "Table":
     from rich.text import Text
 
     drawn = Table(box=None, pad_edge=False)
-    used = [(field.name, head) for field, head in zip(fields(Row), HEADS, strict=True) if any_has(rows, field.name)]
+    heads = zip((field.name for field in fields(Row)), HEADS, strict=True)
+    used = [(name, head) for name, head in heads if any(getattr(row, name) for row in rows)]
     for _, head in used:
         drawn.add_column(head, justify="right" if head in NUMBERS else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(getattr(row, name)) for name, _ in used), style=COLORS.get(row.state, ""))
     return drawn
-
-
-def any_has(rows: Sequence[Row], name: str) -> bool:
-    """Whether one of `rows` has content in the field `name`."""
-    return any(getattr(row, name) for row in rows)
 
 
 def as_text(rows: Sequence[Row]) -> str:

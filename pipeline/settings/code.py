@@ -17,6 +17,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -235,16 +236,9 @@ class Computation(ast.NodeTransformer):
         node.annotation = None
         return node
 
-    def visit_Assign(self, node: ast.Assign) -> ast.AST:
-        self.keep_chosen(node.targets[0], node.value)
-        return self.generic_visit(node)
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        self.keep_chosen(node.target, node.value)
-        return self.generic_visit(node)
-
-    def keep_chosen(self, target: ast.expr, value: ast.expr | None) -> None:
+    def visit_Assign(self, node: ast.Assign | ast.AnnAssign) -> ast.AST:
         """Remove what is not chosen from a dictionary of CHOICES."""
+        target, value = node.targets[0] if isinstance(node, ast.Assign) else node.target, node.value
         if isinstance(target, ast.Name) and target.id in CHOICES and isinstance(value, ast.Dict):
             kept = [
                 (key, entry)
@@ -252,6 +246,9 @@ class Computation(ast.NodeTransformer):
                 if isinstance(key, ast.Constant) and key.value in self.chosen
             ]
             value.keys, value.values = [key for key, _ in kept], [entry for _, entry in kept]
+        return self.generic_visit(node)
+
+    visit_AnnAssign = visit_Assign  # noqa: N815  named by ast
 
 
 def canonical(node: Any) -> Any:
@@ -268,14 +265,8 @@ def canonical(node: Any) -> Any:
 
 def join_text(values: list[ast.expr]) -> Iterator[Any]:
     """The parts of an f-string, neighbouring texts as one."""
-    text = ""
-    for value in values:
-        if isinstance(value, ast.Constant):
-            text += str(value.value)
-            continue
-        if text:
-            yield ascii(text)
-        text = ""
-        yield canonical(value)
-    if text:
-        yield ascii(text)
+    for is_text, parts in groupby(values, key=lambda value: isinstance(value, ast.Constant)):
+        if is_text:
+            yield ascii("".join(str(part.value) for part in parts if isinstance(part, ast.Constant)))
+        else:
+            yield from map(canonical, parts)

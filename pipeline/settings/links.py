@@ -18,7 +18,7 @@ class Published:
     cell: str
     file: str  # the name of a file below the folder of the weights, or LOG
     sha256: str
-    url: str  # empty: no address, but `grid pull` brings the file
+    url: str  # empty: no address, but `grid pull` fetches the file
 
 
 def read_published(path: Path) -> list[Published]:

@@ -1,18 +1,35 @@
 """Where a project keeps its files: the paths of dvc.yaml, as one value that tests replace by a temporary folder."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ParamsError
 
 
-@dataclass(frozen=True)
 class Places:
     """The files of the project in the folder `root`, by default the current one. tests/test_places.py compares it with
     the outs of dvc.yaml.
     """
 
-    root: Path = Path()
+    def __init__(self, root: Path = Path()) -> None:
+        self.root = root
+        # What a person writes, and what DVC writes about it.
+        self.params, self.lock, self.readme = root / "params.yaml", root / "dvc.lock", root / "README.md"
+        # Data: archives, raw folders and prepared stores.
+        self.data = root / "data"
+        self.archives = self.data / "archives"
+        self.pretrained = self.data / "pretrained"  # ImageNet weights that were placed by hand
+        # Trainings.
+        self.runs = root / "runs"
+        self.logs = self.runs / ".logs"  # logs and state of the runner
+        # Reports.
+        self.reports = root / "reports"
+        self.code = self.reports / "code.json"  # the fingerprints of the code of each stage, as `check` writes them
+        self.equivalent_code = self.reports / "equivalent_code.txt"  # changes that were proven to move no number
+        self.reference = self.reports / "reference.csv"  # published numbers
+        self.published_weights = self.reports / "published_weights.csv"  # where toolboxes publish the weights of cells
+        self.benchmarks = self.reports / "benchmarks"  # the page of each device that was measured
+        self.tables = self.reports / "tables"
+        self.page = self.reports / "index.html"
 
     def require_own(self, *folders: Path) -> None:
         """Raise ParamsError when one of `folders` is a link: DVC in git would not keep what a stage writes into it."""
@@ -23,33 +40,6 @@ class Places:
                 f"{links[0]}: links to {links[0].readlink()}, but DVC keeps results only in a real folder of the "
                 "project. For more space put the whole project on the larger disk, or DVC's cache: dvc cache dir"
             )
-
-    # What a person writes, and what DVC writes about it.
-    @property
-    def params(self) -> Path:
-        return self.root / "params.yaml"
-
-    @property
-    def lock(self) -> Path:
-        return self.root / "dvc.lock"
-
-    @property
-    def readme(self) -> Path:
-        return self.root / "README.md"
-
-    # Data: archives, raw folders and prepared stores.
-    @property
-    def data(self) -> Path:
-        return self.root / "data"
-
-    @property
-    def archives(self) -> Path:
-        return self.data / "archives"
-
-    @property
-    def pretrained(self) -> Path:
-        """ImageNet weights that were placed by hand."""
-        return self.data / "pretrained"
 
     def adopted(self, name: str) -> Path:
         """Weights that another toolbox published, in the form of this project."""
@@ -68,16 +58,6 @@ class Places:
     def manifest(self, dataset: str) -> Path:
         return self.store(dataset) / "manifest.json"
 
-    # Trainings.
-    @property
-    def runs(self) -> Path:
-        return self.root / "runs"
-
-    @property
-    def logs(self) -> Path:
-        """Logs and state of the runner."""
-        return self.runs / ".logs"
-
     def resume(self, cell: str) -> Path:
         """Unfinished work, outside of what DVC deletes before it runs a stage."""
         return self.runs / ".resume" / cell
@@ -94,47 +74,9 @@ class Places:
     def history(self, cell: str) -> Path:
         return self.run(cell) / "history.csv"
 
-    # Reports.
-    @property
-    def reports(self) -> Path:
-        return self.root / "reports"
-
-    @property
-    def code(self) -> Path:
-        """The fingerprints of the code of each stage, as `check` writes them."""
-        return self.reports / "code.json"
-
-    @property
-    def equivalent_code(self) -> Path:
-        """Changes of the code that were proven to move no number."""
-        return self.reports / "equivalent_code.txt"
-
-    @property
-    def reference(self) -> Path:
-        """Published numbers."""
-        return self.reports / "reference.csv"
-
-    @property
-    def published_weights(self) -> Path:
-        """Where toolboxes publish the weights of cells."""
-        return self.reports / "published_weights.csv"
-
     def adopted_table(self, suffix: str) -> Path:
         """Published weights as they were measured here, as .json or as a page, .md."""
         return self.reports / f"adopted{suffix}"
-
-    @property
-    def benchmarks(self) -> Path:
-        """The page of each device that was measured."""
-        return self.reports / "benchmarks"
-
-    @property
-    def tables(self) -> Path:
-        return self.reports / "tables"
-
-    @property
-    def page(self) -> Path:
-        return self.reports / "index.html"
 
     def table(self, dataset: str) -> Path:
         return self.tables / f"{dataset}.md"

@@ -1,7 +1,7 @@
 """The published recipe, and where a cell departs from it: a number under another recipe says so wherever it is shown.
 
-Backbone, output stride and pretraining are what tells the cells of a table apart, and the data has fingerprints of its
-own. Threads and compilation move no more than the last bits, as a device does.
+Backbone, output stride and pretraining distinguish the cells of a table, and the data has fingerprints of its own.
+Threads and compilation move no more than the last bits, as a device does.
 """
 
 import json

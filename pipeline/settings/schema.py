@@ -17,6 +17,14 @@ Label = Annotated[int, Field(ge=0, le=255)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
+def check_address(key: str, url: str, advice: str) -> None:
+    """Raise ValueError for an address of another scheme, or with a password in it, for which there is an `advice`."""
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"{key}: got {url!r}, expected an address that begins with http:// or https://")
+    if "@" in urlsplit(url).netloc:
+        raise ValueError(f"{key}: got an address with a password, expected none: {advice}")
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Archive:
     """A file as it was published, and what is taken out of it."""
@@ -33,10 +41,8 @@ class Archive:
     def __post_init__(self) -> None:
         if not ARCHIVE_NAME.fullmatch(self.name):
             raise ValueError(f"name: got {self.name!r}, expected a file name that ends in .tar, .tgz, .tar.gz or .zip")
-        if odd := [url for url in self.urls if not url.startswith(("http://", "https://"))]:
-            raise ValueError(f"urls: got {odd[0]!r}, expected an address that begins with http:// or https://")
-        if any("@" in urlsplit(url).netloc for url in self.urls):
-            raise ValueError("urls: got an address with a password, expected none: put it into ~/.netrc")
+        for url in self.urls:
+            check_address("urls", url, "put it into ~/.netrc")
         if not self.checksums:
             raise ValueError(f"name: got {self.name!r} without a checksum, expected md5, sha1 or sha256 beside it")
         for kind, value in self.checksums.items():
@@ -114,7 +120,7 @@ class FolderOptions:
                 raise ValueError(f"{key}: got {pattern!r}, expected only {known} in braces, {{name}} behind the last /")
         for source, target in self.map.items():
             if source in self.ignore:
-                raise ValueError(f"map: label {source} stands in ignore too")
+                raise ValueError(f"map: label {source} is in ignore too")
             if target in self.map:
                 raise ValueError(f"map: label {source} counts as {target}, which counts as {self.map[target]} itself")
 
@@ -182,10 +188,8 @@ class PublishConfig:
     address: str | None = None  # where anybody reads that remote
 
     def __post_init__(self) -> None:
-        if self.address is not None and not self.address.startswith(("http://", "https://")):
-            raise ValueError(f"address: got {self.address!r}, expected one that begins with http:// or https://")
-        if self.address and "@" in urlsplit(self.address).netloc:
-            raise ValueError("address: got an address with a password, expected none: everybody will read it")
+        if self.address is not None:
+            check_address("address", self.address, "everybody will read it")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.errors import describe
 from pipeline.files import locked, whole
-from pipeline.tracking.curves import Curves
+from pipeline.training.curves import Curves
 from pipeline.training.facts import Facts
 
 SQLITE = "sqlite:///"
@@ -247,7 +247,7 @@ REMEDIES = {
     "out-of-date database schema": f"If a newer MLflow made it, install that one, or {AGAIN}",
     "disk is full": "Free some space.",
     "must be in the 'active' state": (
-        "It was deleted in MLflow: bring it back with `mlflow experiments restore --experiment-id` and its number, or "
+        "It was deleted in MLflow: restore it with `mlflow experiments restore --experiment-id` and its number, or "
         "remove it for good with `mlflow gc`. MLFLOW_TRACKING_URI names the database for both"
     ),
 }

@@ -1,6 +1,5 @@
 """Mirror a training into MLflow while it runs, from a process of its own: no server can slow or stop the trainer."""
 
-import argparse
 import os
 import signal
 import socket
@@ -24,15 +23,14 @@ from pipeline.tracking.client import (
     start_time,
     training_tags,
 )
-from pipeline.tracking.curves import read_curves
+from pipeline.training.curves import read_curves
 from pipeline.training.facts import Facts, read_facts
 
 
 @contextmanager
 def mirror(folder: Path, every: float) -> Iterator[None]:
     """Mirror `folder` every `every` seconds while the block runs. Never raises, and never keeps the block waiting."""
-    words = f"--every {every} --parent {os.getpid()}".split()
-    command = [sys.executable, "-m", "pipeline.tracking.live", *words, str(folder)]
+    command = [sys.executable, "-m", "pipeline.tracking.live", str(folder), str(every), str(os.getpid())]
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     try:
@@ -95,17 +93,8 @@ def send(experiment: Experiment, run: str, folder: Path) -> None:
         experiment.add_curves(run, read_curves(folder / name, columns=columns), lambda _: now)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the trainer keeps facts.json, history.csv and speed.csv")
-    parser.add_argument("--every", type=float, required=True, help="seconds between two messages")
-    parser.add_argument("--parent", type=int, required=True, help="the process to end with")
-    args = parser.parse_args()
+if __name__ == "__main__":  # as `mirror` starts it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer
     os.nice(10)
     die_with_parent()
-    follow(args.folder, args.every, args.parent)
-
-
-if __name__ == "__main__":
-    main()
+    follow(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))

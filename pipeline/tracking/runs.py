@@ -19,8 +19,8 @@ from pipeline.settings.params import Params
 from pipeline.settings.places import Places
 from pipeline.settings.published import departs
 from pipeline.tracking.client import Experiment, identity_tags, origin_tags, run_name, start_time, training_tags
-from pipeline.tracking.curves import read_curves
 from pipeline.tracking.variants import changes_of
+from pipeline.training.curves import read_curves
 from pipeline.training.facts import Facts, flat_settings, read_run
 
 COST = ("images_per_second", "seconds", "peak_memory", "flops")  # of Facts

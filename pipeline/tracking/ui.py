@@ -50,16 +50,10 @@ def run(port: int) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.pop("MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE", None)
         server = f"-m mlflow ui --host {HOST} --allowed-hosts {ALLOWED} --port {port} --workers 1".split()
-        words = [
-            *server,
-            "--uvicorn-opts",
-            "--log-level warning",
-            "--backend-store-uri",
-            uri,
-        ]  # keep the addresses in sight
+        quiet = ["--uvicorn-opts", "--log-level warning"]  # keep the addresses in sight
         print("starting MLflow, which takes half a minute; Ctrl-C ends it", flush=True)
         subprocess.Popen([sys.executable, "-m", "pipeline.tracking.ui", str(port), *lines])
-        os.execv(sys.executable, [sys.executable, *words])  # noqa: S606  no text of a user
+        os.execv(sys.executable, [sys.executable, *server, *quiet, "--backend-store-uri", uri])  # noqa: S606  no text of a user
 
 
 def announce(port: int, lines: list[str]) -> None:

@@ -36,7 +36,7 @@ from pipeline.results.records import read_results
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
 from pipeline.settings.yaml import read_yaml
-from pipeline.tracking.curves import read_curves
+from pipeline.training.curves import read_curves
 from tests.archives import write_tar, write_zip
 from tests.records import CELL, Folder
 from tests.tiny import write_store, write_weights

@@ -18,7 +18,7 @@ from pipeline.training import publish
 from pipeline.training.facts import read_facts
 from tests.faults import tried
 from tests.faults.disk import outcome
-from tests.records import CELL, Folder, blank_database
+from tests.records import CELL
 from tests.tiny import write_store
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
@@ -156,16 +156,13 @@ def test_finished_weights_that_rot_before_they_are_published_are_not_published(t
 
 
 @pytest.fixture
-def folder(tmp_path, tmp_path_factory, monkeypatch):
+def folder(folder, monkeypatch):
     """A working folder with a measured cell."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(plan, "this_device", lambda: "cpu")
-    here = Folder(tmp_path, blank_database(tmp_path_factory.getbasetemp()))
-    monkeypatch.chdir(tmp_path)
-    here.measure(CELL, 0.5)
-    here.train(CELL)
-    here.evaluate(CELL)
-    return here
+    folder.measure(CELL, 0.5)
+    folder.train(CELL)
+    folder.evaluate(CELL)
+    return folder
 
 
 RECORD, RUN = f"reports/records/shapes/{CELL}.json", f"runs/{CELL}/run.json"

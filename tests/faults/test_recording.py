@@ -9,21 +9,18 @@ from pipeline.tracking.client import TrackingError, open_experiment
 from tests.faults.proxy import Proxy
 from tests.faults.recording import KilledError, interrupt
 from tests.faults.small_grid import record
-from tests.records import CELL, Folder, blank_database
+from tests.records import CELL
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
 
 
 @pytest.fixture
-def folder(tmp_path, tmp_path_factory, monkeypatch):
+def folder(folder):
     """A working folder with a database of its own and a cell that was trained and measured."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.chdir(tmp_path)
-    here = Folder(tmp_path, blank_database(tmp_path_factory.getbasetemp()))
-    here.train(CELL)
-    here.evaluate(CELL)
-    here.measure(CELL, 0.5)
-    return here
+    folder.train(CELL)
+    folder.evaluate(CELL)
+    folder.measure(CELL, 0.5)
+    return folder
 
 
 def recorded(folder, fault, which):

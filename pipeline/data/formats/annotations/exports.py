@@ -3,9 +3,8 @@
 import json
 import re
 import tempfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +20,6 @@ from pipeline.data.formats.base import RawSample
 from pipeline.data.formats.split import drawn, proposed
 from pipeline.data.pairing import Found, Pair
 from pipeline.errors import ParamsError
-from pipeline.process import cores
-from pipeline.progress import shown
 from pipeline.settings.scaffold import Source
 from pipeline.settings.schema import DatasetConfig, FolderOptions, SplitOptions
 
@@ -220,7 +217,7 @@ def filled(pattern: str, split: str) -> str:
 def class_names(tool: str, read: Mapping[str, Export], file: Path | None) -> dict[int, str]:
     """Label -> name: 0 for what no region covers, then the classes as listed, then as the annotations name them."""
     listed = [each.name for each in read_list(file)] if file else []
-    used = list(dict.fromkeys(name for export in read.values() for name in export.names))
+    used = list(dict.fromkeys(name for export in read.values() for name in export.used_names()))
     if tool == "yolo":
         most = max((int(name) for name in used if name.isdecimal()), default=-1)
         if listed and most >= len(listed):
@@ -240,16 +237,10 @@ def class_names(tool: str, read: Mapping[str, Export], file: Path | None) -> dic
 
 def look_at(samples: Sequence[RawSample], tool: str) -> look.Seen:
     """Draw every mask, and count its pixels by label."""
-    seen = look.Seen(Counter({FORMS[tool]: len(samples)}), Counter(), Counter(), Counter())
 
-    def count(sample: RawSample) -> tuple[tuple[int, ...], list[int]]:
-        mask = annotated.load_mask(sample)
-        return mask.shape, mask.pixels.tolist()
+    def draw(sample: RawSample) -> look.Mask:
+        ids, pixels, _ = annotated.load_mask(sample)
+        counts = {look.Value(label, None): count for label, count in enumerate(pixels.tolist()) if count}
+        return FORMS[tool], (ids.shape[0], ids.shape[1]), counts
 
-    with ThreadPoolExecutor(cores()) as pool:
-        for shape, pixels in shown(pool.map(count, samples), "drawing", total=len(samples)):
-            seen.sizes[shape[0], shape[1]] += 1
-            values = {look.Value(label, None): pixels for label, pixels in enumerate(pixels) if pixels}
-            seen.pixels.update(values)
-            seen.masks.update(values.keys())
-    return seen
+    return look.look(draw, samples, "drawing")

@@ -40,8 +40,12 @@ class Export:
     """The content of an annotation file or folder."""
 
     images: list[Listed] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)  # of classes, as declared, or else in alphabetical order
+    names: list[str] = field(default_factory=list)  # of classes, where the tool declares them
     problems: list[str] = field(default_factory=list)
+
+    def used_names(self) -> list[str]:
+        """The declared names, or else those of the regions in alphabetical order."""
+        return self.names or sorted({region.name for image in self.images for region in image.regions})
 
 
 def add(listed: Listed, place: str, problems: list[str], read: Callable[[], Region]) -> None:

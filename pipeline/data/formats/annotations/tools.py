@@ -5,7 +5,7 @@ pydantic checks the fields of JSON. Every mistake is a problem that names its pl
 
 import base64
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deeplab.decode import open_picture, read_content
 from deeplab.errors import DataError
-from pipeline.data.find import is_litter
+from pipeline.data.find import find_pictures
 from pipeline.data.formats.annotations.regions import (
     Export,
     Listed,
@@ -147,7 +147,6 @@ def read_cvat(path: Path) -> Export:
         for number, each in enumerate((each for each in image if each.tag not in ("tag", "attribute")), start=1):
             add(listed, f"{listed.place}, {each.tag} {number}", export.problems, partial(cvat_region, each, size))
         export.images.append(listed)
-    export.names = export.names or sorted({region.name for each in export.images for region in each.regions})
     return export
 
 
@@ -190,7 +189,6 @@ def read_labelme(folder: Path) -> Export:
         for number, each in enumerate(content.shapes):
             add(listed, f"{path}: shapes.{number}", export.problems, partial(labelme_region, each, size))
         export.images.append(listed)
-    export.names = sorted({region.name for each in export.images for region in each.regions})
     return export
 
 
@@ -238,7 +236,6 @@ def read_yolo(folder: Path) -> Export:
             else:
                 add(listed, place, export.problems, partial(Region, words[0], [words[1:]]))
         export.images.append(listed)
-    export.names = sorted({region.name for each in export.images for region in each.regions})
     return export
 
 
@@ -258,10 +255,9 @@ def parse(kind: type[Model], path: Path, problems: list[str]) -> Model | None:
     return None
 
 
-def files_in(folder: Path, ending: str) -> Iterable[Path]:
+def files_in(folder: Path, ending: str) -> list[Path]:
     """The files below `folder` that end so, without hidden ones."""
-    found = (path for path in folder.rglob(f"*{ending}") if not any(is_litter(part) for part in path.parts[-3:]))
-    return sorted(found)
+    return [path for path in find_pictures(folder)[1] if path.suffix == ending]
 
 
 def tidy(name: str) -> str:

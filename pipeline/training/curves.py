@@ -1,4 +1,4 @@
-"""Curves of a training, as MLflow takes them."""
+"""Curves of a training: what was measured at its steps."""
 
 import csv
 from pathlib import Path
