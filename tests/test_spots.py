@@ -354,7 +354,7 @@ def test_several_trainings_are_checked_in_processes_of_their_own(tmp_path, monke
     write_store(tmp_path / "data/tiny", {"train": 12, "val": 3})
     train.run(CELL, Places(tmp_path))
     left = sorted((tmp_path / "runs").iterdir())
-    monkeypatch.setattr("pipeline.verify.training.find_slots", lambda *_: [{}, {}])
+    monkeypatch.setattr("pipeline.verify.workers.find_slots", lambda *_: [{}, {}])
     monkeypatch.setattr(spots, "APART", 2)  # in this process alone, where the pair from 0 to 6 would be refused
     again = "steps 0 to 6 of 6 again: the same bits"
     assert check(tmp_path) == [f"{CELL} seed 0: {again}", f"{CELL} seed 1: {again}"]

@@ -5,30 +5,25 @@ that the weights went in the last ones, must agree within BOUNDS.
 """
 
 import math
-import signal
 import tempfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from itertools import count
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deeplab.config import Cell
-from deeplab.errors import DataError, NonFiniteError, WorkerError
+from deeplab.errors import DataError, NonFiniteError
 from pipeline.errors import MismatchError
-from pipeline.process import die_with_parent
-from pipeline.runner.local import find_slots
 from pipeline.settings.code import code_of
 from pipeline.settings.links import remedy
 from pipeline.settings.params import Params, load_params
 from pipeline.settings.places import Places
 from pipeline.training.facts import Facts, Spot, differences, flat_settings, read_run
 from pipeline.training.provenance import differing, file_sha256, machine
+from pipeline.verify.workers import side_by_side
 
 if TYPE_CHECKING:
     import torch
@@ -127,12 +122,12 @@ def repeated(names: list[str], places: Places) -> Iterator[str]:
     for dataset, name in {params.cell(name).dataset: name for name, _ in kept}.items():
         require_intact(name, places.store(dataset))
     with tempfile.TemporaryDirectory(dir=places.runs) as folder:
-        yield from side_by_side(
-            [
-                Trained(cell=params.cell(name), facts=facts, params=params, places=places, scratch=Path(folder))
-                for name, facts in kept
-            ]
-        )
+        trainings = [
+            Trained(cell=params.cell(name), facts=facts, params=params, places=places, scratch=Path(folder))
+            for name, facts in kept
+        ]
+        threads = max(trained.cell.train.threads for trained in trainings)
+        yield from side_by_side(check, trainings, params.runtime.device, threads)
 
 
 def require_intact(name: str, folder: Path) -> None:
@@ -146,36 +141,6 @@ def require_intact(name: str, folder: Path) -> None:
         Store(folder).verify()
     except DataError as error:
         raise MismatchError(f"{name}: no data to repeat its training on: {error}") from None
-
-
-def side_by_side(trainings: Sequence[Trained]) -> Iterator[str]:
-    """`check` each, in order. On a CPU as many at a time as the grid trains, in processes of their own, because the
-    random state and the number of threads of torch belong to a process. Raises WorkerError when one of them is killed.
-    """
-    threads = max((trained.cell.train.threads for trained in trainings), default=1)
-    slots = find_slots(None, trainings[0].params.runtime.device, threads) if len(trainings) > 1 else []
-    if len(slots) < 2 or any(slots):  # a slot with a setting is one of a GPU
-        yield from map(check, trainings)
-        return
-    # Spawned: a fork of a process in which torch has computed may hang.
-    workers = min(len(slots), len(trainings))
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=start_worker) as pool:
-        try:
-            yield from pool.map(check, trainings)
-        except BrokenProcessPool:
-            raise WorkerError(
-                "a process was killed, probably because memory ran out. Check one cell at a time: grid verify "
-                "--training CELL"
-            ) from None
-        finally:  # what still runs after a failure or Ctrl-C is of no use
-            for worker in active_children():
-                worker.kill()
-
-
-def start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with_parent()
 
 
 def check(trained: Trained) -> str:
