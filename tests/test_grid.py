@@ -15,7 +15,7 @@ from pipeline.errors import BusyError, ParamsError
 from pipeline.runner.board import only_runner, plan_board
 from pipeline.runner.checks import check_markers, uncommitted_line
 from pipeline.runner.graph import Stage, choose, deepest_first, outdated, verdict
-from pipeline.runner.local import Workers, find_slots, misses_cache
+from pipeline.runner.local import Workers, environment, find_slots, misses_cache
 from pipeline.runner.run import Walk, conclude
 from pipeline.runner.status import Screen
 
@@ -152,6 +152,11 @@ def test_gpus_that_share_a_cell_share_its_slot_and_the_rest_is_left_alone(monkey
     assert find_slots(None, "auto", 1, 2) == [{"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "2,3"}]
     with pytest.raises(ParamsError, match="runtime.gpus_per_cell: got 8, but 5 GPUs are visible"):
         find_slots(None, "cuda", 1, 8)
+
+
+def test_stages_may_write_compiled_modules(monkeypatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    assert "PYTHONDONTWRITEBYTECODE" not in environment({})
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])

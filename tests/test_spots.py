@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from importlib.metadata import version
+from multiprocessing import active_children
 
 import pytest
 import torch
@@ -124,13 +125,14 @@ def test_a_state_comes_back_as_it_was_and_nothing_else_does(tmp_path, split):
         unpack(file, 6, network, tiny_cell().train)
 
 
-def settings(place, lr=0.01, spots=2):
+def settings(place, lr=0.01, spots=2, seeds=(0,)):
     """A params.yaml with a network of 0.3 million parameters."""
 
     def edit(params):
         params["grid"][CELL] |= {"backbone": "mobilenetv3_small_050", "output_stride": 16}
         params["recipes"]["tiny"]["lr"] = lr
         params["runtime"]["spots"] = spots
+        params["seeds"] = list(seeds)
 
     (place / "params.yaml").unlink(missing_ok=True)
     tiny_params(place / "params.yaml", edit)
@@ -344,3 +346,20 @@ def test_spots_zero_keeps_none(tmp_path):
     train.run(CELL, Places(tmp_path))
     assert [path.name for path in (tmp_path / f"runs/{CELL}/weights").iterdir()] == ["seed0.safetensors"]
     assert facts_of(tmp_path)["spots"] == []
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_several_trainings_are_checked_in_processes_of_their_own(tmp_path, monkeypatch):
+    settings(tmp_path, spots=1, seeds=(0, 1))
+    write_store(tmp_path / "data/tiny", {"train": 12, "val": 3})
+    train.run(CELL, Places(tmp_path))
+    left = sorted((tmp_path / "runs").iterdir())
+    monkeypatch.setattr("pipeline.verify.workers.find_slots", lambda *_: [{}, {}])
+    monkeypatch.setattr(spots, "APART", 2)  # in this process alone, where the pair from 0 to 6 would be refused
+    again = "steps 0 to 6 of 6 again: the same bits"
+    assert check(tmp_path) == [f"{CELL} seed 0: {again}", f"{CELL} seed 1: {again}"]
+    weights = tmp_path / f"runs/{CELL}/weights/seed0.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert f"{CELL} seed 0: {weights}: another SHA-256 than in" in wrong(tmp_path)
+    assert active_children() == []
+    assert sorted((tmp_path / "runs").iterdir()) == left

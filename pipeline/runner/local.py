@@ -127,9 +127,13 @@ def misses_cache(log: Path) -> bool:
 
 
 def environment(slot: Slot) -> dict[str, str]:
-    """The environment of this process and of the slot. `python` in dvc.yaml is the python that runs this."""
+    """The environment of this process and of the slot. `python` in dvc.yaml is the python that runs this.
+
+    Without PYTHONDONTWRITEBYTECODE, which images of containers set: each stage would compile DVC and torch again.
+    """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **slot}
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**inherited, "PATH": path, "PYTHONUNBUFFERED": "1", **slot}
 
 
 def find_slots(count: int | None, device: str, threads: int, gpus_per_cell: int = 1) -> list[Slot]:

@@ -8,6 +8,7 @@ import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipeline.settings.params import Params, load_params
 from pipeline.settings.places import Places
 from pipeline.training.facts import Facts, Spot, differences, flat_settings, read_run
 from pipeline.training.provenance import differing, file_sha256, machine
+from pipeline.verify.workers import side_by_side
 
 if TYPE_CHECKING:
     import torch
@@ -45,8 +47,21 @@ class Trained:
     facts: Facts
     params: Params
     places: Places
-    store: "Store"
-    device: "torch.device"
+    scratch: Path  # a folder for checkpoints, which the caller removes
+
+    @cached_property
+    def store(self) -> "Store":
+        """The prepared data."""
+        from deeplab.store import Store
+
+        return Store(self.places.store(self.cell.dataset))
+
+    @cached_property
+    def device(self) -> "torch.device":
+        """Where the steps are repeated."""
+        from pipeline.training.device import select_device
+
+        return select_device(self.params.runtime.device)
 
     @property
     def name(self) -> str:
@@ -87,44 +102,45 @@ def repeated(names: list[str], places: Places) -> Iterator[str]:
 
     Raises MismatchError at the first that fails.
     """
-    from deeplab.store import Store
-    from pipeline.training.device import select_device
-
     params = load_params(places.params)
     for name in names:
         params.cell(name)
     trained = {name: read_run(places.facts(name)) for name in names or params.cells}
     if not any(facts.spots for seeds in trained.values() for facts in seeds.values()) and not names:
         yield "no training here kept spots"
-    stores: dict[str, Store] = {}
+        return
     for name, seeds in trained.items():
-        cell = params.cell(name)
         if names and not seeds:
-            raise MismatchError(f"{name}: {places.facts(name)} not found. {remedy(name, cell.dataset, places)}")
+            what = remedy(name, params.cell(name).dataset, places)
+            raise MismatchError(f"{name}: {places.facts(name)} not found. {what}")
         if names and not all(facts.spots for facts in seeds.values()):
             raise MismatchError(
                 f"{name}: its training kept no spots: it is older, runtime.spots was 0, or its weights are chosen or "
                 f"averaged (ema, keep, patience). To train it again: dvc repro -f train@{name}"
             )
-        for facts in (facts for facts in seeds.values() if facts.spots):
-            if cell.dataset not in stores:
-                stores[cell.dataset] = intact_store(name, places.store(cell.dataset))
-            device = select_device(params.runtime.device)
-            yield check(
-                Trained(cell=cell, facts=facts, params=params, places=places, store=stores[cell.dataset], device=device)
-            )
+    kept = [(name, facts) for name, seeds in trained.items() for facts in seeds.values() if facts.spots]
+    for dataset, name in {params.cell(name).dataset: name for name, _ in kept}.items():
+        require_intact(name, places.store(dataset))
+    with tempfile.TemporaryDirectory(dir=places.runs) as folder:
+        trainings = [
+            Trained(cell=params.cell(name), facts=facts, params=params, places=places, scratch=Path(folder))
+            for name, facts in kept
+        ]
+        threads = max(trained.cell.train.threads for trained in trainings)
+        yield from side_by_side(check, trainings, params.runtime.device, threads)
 
 
-def intact_store(name: str, folder: Path) -> "Store":
-    """The store in `folder`, of which every byte was read. Raises MismatchError where one has changed."""
+def require_intact(name: str, folder: Path) -> None:
+    """Read every byte of the store in `folder`, on which `name` was trained.
+
+    Raises MismatchError where one has changed.
+    """
     from deeplab.store import Store
 
     try:
-        store = Store(folder)
-        store.verify()
+        Store(folder).verify()
     except DataError as error:
         raise MismatchError(f"{name}: no data to repeat its training on: {error}") from None
-    return store
 
 
 def check(trained: Trained) -> str:
@@ -234,7 +250,7 @@ def repeat(trained: Trained, spot: Spot) -> tuple["State", list[float], "State"]
     losses: list[float] = []
     done = count(spot.start + 1)
     watch = Watch(report=lambda progress: losses.append(progress.loss), stop=lambda: next(done) >= spot.stop)
-    with tempfile.TemporaryDirectory(dir=trained.places.runs) as folder:
+    with tempfile.TemporaryDirectory(dir=trained.scratch) as folder:
         save_checkpoint(Path(folder), spot.start, before)
         job = Job(
             network=network,
