@@ -13,7 +13,7 @@ from deeplab.errors import DataError, LabelError
 from pipeline import cli
 from pipeline.errors import ParamsError
 from pipeline.predict import predict
-from pipeline.predict.truth import pairs_of, reader
+from pipeline.predict.truth import reader
 from pipeline.settings.places import Places
 from tests.tiny import tiny_params, write_weights
 
