@@ -120,7 +120,7 @@ def read_about(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DataError(f"{file}: no such file") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(f"{file}: not a weights file, or damaged ({error})") from None
+        raise DataError(f"{file}: not a weights file, or damaged, or a config.json beside it is ({error})") from None
     if not isinstance(about, dict):
         raise DataError(f"{file}: not weights of this project: no description in the file and no {CONFIG} beside it")
     return about

@@ -167,7 +167,7 @@ def merge(files: tuple[Path, ...], install: bool) -> int:
 @click.option("--device", help="Such as cpu or cuda:1; by default as runtime.device says.")
 @click.option("--window", nargs=2, type=int, metavar="H W", help="Predict large images in tiles of this size.")
 @click.option("--stride", nargs=2, type=int, metavar="H W", help="Distance between two tiles.")
-@click.option("--truth", type=click.Path(path_type=Path), help="A folder of masks: score the predictions against them.")
+@click.option("--truth", type=click.Path(path_type=Path), help="A mask or a folder of masks: score against it.")
 def predict(
     cell: str,
     source: Path,
@@ -201,11 +201,15 @@ def predict(
 @click.argument("format")
 @out
 @seed
-def export(cell: str, format: str, out: Path, seed: int) -> None:  # noqa: A002  the word of the command line
-    """Write a network as FORMAT: onnx, pt2 or huggingface."""
+@click.option("--images", type=click.Path(path_type=Path), help="Of a submission: other images than the test set.")
+def export(cell: str, format: str, out: Path, seed: int, images: Path | None) -> None:  # noqa: A002  the user's word
+    """Write a network as FORMAT: onnx, pt2 or huggingface.
+
+    Or submission: the archive of predicted masks that the test server of PASCAL VOC, ADE20k or Cityscapes takes.
+    """
     from pipeline.predict import export
 
-    export.run(cell, format, out, seed=seed)
+    export.run(cell, format, out, seed=seed, images=images)
 
 
 @grid.command()

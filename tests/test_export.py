@@ -86,7 +86,8 @@ def test_a_network_that_torch_cannot_save_for_any_size_is_one_line(weights, tmp_
     assert not (tmp_path / "model.pt2").exists()
 
 
-def test_a_repository_folder_is_read_by_load_model(weights, tmp_path):
+def test_a_repository_folder_is_read_by_load_model_without_a_project(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # without params.yaml
     model = load_model(weights)
     (tmp_path / "card.md").write_text("the card")
     export.write(model, weights, "huggingface", tmp_path / "repository", tmp_path / "card.md")

@@ -51,6 +51,30 @@ def test_a_folder_as_of_a_hugging_face_repository_is_loaded_with_its_config(tmp_
     np.testing.assert_array_equal(load_model(folder).predict(IMAGE), model.predict(IMAGE))
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors: no such file"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), r"model\.safetensors: no such file"),
+        (lambda folder: torch.save({"a": torch.zeros(1)}, folder / "model.safetensors"), "not a weights file, or damaged"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "segformer"}'), "settings to use it .no 'settings'"),
+        (lambda folder: (folder / "config.json").write_text("[]"), r"no description in the file and no config\.json"),
+        (lambda folder: (folder / "config.json").write_text("no JSON"), "not a weights file, or damaged, or a config.json beside it is"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "not a weights file, or damaged, or a config.json beside it is"),
+    ],
+)  # fmt: skip
+@tried.WEIGHTS
+def test_a_folder_of_something_else_is_named_in_one_line(tmp_path, weights, spoil, message):
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    save_file(load_file(weights), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(load_model(weights).about))
+    spoil(folder)
+    with pytest.raises(DataError, match=rf"repository/.*{message}") as told:
+        load_model(folder)
+    assert "\n" not in str(told.value)
+
+
 def test_a_batch_and_tiles_are_predicted_by_the_same_network(weights):
     model = load_model(weights)
     together = model.predict_batch(np.stack([IMAGE, IMAGE[:, ::-1]]))

@@ -13,7 +13,7 @@ from deeplab.errors import DataError, LabelError
 from pipeline import cli
 from pipeline.errors import ParamsError
 from pipeline.predict import predict
-from pipeline.predict.truth import pairs_of, reader
+from pipeline.predict.truth import reader
 from pipeline.settings.places import Places
 from tests.tiny import tiny_params, write_weights
 
@@ -36,9 +36,9 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def scored(here, name="w.safetensors"):
+def scored(here, name="w.safetensors", photos="photos", masks="masks"):
     found = CliRunner().invoke(
-        cli.grid, ["predict", name, "photos", "--out", "out", "--truth", "masks"], standalone_mode=False
+        cli.grid, ["predict", name, photos, "--out", "out", "--truth", masks], standalone_mode=False
     )
     if found.exception:
         raise found.exception
@@ -91,8 +91,32 @@ def test_problems_are_named_before_the_network_runs(here, monkeypatch):
     (here / "masks/b_mask.png").unlink()
     with pytest.raises(DataError, match=r"masks: no mask for 1 of 3 images, for example .*photos/b.png"):
         scored(here)
-    with pytest.raises(ParamsError, match="nowhere: no such folder"):
-        pairs_of(here / "photos", here / "nowhere", here / "out")
+    (here / "empty").mkdir()
+    (here / "film.mp4").write_bytes(b"")
+    for photos, masks, match in (
+        ("photos", "nowhere", "^nowhere: no such file or folder$"),
+        ("nowhere.png", "masks/a_mask.png", "^nowhere.png: no such file or folder$"),
+        ("photos", "empty", "^empty: no picture in this folder$"),
+        ("empty", "masks", "^empty: no picture in this folder$"),
+        ("photos/a.png", "masks", "--truth: got masks for photos/a.png, expected a mask for an image"),
+        ("photos", "masks/a_mask.png", "--truth: got masks/a_mask.png for photos, expected .* a folder for a folder"),
+        ("film.mp4", "masks/a_mask.png", "--truth: got masks/a_mask.png for film.mp4, expected a mask for an image"),
+    ):
+        with pytest.raises((DataError, ParamsError), match=match):
+            scored(here, photos=photos, masks=masks)
+
+
+@pytest.mark.parametrize(("photos", "masks"), [("photos/a.png", "masks/b_mask.png"), ("one", "other")])
+def test_one_image_is_scored_against_one_mask(here, photos, masks):
+    """Whatever they are called; in folders of one each, too."""
+    for folder, file in (("one", "photos/a.png"), ("other", "masks/b_mask.png")):
+        (here / folder).mkdir()
+        shutil.copy(file, folder)
+    shutil.copy("masks/a_mask.png", "kept.png")
+    _, scores = scored(here, photos=photos, masks=masks)
+    predicted, truth = (np.array(Image.open(path)) for path in ("kept.png", "masks/b_mask.png"))
+    assert scores["images"] == 1
+    assert scores["pixel_accuracy"] == pytest.approx((predicted == truth).mean(), abs=1e-6)
 
 
 def test_masks_that_do_not_fit_are_named(here):

@@ -97,14 +97,15 @@ def tiny_params(path, edit=None):
     return path
 
 
-def write_weights(path, classes=3, seed=0, model=None, recipe=None, **changed):
+def write_weights(path, classes=3, seed=0, model=None, recipe=None, dataset="tiny", **changed):
     """A weights file of a tiny network that tells its classes apart, as training leaves it; `changed` is what it says."""
     import torch
     from safetensors.torch import save_file
 
     from deeplab.model import DeepLabV3
 
-    cell = tiny_cell(model=model_config(**(model or {})), recipe=recipe_config(**(recipe or {})))
+    changes = {"model": model_config(**(model or {})), "recipe": recipe_config(**(recipe or {}))}
+    cell = tiny_cell(dataset=dataset, **changes)
     torch.manual_seed(seed)
     network = DeepLabV3(cell.model, classes).eval()
     with torch.inference_mode():
@@ -113,7 +114,7 @@ def write_weights(path, classes=3, seed=0, model=None, recipe=None, **changed):
     network.classifier.weight.data *= 20
     about = {
         "classes": [f"class {k}" for k in range(classes)],
-        "palette": [[40 * k, 255 - 40 * k, 90] for k in range(classes)],
+        "palette": [[40 * k % 256, (255 - 40 * k) % 256, 90] for k in range(classes)],
         "settings": asdict(cell),
     }
     path.parent.mkdir(parents=True, exist_ok=True)

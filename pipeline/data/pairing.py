@@ -52,24 +52,31 @@ def find(images: Path, masks: Path) -> Found:
             raise DataError(
                 f"{root}: no pictures here ({' '.join(ENDINGS)}). For an export of a labelling tool: --annotations"
             )
+    pairs, alone = matched(images, masks, left, right)
+    if len(pairs) < 2:
+        raise DataError(
+            f"{images}: {len(pairs)} pairs with {masks}, expected 2 or more. An image is called {left[0]} and a mask "
+            f"{right[0]}. Rename them alike, or write a list `image mask` for --pairs."
+        )
+    return Found(images, masks, *split(pairs, images), alone)
+
+
+def matched(images: Path, masks: Path, left: list[Path], right: list[Path]) -> tuple[list[Pair], list[Path]]:
+    """The pairs of the images `left` and the masks `right` by their names, and the files without a partner.
+
+    Raises DataError when a name fits several files.
+    """
     with_folders = len({tuple(words(file, False)) for file in left}) < len(left)
     ours, theirs = keyed(left, right, with_folders), keyed(right, left, with_folders)
     for root, found in ((images, ours), (masks, theirs)):
         if several := next((files for files in found.values() if len(files) > 1), None):
             raise DataError(
                 f"{root}: the names of {several[0]} and {several[1]} look the same. Name the folder that has one file "
-                f"for each, or a list with --pairs."
+                "for each."
             )
-    pairs = [Pair(ours[key][0], theirs[key][0]) for key in sorted(ours.keys() & theirs.keys())]
-    if len(pairs) < 2:
-        raise DataError(
-            f"{images}: {len(pairs)} pairs with {masks}, expected 2 or more. An image is called {left[0]} and a mask "
-            f"{right[0]}. Rename them alike, or write a list `image mask` for --pairs."
-        )
     alone = [images / ours[key][0] for key in ours.keys() - theirs.keys()]
     alone += [masks / theirs[key][0] for key in theirs.keys() - ours.keys()]
-    pairs.sort()
-    return Found(images, masks, *split(pairs, images), sorted(alone))
+    return sorted(Pair(ours[key][0], theirs[key][0]) for key in ours.keys() & theirs.keys()), sorted(alone)
 
 
 def divide(images: Path, masks: Path) -> tuple[list[Path], list[Path]]:

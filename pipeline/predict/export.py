@@ -3,7 +3,7 @@
 Input: RGB in 0..255 as float32, (N, 3, H, W), any number of images, each side at least 32 pixels; normalised inside.
 Output: logits (N, K, H, W); the largest one gives a pixel's class. The file states its classes, its colours and the box
 that images are resized into for the numbers of the tables. The format huggingface is a folder as a Hugging Face
-repository has it, which `deeplab.load_model` reads.
+repository has it, which `deeplab.load_model` reads. The format submission holds masks instead: see `submission`.
 """
 
 import io
@@ -22,32 +22,45 @@ from deeplab.model import upsample
 from deeplab.segmenter import CONFIG, WEIGHTS, Segmenter, load_model
 from pipeline.errors import ParamsError
 from pipeline.files import writable, write_whole
+from pipeline.predict import submission
+from pipeline.predict.predict import allow_tf32, pick_device
 from pipeline.predict.weights import find_weights, is_cell
 from pipeline.settings.places import Places
 
 TOLERANCE = 1e-3  # on logits
 SIZES = ((1, 3, 65, 97), (2, 3, 96, 64))  # checked: each differs from TRACED in number, height and width
 TRACED = (2, 3, 64, 80)
+SUBMISSION = "submission"
 
 Network = Callable[[Tensor], Tensor]
 
 
-def run(name: str, kind: str, out: Path, *, seed: int = 0, places: Places = Places()) -> Path:
+def run(
+    name: str, kind: str, out: Path, *, seed: int = 0, images: Path | None = None, places: Places = Places()
+) -> Path:
     """Write the network `name` (a cell, a weights file, or a folder of one) to the folder `out`; `kind` is in FORMATS.
 
-    Returns the path of what was written. Raises ParamsError for an unknown format or a missing package, and DataError
-    when the exported network gives other logits than the original; then nothing is written.
+    Or what it predicts for a test server, or for `images`, when `kind` is SUBMISSION. Returns the path of what was
+    written. Raises ParamsError for an unknown format or a missing package, and DataError when the exported network
+    gives other logits than the original; then nothing is written.
     """
     check_format(kind)
+    if images and kind != SUBMISSION:
+        raise ParamsError(f"--images: got {images}, which belongs to the format {SUBMISSION}")
     file = find_weights(name, seed, places)
+    if kind == SUBMISSION:
+        model = load_model(file, pick_device(None))
+        allow_tf32(model.settings.tf32)
+        return submission.write(model, images, out, places)
     card = next(places.reports.glob(f"cards/*/{name}.md"), None) if is_cell(name) else None
     return write(load_model(file), file, kind, out, card)
 
 
 def check_format(kind: str) -> None:
     """ParamsError for an unknown format, or for one that needs a package which is not installed."""
-    if kind not in FORMATS:
-        raise ParamsError(f"format: got {kind!r}, expected one of {', '.join(FORMATS)}")
+    known = (*FORMATS, SUBMISSION)
+    if kind not in known:
+        raise ParamsError(f"format: got {kind!r}, expected one of {', '.join(known)}")
     for package in ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ():
         if find_spec(package) is None:
             raise ParamsError(f"format onnx: the package {package} is missing. Run: pip install {package}")

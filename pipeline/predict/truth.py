@@ -13,9 +13,10 @@ from deeplab.errors import DataError
 from pipeline.data.find import find_pictures
 from pipeline.data.formats import FORMATS, folder
 from pipeline.data.formats.base import Mask, RawSample
-from pipeline.data.pairing import find
+from pipeline.data.pairing import divide, matched
+from pipeline.errors import ParamsError
 from pipeline.files import write_whole
-from pipeline.predict.predict import output_names
+from pipeline.predict.predict import VIDEOS, output_names
 from pipeline.predict.weights import find_weights, is_cell
 from pipeline.results.scores import describe, scores_of
 from pipeline.settings.params import load_params
@@ -30,15 +31,24 @@ Read = Callable[[Path], Mask]
 def pairs_of(images: Path, truth: Path, out: Path) -> dict[Path, Path]:
     """The mask of each image that `predict` finds, by names, which may differ as `a_leftImg8bit` and `a_labelIds` do.
 
-    Raises DataError for an image without a mask, ParamsError without a folder.
+    An image has the mask `truth` itself. Raises DataError for an image without a mask, ParamsError for what does not
+    exist and for a file beside a folder.
     """
-    found = find(images, truth)
-    pairs = {images / pair.image: truth / pair.mask for each in found.splits.values() for pair in each}
+    if missing := [path for path in (images, truth) if not path.exists()]:
+        raise ParamsError(f"{missing[0]}: no such file or folder")
+    if images.is_file() or truth.is_file():
+        if not (images.is_file() and truth.is_file()) or images.suffix.lower() in VIDEOS:
+            raise ParamsError(f"--truth: got {truth} for {images}, expected a mask for an image, a folder for a folder")
+        return {images: truth}
+    left, right = divide(images, truth)
+    if not (left and right):
+        raise DataError(f"{truth if left else images}: no picture in this folder")
+    pairs = {images / pair.image: truth / pair.mask for pair in matched(images, truth, left, right)[0]}
     files, _ = find_pictures(images, leave=[out / "masks", out / "overlays"])
-    if missing := [path for path in files if path not in pairs]:
+    if alone := [path for path in files if path not in pairs]:
         raise DataError(
-            f"{truth}: no mask for {len(missing)} of {len(files)} images, for example {missing[0]}. "
-            "Add it, or take the image away."
+            f"{truth}: no mask for {len(alone)} of {len(files)} images, for example {alone[0]}. A mask is called "
+            f"{right[0]}. Add the missing ones, or take the images away."
         )
     return {path: pairs[path] for path in files}
 
@@ -75,7 +85,7 @@ def score_masks(name: str, seed: int, pairs: Mapping[Path, Path], source: Path, 
 
     file = find_weights(name, seed, Places())
     classes = tuple(read_about(file / WEIGHTS if file.is_dir() else file)["classes"])
-    names = output_names(list(pairs), source)
+    names = output_names(list(pairs), source if source.is_dir() else source.parent)
     written = {path: out / "masks" / f"{each}.png" for path, each in zip(pairs, names, strict=True)}
     read = reader(name, len(classes), Places())
 
