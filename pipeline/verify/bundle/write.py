@@ -34,15 +34,16 @@ def write(bundle: Path | None, key: Path | None, places: Places) -> list[str]:
     """
     target, signer = require_name(bundle), read_private(key) if key else None
     if missing := [package for package in NEEDS if find_spec(package) is None]:
-        raise ParamsError(f"--bundle: the package {missing[0]} is missing. Run: pip install 'deeplab-grid[bundle]'")
+        install = "pip install rocrate mlcroissant cyclonedx-python-lib"
+        raise ParamsError(f"--bundle: the package {missing[0]} is missing. Run: {install}")
+    try:
+        written = datetime.fromisoformat(git("log", "-1", "--format=%cI", folder=places.root))
+    except SubprocessError:
+        raise ParamsError("--bundle: found no commit to name. Run: git init && git add . && git commit") from None
     committed.run([], places, fast=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        try:
-            written = datetime.fromisoformat(git("log", "-1", "--format=%cI", folder=places.root))
-            collect(folder, places)
-        except SubprocessError:
-            raise ParamsError("--bundle: found no commit to name. Run: git init && git add . && git commit") from None
+        collect(folder, places)
         describe(folder, written, places, signed=bool(signer))
         sums = "".join(f"{file_sha256(path)}  {name}\n" for name, path in files_in(folder).items()).encode()
         (folder / SUMS).write_bytes(sums)
