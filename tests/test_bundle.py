@@ -242,6 +242,9 @@ RECORD, METRICS = f"reports/records/shapes/{CELL}.json", f"reports/metrics/{CELL
     ("name", "change", "named"),
     [
         (CSV, lambda text, miou: text.replace(f",{miou},", ",0.9,", 1), MD),
+        (CSV, lambda text, _: text.replace(",8,2,0,", ",8,2,,"), RECORD),
+        (CSV, lambda text, _: text.replace("cell,", '"cell,'), CSV),
+        (CSV, lambda text, _: text.replace("shapes_", "x" * 200_000, 1), "field larger than field limit"),
         (MD, lambda text, miou: text.replace(f"{100 * miou:.2f}%", "90.00%"), MD),
         (MD, lambda text, _: text + text.splitlines()[2] + "\n", MD),
         (TEX, lambda text, miou: text.replace(rf"{{{100 * miou:.2f}\%}}", r"{90.00\%}"), TEX),
@@ -342,7 +345,7 @@ def test_any_change_of_the_zip_around_the_files_is_refused_or_changes_nothing(bu
         ([("/tmp/canary", b"dead")], "refused: '/tmp/canary' leaves the folder"),
         ([("a", b"1"), ("a", b"2")], "refused: 'a' occurs twice, or as a file and as a folder"),
         ([("a", b"link", 0o120777)], "refused: 'a' is a link, expected only files and folders"),
-        ([("a.txt", b"of somebody else")], "SHA256SUMS is missing: not written by `grid report --bundle`"),
+        ([("a.txt", b"of somebody else")], "SHA256SUMS is missing, which `grid report --bundle` writes"),
         ([(SUMS, b"no list of hashes\n")], "not as in SHA256SUMS:  (missing)"),
         ([(SUMS, b"\xff\xfe")], "SHA256SUMS: damaged, or edited by hand (UnicodeDecodeError"),
         ([(SUMS, b"")], "no table in it shows a number"),

@@ -20,9 +20,10 @@ from pipeline.data.unpack import unpack
 from pipeline.errors import MismatchError, ParamsError
 from pipeline.files import readable
 from pipeline.results.latex import escape
-from pipeline.results.records import INTERVAL, SCORES, Record, check_against, numbers_in
+from pipeline.results.records import INTERVAL, Record, check_against, numbers_in
 from pipeline.results.values import texts_of
 from pipeline.settings.places import Places
+from pipeline.settings.yaml import read_yaml
 from pipeline.training.provenance import file_sha256
 from pipeline.verify.bundle.keys import SIGNATURE, SUMS, check_signature
 
@@ -44,7 +45,7 @@ def check(bundle: Path | None, signer: Ed25519PublicKey | None) -> list[str]:
             unpack(path, folder, ["."], MAX_BYTES)
             files = f"{check_files(folder)} files, as in {SUMS}"
             return [files, check_signature(folder, signer), *check_tables(Places(folder)), NOT_PROVEN]
-        except (DataError, MismatchError) as error:
+        except (DataError, MismatchError, ParamsError) as error:
             said = str(error).replace(f"{folder}/", "").removeprefix(f"{path}: ").strip()
             raise MismatchError(f"{path}: {said}") from None
 
@@ -107,14 +108,11 @@ def check_record(row: dict[str, str], dataset: str, places: Places) -> None:
         text_of(path)
         record = Record.read(path)
         check_against(record, row["cell"], places.metrics(row["cell"]))
-        protocol, seeds = next(iter(record.protocols)), row["seeds"].split()
+        protocol, seeds = next(iter(read_yaml(places.params)["protocols"])), row["seeds"].split()
         scores = [numbers_in(record.seeds[seed][protocol].model_dump(exclude_unset=True)) for seed in seeds]
-        means = {
-            name: fmean(held) for name in (*SCORES, *INTERVAL) if (held := [own[name] for own in scores if name in own])
-        }
         expected = {
             **dict.fromkeys(INTERVAL, ""),
-            **{name: str(value) for name, value in means.items()},
+            **{name: str(fmean(own[name] for own in scores)) for name in scores[0]},
             "mIoU_std": str(stdev(own["mIoU"] for own in scores)) if len(scores) > 1 else "",
             "weights_sha256": " ".join(record.weights[seed].sha256 for seed in seeds),
             **{f"{name}_fingerprint": value for name, value in record.fingerprint.model_dump().items()},
@@ -132,6 +130,6 @@ def require_same(path: Path, said: Mapping[str, str], expected: Mapping[str, str
 def text_of(path: Path) -> str:
     """The content of `path`. Raises MismatchError where it is missing, DataError where it is no text."""
     if not path.is_file():
-        raise MismatchError(f"{path} is missing: not written by `grid report --bundle`")
+        raise MismatchError(f"{path} is missing, which `grid report --bundle` writes")
     with readable(path, ""):
         return path.read_text(encoding="utf-8")
