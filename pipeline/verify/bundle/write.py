@@ -23,7 +23,12 @@ from pipeline.verify.bundle.keys import SIGNATURE, SUMS, read_private
 NEEDS = ("rocrate", "mlcroissant", "cyclonedx", "markdown_it")
 EVIDENCE = ("params.yaml", "dvc.yaml", "dvc.lock", "LICENSE", "reports")
 TEXTS = {".csv", ".json", ".lock", ".md", ".tex", ".txt", ".yaml", ""}  # neither weights nor pictures
-PAGE = '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{}</title></head><body>\n{}</body></html>\n'
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{}</title>
+<style>body {{max-width: 64em; margin: 2em auto; font-family: sans-serif}} td, th {{padding: .2em .8em}}</style></head>
+<body>
+{}</body></html>
+"""
 
 
 def write(bundle: Path | None, key: Path | None, places: Places) -> list[str]:
