@@ -79,16 +79,17 @@ endif
 	.venv/bin/python -c 'import timm, mlflow, dvc.repo, matplotlib.pyplot, deeplab.augmentations.photometric_on_cpu'  # compiles them once
 	touch $@
 
-.venv/all: .venv/ready requirements/export.txt requirements/develop.txt
-	$(INSTALL) --require-hashes --requirement requirements/export.txt --requirement requirements/develop.txt
+.venv/all: .venv/ready requirements/export.txt requirements/bundle.txt requirements/develop.txt
+	$(INSTALL) --require-hashes $(addprefix --requirement requirements/,export.txt bundle.txt develop.txt)
 	touch $@
 
 pins: .venv/ready  ## pin all packages again after a change of the dependencies in pyproject.toml
 	$(COMPILE) --output-file requirements/run.txt
 	$(COMPILE) --extra export --constraint requirements/run.txt $(call without,requirements/run.txt) --output-file requirements/export.txt
-	$(COMPILE) --extra export --extra develop --constraint requirements/run.txt --constraint requirements/export.txt \
-		$(call without,requirements/run.txt requirements/export.txt) --output-file requirements/develop.txt
-	sed -i '/^# The following packages were excluded/,$$d' requirements/export.txt requirements/develop.txt
+	$(COMPILE) --extra bundle --constraint requirements/run.txt $(call without,requirements/run.txt) --output-file requirements/bundle.txt
+	$(COMPILE) --extra export --extra bundle --extra develop $(addprefix --constraint requirements/,run.txt export.txt bundle.txt) \
+		$(call without,$(addprefix requirements/,run.txt export.txt bundle.txt)) --output-file requirements/develop.txt
+	sed -i '/^# The following packages were excluded/,$$d' requirements/export.txt requirements/bundle.txt requirements/develop.txt
 	printf 'uv\nsetuptools>=77\n' | $(COMPILE:pyproject.toml=-) --output-file requirements/setup.txt
 
 clean:  ## remove what was made here, except data/ and the environment

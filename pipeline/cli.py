@@ -8,6 +8,7 @@ import click
 
 from deeplab.errors import DataError
 from pipeline.errors import ParamsError
+from pipeline.settings.places import Places
 from pipeline.verify.verbs import adopt, complete_cell, history, publish, pull, verify
 
 ENGINES = ("here", "ray", "slurm")
@@ -213,8 +214,15 @@ def export(cell: str, format: str, out: Path, seed: int, images: Path | None) ->
 
 
 @grid.command()
-def report() -> None:
-    """Write the page of results, reports/index.html."""
+@click.option("--bundle", type=click.Path(path_type=Path), help="Instead write the evidence as one .zip file.")
+@click.option("--key", type=click.Path(path_type=Path), help="With --bundle: the private Ed25519 key to sign with.")
+def report(bundle: Path | None, key: Path | None) -> None:
+    """Write the page of results, reports/index.html, or a bundle."""
+    if bundle or key:
+        from pipeline.verify.bundle.write import write
+
+        print(*write(bundle, key, Places()), sep="\n")
+        return
     from pipeline.stages.report import run
 
     run()

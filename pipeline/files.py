@@ -1,5 +1,6 @@
 """Files of this project: written atomically, locked, and read with one clear error when they are damaged."""
 
+import csv
 import fcntl
 import os
 import socket
@@ -15,7 +16,7 @@ from pipeline.errors import BusyError, ParamsError
 PATIENCE = 10.0  # seconds to wait for a lock; the data workers of a killed run hold it for about one
 
 # What reading a damaged file raises.
-BROKEN = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
+BROKEN = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, csv.Error)
 
 
 @contextmanager

@@ -30,8 +30,8 @@ from pipeline.settings.places import Places
 from pipeline.settings.yaml import read_yaml
 from pipeline.verify.adopt import adopt, adopt_known, obtain
 from pipeline.verify.adopted import read_adopted, read_known
-from pipeline.verify.checkpoint import as_ours
 from pipeline.verify.toolboxes import TOOLBOXES
+from pipeline.verify.toolboxes.checkpoint import as_ours
 from tests.server import Server, answer, file
 from tests.tiny import model_config, tiny_params, write_store
 from tests.toolboxes import Mmsegmentation, Sssegmentation, randomized

@@ -49,11 +49,13 @@ def test_pins_are_read_with_all_their_versions(place):
     assert audit.read_pins([place / "requirements.txt"]) == {"torch": ["2.15.0"], "numpy": ["2.4.6", "2.5.5"]}
 
 
-def test_each_dependency_is_pinned_in_the_file_of_its_group():
+def test_each_dependency_is_pinned_in_the_file_of_its_group_or_in_one_before():
     project = audit.tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = {"run": project["dependencies"], **project["optional-dependencies"]}
-    for group in ("run", "export", "develop"):
-        pins = audit.read_pins([ROOT / f"requirements/{group}.txt"])
+    files = []
+    for group in ("run", "export", "bundle", "develop"):
+        files.append(ROOT / f"requirements/{group}.txt")
+        pins = audit.read_pins(files)
         assert {
             re.split("[<>=]", name)[0].lower().replace(".", "-").replace("_", "-") for name in groups[group]
         } <= set(pins)

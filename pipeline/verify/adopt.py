@@ -94,7 +94,7 @@ def adopt(name: str, source: str, toolbox: str | None, places: Places, patience:
 
     from deeplab.store import Store
     from pipeline.training.publish import save_weights
-    from pipeline.verify.checkpoint import as_ours
+    from pipeline.verify.toolboxes.checkpoint import as_ours
 
     store = Store(places.store(cell.dataset))
     found = obtain(source, places, patience)

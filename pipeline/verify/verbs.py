@@ -45,11 +45,21 @@ def adopt(cell: str | None, source: str | None, toolbox: str | None, every: bool
 @click.argument("cells", nargs=-1, metavar="[CELL]...", shell_complete=complete_cell)
 @click.option("--fast", is_flag=True, help="Check the committed files only, in seconds.")
 @click.option("--training", is_flag=True, help="Instead repeat steps of the trainings, and compare the bits.")
-def verify(cells: tuple[str, ...], fast: bool, training: bool) -> None:
+@click.option("--bundle", type=click.Path(path_type=Path), help="Instead check what `grid report --bundle` wrote.")
+@click.option("--key", type=click.Path(path_type=Path), help="With --bundle: the public key that must have signed it.")
+def verify(cells: tuple[str, ...], fast: bool, training: bool, bundle: Path | None, key: Path | None) -> None:
     """Prove the numbers of the README.
 
     Follows each number to its record, run, weights and data, and computes it again.
     """
+    if bundle or key:
+        from pipeline.verify.bundle.check import check
+        from pipeline.verify.bundle.keys import read_public
+
+        if cells or fast or training:
+            raise ParamsError("--bundle: got cells, --fast or --training too: expected it alone, or with --key")
+        print(*check(bundle, read_public(key) if key else None), sep="\n")
+        return
     from pipeline.verify.committed import run
     from pipeline.verify.training import repeated
 

@@ -19,8 +19,8 @@ from pipeline.data.formats.voc import read_sbd
 from pipeline.errors import ParamsError
 from pipeline.settings.yaml import read_yaml
 from pipeline.training.weights import check_weights
-from pipeline.verify.checkpoint import read_tensors
 from pipeline.verify.toolboxes import TOOLBOXES
+from pipeline.verify.toolboxes.checkpoint import read_tensors
 from tests.faults.hostile import PICKLES
 from tests.tiny import model_config, tiny_cell, write_store
 
