@@ -59,6 +59,7 @@ def run(camvid, tmp_path, monkeypatch, capsys):
     page = tmp_path / "race.md"
     page.write_text(PAGE)
     monkeypatch.setattr(race, "PAGE", page)
+    monkeypatch.setattr(race, "COUNTS", {"train": 2, "val": 1})
     monkeypatch.setattr(race.os, "sched_setaffinity", lambda *_: None)
 
     def install(name, cache):
@@ -137,14 +138,23 @@ def test_with_imagenet_weights_only_peers_run_that_can_take_them(run, tmp_path):
         (("--minutes", "nan"), "--minutes: got nan"),
         (("--cores", "0"), "--cores: got 0, expected 1 to"),
         (("--cores", "99999"), "--cores: got 99999"),
-        (("--start", "imagenet"), "--weights: None: no file"),
-        (("--camvid", "nowhere"), "--camvid: nowhere/train: no such folder"),
+        (("--start", "imagenet"), "--weights: None: no such file"),
+        (
+            ("--camvid", "nowhere"),
+            "--camvid: nowhere/train: 0 images, 0 of them without a mask in trainannot; expected 2",
+        ),
         (("--minutes", "1e9"), "--minutes: got 1e+09"),
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(run, words, wrong):
     with pytest.raises(race.ParamsError, match=re.escape(wrong)):
         run(*words, good=PERFECT)
+
+
+def test_an_image_without_a_mask_is_refused(run, camvid):
+    (camvid / "valannot/c.png").unlink()
+    with pytest.raises(race.ParamsError, match="1 images, 1 of them without a mask in valannot"):
+        run(good=PERFECT)
 
 
 @pytest.mark.parametrize(("limit", "what"), [("MEMORY", "of memory, expected"), ("DISK", "of space in")])

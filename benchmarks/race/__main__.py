@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -30,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/race.md"
 LEAST, OVERHEAD = 0.5, 3.0  # minutes: of a race; of building and predicting, for each peer
 MEMORY, DISK = 4e9, 8e9  # bytes: for a peer; for all environments, which share their files
+COUNTS = {"train": 367, "val": 101}  # images
 TORCH = ("torch==2.15.0", "torchvision==0.29.2")
 
 
@@ -56,6 +58,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="tf_efficientnet_lite0.in1k.safetensors, for --start imagenet")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/deeplab-grid/race")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the peer too, as Ctrl-C
     race(parser.parse_args())
 
 
@@ -84,9 +87,12 @@ def check(asked: argparse.Namespace, cache: Path, cores: int) -> None:
         raise ParamsError(f"--cores: got {asked.cores}, expected 1 to {cores}")
     if asked.start == "imagenet" and not (asked.weights and asked.weights.is_file()):
         raise ParamsError(f"--weights: {asked.weights}: no such file. examples/camvid/imagenet_weights.py writes it")
-    for folder in (asked.camvid / name for name in ("train", "trainannot", "val", "valannot")):
-        if not folder.is_dir():
-            raise ParamsError(f"--camvid: {folder}: no such folder")
+    for split, count in COUNTS.items():
+        images = [*(asked.camvid / split).glob("*")]
+        lost = [image.name for image in images if not (asked.camvid / f"{split}annot" / f"{image.stem}.png").is_file()]
+        if len(images) != count or lost:
+            wrong = f"{len(images)} images, {len(lost)} of them without a mask in {split}annot"
+            raise ParamsError(f"--camvid: {asked.camvid / split}: {wrong}; expected {count} and none")
     cache.mkdir(parents=True, exist_ok=True)
     memory, disk = psutil.virtual_memory().available, shutil.disk_usage(cache).free
     for what, there, needed in (("memory", memory, MEMORY), (f"space in {cache}", disk, DISK)):

@@ -26,7 +26,7 @@ def run(job: Job):
     speed = train(job, project, cell, 1)["images_per_second"]
     epochs = max(1, int(60 * job.minutes * speed / count))
     facts = train(job, project, cell, epochs)
-    grid(project, "predict", cell, job.data / "images/val", "--out", job.out / "predicted")
+    grid(project, "predict", cell, job.data / "images/val", "--out", job.out)
     return {"network": cell, "given": "", "images": epochs * count, "seconds": facts["seconds"]}
 
 
