@@ -22,7 +22,10 @@ def run(job: Job):
     text = yolo(job, "train", model="yolo26n-sem.yaml", time=job.minutes / 60, val=False, pretrained=False)
     yolo(job, "val", model=last, batch=8, save_json=True)
     (job.out / "val/results").rename(job.out / "masks")
-    epoch, done = map(int, re.findall(r"^ *(\d+)/\d+ +\S+G .* (\d+)/\d+ ", text, re.M)[-1])
+    shown = re.findall(r"^ *(\d+)/\d+ +\S+G .* (\d+)/\d+ ", text, re.M) or [
+        (1, 1)
+    ]  # none when the first step is the last
+    epoch, done = map(int, shown[-1])
     images = (epoch - 1) * len(job.images("train")) + done * BATCH
     return {"network": "yolo26n-sem", "given": "480x480, batch 16", "images": images, "seconds": 60 * job.minutes}
 
