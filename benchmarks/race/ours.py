@@ -13,6 +13,10 @@ from benchmarks.race.job import Job, call, main
 from pipeline.settings.yaml import read_yaml
 
 ROOT = Path(__file__).parents[2]
+GIVEN = {
+    "camvid_resnet18_os16": "240x180 times 0.5 to 2, crop 160x128, batch 8",
+    "camvid_lite0_os16": "448x336 times 0.5 to 2, crop 256x192, batch 8",
+}
 
 
 def run(job: Job):
@@ -27,7 +31,8 @@ def run(job: Job):
     epochs = max(1, int(60 * job.minutes * speed / count))
     facts = train(job, project, cell, epochs)
     grid(project, "predict", cell, job.data / "images/val", "--out", job.out)
-    return {"network": cell, "given": "", "images": epochs * count, "seconds": facts["seconds"]}
+    images = facts["iterations"] * facts["settings"]["batch_size"]
+    return {"network": cell, "given": GIVEN[cell], "images": images, "seconds": facts["seconds"]}
 
 
 def train(job: Job, project: Path, cell: str, epochs: int):
@@ -38,7 +43,7 @@ def train(job: Job, project: Path, cell: str, epochs: int):
     merged = {**example, "datasets": params["datasets"], "grid": {cell: row}}
     (project / "params.yaml").write_text("\n".join(f"{key}: {json.dumps(value)}" for key, value in merged.items()))
     grid(project, "run", f"train@{cell}")
-    return json.loads((project / f"runs/{cell}/run.json").read_text())
+    return json.loads((project / f"runs/{cell}/run.json").read_text())["seeds"]["0"]
 
 
 def grid(folder: Path, *words: object) -> None:
