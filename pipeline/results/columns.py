@@ -85,6 +85,7 @@ def class_means(name: str, result: Result, places: Places) -> dict[str, float]:
     hit, share = iou > 0, np.zeros((3, len(rows)))
     for place, shift in enumerate((-ROUNDING, 0, ROUNDING)):
         share[place, hit] = 1 / np.maximum(1 / (iou[hit] + shift) + 1 - 1 / (recall[hit] - shift), 1)
+    share[2, ~hit & ((recall > 0) | (pixels >= 1 / (2 * ROUNDING)))] = 1  # a hit that the digits do not show
     low, precision, high = share.mean(axis=1)
     return {
         "dice": float(np.mean(2 * iou / (1 + iou))),

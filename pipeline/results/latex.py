@@ -35,11 +35,11 @@ def latex(dataset: str, rows: list[Row]) -> str:
     values = {
         f"{row.name}.{column}": text for row in rows for column, text in texts_of(csv_row(row), row.columns).items()
     }
-    head = [*COLUMNS, *(column.heading for column in (rows[0].columns if rows else {}).values())]
-    lines = [head, *([*(column(row) for column in COLUMNS.values()), *more_texts(row)] for row in rows)]
+    titles = [*COLUMNS, *(column.heading for column in (rows[0].columns if rows else {}).values())]
+    lines = [titles, *([*(column(row) for column in COLUMNS.values()), *more_texts(row)] for row in rows)]
     head, *body = (f"{' & '.join(map(escape, line))} \\\\\n" for line in lines)
     table = "".join(
-        (f"%\n\\begin{{tabular}}{{{'l' * (len(COLUMNS) - 1):r<{len(head)}}}}\n\\toprule\n", head, "\\midrule\n", *body)
+        (f"%\n\\begin{{tabular}}{{{'l' * (len(COLUMNS) - 1):r<{len(titles)}}}}\n\\toprule\n", head, "\\midrule\n", *body)
     )
     return "".join(
         (

@@ -10,6 +10,7 @@ from pipeline.results import records
 
 if TYPE_CHECKING:
     from deeplab.counts import Counts
+    from deeplab.measures import Measure
     from deeplab.metrics import Matrix, Scores
 
 
@@ -24,7 +25,7 @@ def mean_shares(scores: list["Scores"]) -> dict[str, Any]:
     }
 
 
-def scores_of(scores: "Scores", counts: "Counts", measures: Mapping[str, float] | None = None) -> records.Scores:
+def scores_of(scores: "Scores", counts: "Counts", measures: "Mapping[str, Measure] | None" = None) -> records.Scores:
     """The scores of a record, with the interval of the mIoU where there are two images or more, and `measures`."""
     from deeplab.intervals import interval
 
@@ -33,7 +34,7 @@ def scores_of(scores: "Scores", counts: "Counts", measures: Mapping[str, float] 
         found = interval([counts])
         shares |= {"mIoU_low": round(found.low, 6), "mIoU_high": round(found.high, 6)}
     if measures:
-        shares["measures"] = {name: round(value, 6) for name, value in measures.items()}
+        shares["measures"] = {name: round(each.value(), 6) for name, each in measures.items()}
     return records.Scores(**shares)
 
 

@@ -21,11 +21,12 @@ from pipeline.training.provenance import file_sha256, versions
 
 if TYPE_CHECKING:
     from deeplab.counts import Counts
+    from deeplab.measures import Measure
     from deeplab.store import Store
 
 # Seed and protocol -> the confusion counts of each image, and the measures that `columns` of params.yaml asks for.
 Found = dict[tuple[int, str], "Counts"]
-Measured = dict[tuple[int, str], dict[str, float]]
+Measured = dict[tuple[int, str], "dict[str, Measure]"]
 
 
 def run(name: str, places: Places = Places()) -> None:
@@ -106,7 +107,7 @@ def measure(name: str, params: Params, store: "Store", files: dict[int, Path], f
             seen = predict_each(network, split, cell.inference, protocol, device, progress, confidence)
             matrices = count(watch(seen, measures.values()), len(store.classes))
             found[seed, title] = gather(matrices, images, store.classes)
-            measured[seed, title] = {key: each.value() for key, each in measures.items()}
+            measured[seed, title] = measures
         if seed == params.seeds[0]:
             each_image = image_scores(*found[seed, main_protocol].totals())
             protocol = params.protocols[main_protocol]
