@@ -20,7 +20,7 @@ NUMBERS = ("parameters", "macs", "flops", "latency", "memory")
 # size: of the input at scale 1. device: of latency and memory. inputs, data: fingerprints.
 HEAD = ("cell", *NUMBERS, "size", "device", "torch", "inputs", "data")
 
-Cost = dict[str, Any]  # HEAD -> value
+Cost = dict[str, Any]  # HEAD -> value; text where it was read from the file
 
 
 def read_costs(path: Path) -> dict[str, Cost]:
@@ -32,7 +32,9 @@ def read_costs(path: Path) -> dict[str, Cost]:
         for name, row in rows.items():
             if missing := [key for key in HEAD if not row.get(key)]:
                 raise ValueError(f"{name} has no {missing[0]}")
-        return {name: row | {key: float(row[key]) for key in NUMBERS} for name, row in rows.items()}
+            if row.keys() != set(HEAD) or not all(float(row[key]) > 0 for key in NUMBERS):
+                raise ValueError(f"{name} has more than {', '.join(HEAD)}, or a number that is not positive")
+        return dict(rows)
 
 
 def read_cost(name: str, params: Params, places: Places) -> Cost:
@@ -41,7 +43,7 @@ def read_cost(name: str, params: Params, places: Places) -> Cost:
     found = read_costs(places.costs(dataset)).get(name, {})
     data = manifest_fingerprint(places.manifest(dataset))
     current = found and found["inputs"] == inputs(name, params, places) and data in (None, found["data"])
-    return found if current else {}
+    return found | {key: float(found[key]) for key in NUMBERS} if current else {}
 
 
 def write_cost(cost: Cost, path: Path) -> None:

@@ -37,10 +37,9 @@ def latex(dataset: str, rows: list[Row]) -> str:
     }
     titles = [*COLUMNS, *(column.heading for column in (rows[0].columns if rows else {}).values())]
     lines = [titles, *([*(column(row) for column in COLUMNS.values()), *more_texts(row)] for row in rows)]
+    align = f"{'l' * (len(COLUMNS) - 1):r<{len(titles)}}"
     head, *body = (f"{' & '.join(map(escape, line))} \\\\\n" for line in lines)
-    table = "".join(
-        (f"%\n\\begin{{tabular}}{{{'l' * (len(COLUMNS) - 1):r<{len(titles)}}}}\n\\toprule\n", head, "\\midrule\n", *body)
-    )
+    table = "".join((f"%\n\\begin{{tabular}}{{{align}}}\n\\toprule\n", head, "\\midrule\n", *body))
     return "".join(
         (
             HEAD,
