@@ -18,7 +18,7 @@ from pipeline.settings.messages import unknown
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
 
-ROUNDING = 5e-7  # of the shares in classes.csv
+ROUNDING = 5.001e-7  # of the shares in classes.csv
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def extras(name: str, results: tuple[Result, ...], own: bool, params: Params, pl
 def class_means(name: str, result: Result, places: Places) -> dict[str, float]:
     """Means over the classes that occur in truth or prediction, from classes.csv; none if it is of another evaluation.
 
-    A class without a hit has 0. With IoU = TP / (TP + FP + FN) and recall = TP / (TP + FN), precision is
-    1 / (1 / IoU + 1 - 1 / recall). It is left out where the digits of the file leave more than 0.01 % open.
+    A class without a hit has 0. Precision follows from whole pixels that give the digits of the file, which are exact
+    below a million pixels of a class, and is left out where the digits leave more than 0.01 % open.
     """
     try:
         rows = [row for row in first_protocol(read_rows(places.plots(name) / "classes.csv"), result.seed) if row["IoU"]]
@@ -83,9 +83,11 @@ def class_means(name: str, result: Result, places: Places) -> dict[str, float]:
     if not len(rows) or abs(iou.mean() - result.scores["mIoU"]) > 1e-5:
         return {}
     hit, share = iou > 0, np.zeros((3, len(rows)))
-    for place, shift in enumerate((-ROUNDING, 0, ROUNDING)):
-        share[place, hit] = 1 / np.maximum(1 / (iou[hit] + shift) + 1 - 1 / (recall[hit] - shift), 1)
-    share[2, ~hit & ((recall > 0) | (pixels >= 1 / (2 * ROUNDING)))] = 1  # a hit that the digits do not show
+    for place, (shift, whole) in enumerate(((-ROUNDING, np.floor), (0, np.rint), (ROUNDING, np.ceil))):
+        right = whole((recall - shift) * pixels)[hit]
+        union = whole(right / (iou[hit] + shift))
+        share[place, hit] = right / np.maximum(union - pixels[hit] + right, right)
+    share[2, ~hit & ((recall > 0) | (pixels > 9e5))] = 1  # a hit that the digits do not show
     low, precision, high = share.mean(axis=1)
     return {
         "dice": float(np.mean(2 * iou / (1 + iou))),
