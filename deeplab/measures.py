@@ -16,9 +16,11 @@ from deeplab.inference import Pass, Prediction, Size
 class Measure(Protocol):
     """What is summed up over the images of a split."""
 
-    confidence: Callable[[list[Pass], Size], Tensor] | None  # gives the confidences that `add` reads
+    def __init__(self, classes: int, /) -> None: ...
 
-    def __init__(self, classes: int) -> None: ...
+    @property
+    def confidence(self) -> Callable[[list[Pass], Size], Tensor] | None:
+        """What gives the confidences that `add` reads."""
 
     def add(self, found: Prediction) -> None: ...
 

@@ -290,7 +290,7 @@ def test_the_calibration_error_of_the_record_is_that_of_the_network(evaluated):
         (one,) = passes_of(network, split.image(index)[None], place.cell.inference, protocol, torch.device("cpu"))
         oracle.update(one.upsampled(slice(0, 3), truth.shape[1:]).softmax(dim=1).clone(), truth)
     said = json.loads(place.places.record("shapes", TINY).read_text())["seeds"]["0"]["single_scale"]["measures"]
-    assert said["calibration_error"] == pytest.approx(float(oracle.compute()), abs=2e-6)
+    assert said["calibration_error"] == pytest.approx(float(oracle.compute()), abs=1e-5)  # it adds in float32
 
 
 def test_parameters_and_flops_are_those_counted_by_hand_and_the_device_is_named(evaluated):
