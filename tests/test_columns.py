@@ -136,7 +136,7 @@ def test_a_record_without_the_measure_shows_a_dash_and_the_command(folder, monke
     with redirect_stderr(StringIO()) as said, redirect_stdout(StringIO()):
         tables.run("shapes", folder.places)
     assert set(folder.shown().values()) == {"-"}
-    assert f"{CELL}: calibration_error: shown as -. Run: dvc repro evaluate@{CELL}\n" in said.getvalue()
+    assert f"{CELL}: calibration_error, dice: shown as -. Run: dvc repro evaluate@{CELL}\n" in said.getvalue()
     assert f"{CELL}: latency: shown as -. Run: grid measure {CELL}\n" in said.getvalue()
 
 

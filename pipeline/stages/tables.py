@@ -30,11 +30,10 @@ def run(dataset: str, places: Places = Places()) -> None:
         if not row.results:
             print(f"{row.name}: shown as -: {reasons[row.name]}", file=sys.stderr)
             continue
-        for key in (key for key in row.columns if row.extras[key] is None):
-            remedy = (
-                f"dvc repro evaluate@{row.name}" if row.columns[key].beside == "std" else f"grid measure {row.name}"
-            )
-            print(f"{row.name}: {key}: shown as -. Run: {remedy}", file=sys.stderr)
+        for is_score, remedy in ((True, "dvc repro evaluate@"), (False, "grid measure ")):
+            kind = [key for key, column in row.columns.items() if (column.beside == "std") == is_score]
+            if names := ", ".join(key for key in kind if row.extras[key] is None):
+                print(f"{row.name}: {names}: shown as -. Run: {remedy}{row.name}", file=sys.stderr)
     write_cards(make_cards(dataset, rows, params), places.cards(dataset))
     places.tables.mkdir(parents=True, exist_ok=True)
     write_whole(places.table(dataset), markdown(rows))
