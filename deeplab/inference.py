@@ -60,17 +60,48 @@ def evaluate_each(
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> Iterator[Matrix]:
     """The same per image: one confusion matrix (K, K) each, in the order of the split."""
+    return count(predict_each(model, split, settings, protocol, device, progress), classes)
+
+
+class Prediction(NamedTuple):
+    """A labelled image, and what a network says about it."""
+
+    name: str  # for messages
+    truth: Bytes  # (H, W) train ids
+    labels: Bytes  # (H, W) predicted train ids
+    confidence: Bytes | None  # float32 (H, W), the probability of each label; None if not asked for
+
+
+def predict_each(
+    model: nn.Module,
+    split: Split,
+    settings: Inference,
+    protocol: Protocol,
+    device: torch.device,
+    progress: Callable[[range], Iterable[int]] = iter,
+    confidence: "Callable[[list[Pass], Size], Tensor] | None" = None,
+) -> Iterator[Prediction]:
+    """Segment the images of `split`, in its order; see `evaluate`."""
     training = model.training
     model.eval()
     try:
         for index in progress(range(len(split))):
-            predicted = predict(model, split.image(index), settings, protocol, device)
-            try:
-                yield confusion_matrix(split.mask(index), predicted, classes)
-            except DataError as error:
-                raise DataError(f"{split.folder}: image {split.records[index].id}: {error}") from None
+            truth, name = split.mask(index), f"{split.folder}: image {split.records[index].id}"
+            passes = passes_of(model, split.image(index)[None], settings, protocol, device)
+            found = [each(passes, truth.shape)[0].cpu().numpy() for each in (likeliest, confidence) if each]
+            del passes  # before the next ones are made
+            yield Prediction(name, truth, found[0], found[1] if confidence else None)
     finally:
         model.train(training)
+
+
+def count(predictions: Iterable[Prediction], classes: int) -> Iterator[Matrix]:
+    """The confusion matrix (K, K) of each. Raises DataError for a label that is not a class."""
+    for each in predictions:
+        try:
+            yield confusion_matrix(each.truth, each.labels, classes)
+        except DataError as error:
+            raise DataError(f"{each.name}: {error}") from None
 
 
 def predict(model: nn.Module, image: Bytes, settings: Inference, protocol: Protocol, device: torch.device) -> Bytes:
@@ -88,6 +119,14 @@ def predict_batch(
     model: nn.Module, images: Bytes, settings: Inference, protocol: Protocol, device: torch.device
 ) -> Bytes:
     """The same for several images of one size: (N, H, W, 3) RGB -> train ids (N, H, W)."""
+    return likeliest(passes_of(model, images, settings, protocol, device), images.shape[1:3]).cpu().numpy()
+
+
+@torch.inference_mode()
+def passes_of(
+    model: nn.Module, images: Bytes, settings: Inference, protocol: Protocol, device: torch.device
+) -> list["Pass"]:
+    """What the network says about images, (N, H, W, 3) RGB, and their mirror images at each scale."""
     assert not model.training
     height, width = images.shape[1:3]
     passes = []
@@ -98,7 +137,7 @@ def predict_batch(
         passes += [
             one_pass(model, x, settings, protocol, is_flipped) for is_flipped in (False, True)[: 1 + protocol.flip]
         ]
-    return likeliest(passes, (height, width)).cpu().numpy()
+    return passes
 
 
 @torch.inference_mode()
@@ -232,8 +271,7 @@ def likeliest(passes: list[Pass], size: Size) -> Tensor:
     """
     first = passes[0].logits
     device, count = first.device, len(first)
-    at_once = max(1, min(CLASSES_AT_ONCE, MOST_AT_ONCE // (count * size[0] * size[1])))
-    parts = [slice(start, start + at_once) for start in range(0, first.shape[1], at_once)]
+    parts = parts_of(first, size)
     totals = [log_sum_exp(each, parts, size) for each in passes] if len(passes) > 1 else []
     best = torch.full((count, *size), -math.inf, device=device)
     labels = torch.zeros((count, *size), dtype=torch.uint8, device=device)
@@ -245,6 +283,12 @@ def likeliest(passes: list[Pass], size: Size) -> Tensor:
         labels = torch.where(value > best, (index + part.start).to(torch.uint8), labels)
         best = torch.maximum(value, best)
     return labels
+
+
+def parts_of(logits: Tensor, size: Size) -> list[slice]:
+    """The classes of `logits`, (N, K, h, w), in parts that are upsampled to `size` at once."""
+    at_once = max(1, min(CLASSES_AT_ONCE, MOST_AT_ONCE // (len(logits) * size[0] * size[1])))
+    return [slice(start, start + at_once) for start in range(0, logits.shape[1], at_once)]
 
 
 def log_sum_exp(each: Pass, parts: list[slice], size: Size) -> Tensor:

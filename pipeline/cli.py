@@ -9,7 +9,7 @@ import click
 from deeplab.errors import DataError
 from pipeline.errors import ParamsError
 from pipeline.settings.places import Places
-from pipeline.verify.verbs import adopt, complete_cell, history, publish, pull, verify
+from pipeline.verify.verbs import adopt, complete_cell, history, measure, publish, pull, verify
 
 ENGINES = ("here", "ray", "slurm")
 
@@ -133,7 +133,7 @@ def repair() -> None:
     print("\n".join(repair()) or "nothing to repair")
 
 
-for verb in (verify, history, publish, pull, adopt):
+for verb in (verify, history, measure, publish, pull, adopt):
     grid.add_command(verb)
 
 

@@ -62,12 +62,12 @@ RUNS_AGAIN = {
         "stages.train training.device training.publish training.seed"
     ),
     "evaluate": (
-        "deeplab.backbone deeplab.counts deeplab.decode deeplab.inference deeplab.intervals deeplab.metrics deeplab.model "
+        "deeplab.backbone deeplab.counts deeplab.decode deeplab.inference deeplab.intervals deeplab.measures deeplab.metrics deeplab.model "
         "deeplab.precision deeplab.segmenter deeplab.store deeplab.transforms pictures.colors pictures.overlay pictures.panels "
         "results.records results.scores stages.evaluate training.device training.weights"
     ),
     "tables": (
-        "deeplab.intervals markdown pictures.charts pictures.colors results.latex results.model_card settings.links "
+        "deeplab.intervals markdown pictures.charts pictures.colors results.columns results.costs results.latex results.model_card settings.links "
         "results.records results.scores results.table results.values settings.published stages.tables tracking.models tracking.runs "
         "tracking.sync tracking.variants training.curves"
     ),
@@ -75,11 +75,14 @@ RUNS_AGAIN = {
         "deeplab.counts deeplab.decode deeplab.intervals deeplab.metrics deeplab.store results.records results.statistics "
         "stages.compare"
     ),
-    "readme": "results.readme results.values stages.readme",
+    "readme": (
+        "deeplab.intervals results.columns results.costs results.readme results.records results.scores results.values "
+        "stages.readme"
+    ),
     "report": (
-        "deeplab.decode deeplab.store page.embedded page.html page.inputs page.layout page.predictions page.results "
-        "page.sections page.verdicts pictures.charts pictures.colors pictures.overlay results.records results.table "
-        "results.values markdown settings.links settings.published stages.report"
+        "deeplab.decode deeplab.intervals deeplab.store page.embedded page.html page.inputs page.layout page.predictions page.results "
+        "page.sections page.verdicts pictures.charts pictures.colors pictures.overlay results.columns results.costs "
+        "results.records results.scores results.table results.values markdown settings.links settings.published stages.report"
     ),
 }
 MODULES = sorted(

@@ -16,6 +16,7 @@ import pandas as pd
 from deeplab.config import Cell
 from deeplab.errors import DataError
 from pipeline.page.verdicts import COLUMNS, Comparison, compare, read_reference
+from pipeline.results.columns import Column, asked
 from pipeline.results.table import title_of
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
@@ -74,6 +75,7 @@ class DatasetPage:
     card: dict[str, Any] = field(default_factory=dict)
     sheet: Path | None = None
     statistics: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, Column] = field(default_factory=dict)  # more columns of the table
     gaps: list[str] = field(default_factory=list)  # what is missing, and how to get it
 
     @property
@@ -108,7 +110,7 @@ def read_dataset(name: str, params: Params, places: Places, reference: pd.DataFr
     """The table of a data set, and what there is about its cells and its images."""
     config = params.datasets[name]
     own = reference[reference["dataset"] == name]
-    page = DatasetPage(name=name, title=config.title, images=config.images, reference=own)
+    page = DatasetPage(name=name, title=config.title, images=config.images, reference=own, columns=asked(params))
 
     def read_table(path: Path) -> list[CellPage]:
         with path.open(newline="", encoding="utf-8") as file:

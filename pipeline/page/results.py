@@ -7,6 +7,7 @@ from markupsafe import Markup
 from pipeline.page.html import interval, joined, marked, part, percent, signed, table
 from pipeline.page.inputs import CellPage, DatasetPage
 from pipeline.page.verdicts import elsewhere, schedule, subset
+from pipeline.results.columns import texts
 
 SOURCES = ("mmsegmentation 1.2.2", "paper")  # columns beside the number that is compared
 LEGEND = (
@@ -59,6 +60,8 @@ def result_row(cell: CellPage, page: DatasetPage) -> dict[str, Any]:
         shown["95 % interval"] = interval(page.interval(cell))
         if any(each.get("low_seeds") is not None for each in page.statistics.get("cells", {}).values()):
             shown["over seeds too"] = interval(page.interval(cell), low="low_seeds", high="high_seeds")
+    more = texts(row, page.columns)
+    shown |= {column.heading: more[name] for name, column in page.columns.items()}
     if page.published:
         shown[found.source or "published"] = percent(found.published)
         shown["difference"] = signed(found.difference)

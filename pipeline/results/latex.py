@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 
 from pipeline.results.records import Row
-from pipeline.results.table import crop, csv_row, mean_iou, schedule, splits, title_of
+from pipeline.results.table import crop, csv_row, mean_iou, more_texts, schedule, splits, title_of
 from pipeline.results.values import texts_of
 
 SPECIAL = {
@@ -32,10 +32,14 @@ HEAD = r"""% Written by the stage tables. In the preamble: \usepackage{booktabs}
 
 def latex(dataset: str, rows: list[Row]) -> str:
     """The content of the file, a function of the results and of params.yaml."""
-    values = {f"{row.name}.{column}": text for row in rows for column, text in texts_of(csv_row(row)).items()}
-    lines = [list(COLUMNS), *([column(row) for column in COLUMNS.values()] for row in rows)]
+    values = {
+        f"{row.name}.{column}": text for row in rows for column, text in texts_of(csv_row(row), row.columns).items()
+    }
+    titles = [*COLUMNS, *(column.heading for column in (rows[0].columns if rows else {}).values())]
+    lines = [titles, *([*(column(row) for column in COLUMNS.values()), *more_texts(row)] for row in rows)]
+    align = f"{'l' * (len(COLUMNS) - 1):r<{len(titles)}}"
     head, *body = (f"{' & '.join(map(escape, line))} \\\\\n" for line in lines)
-    table = "".join((f"%\n\\begin{{tabular}}{{{'l' * (len(COLUMNS) - 1)}r}}\n\\toprule\n", head, "\\midrule\n", *body))
+    table = "".join((f"%\n\\begin{{tabular}}{{{align}}}\n\\toprule\n", head, "\\midrule\n", *body))
     return "".join(
         (
             HEAD,

@@ -19,6 +19,7 @@ from pipeline.settings.places import Places
 from pipeline.settings.schema import DatasetConfig
 
 if TYPE_CHECKING:
+    from pipeline.results.columns import Column
     from pipeline.settings.links import Published
 
 SCORES = ("mIoU", "pixel_accuracy", "mean_accuracy", "classes_evaluated")
@@ -44,6 +45,7 @@ class Scores(Part):
     classes_evaluated: Count
     mIoU_low: Share = 0.0  # noqa: N815
     mIoU_high: Share = 1.0  # noqa: N815
+    measures: dict[str, Share] = Field(default_factory=dict)  # those of MEASURES that `columns` asked for
 
     @model_validator(mode="after")
     def check_interval(self) -> Self:
@@ -142,6 +144,8 @@ class Row:
     results: tuple[Result, ...]  # one per seed; empty when the cell is not measured
     card: Path | None  # its model card; None without a result of this folder
     published: tuple["Published", ...]  # the files that others can get
+    columns: dict[str, "Column"] = field(default_factory=dict)  # those that params.yaml asks for
+    extras: dict[str, Any] = field(default_factory=dict)  # their numbers, as in the CSV table
 
     def mean(self, score: str) -> float:
         return fmean(result.scores[score] for result in self.results)

@@ -1,6 +1,7 @@
 """The scores of a cell as shares, as text, and as the rows behind its plots."""
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from pipeline.results import records
 
 if TYPE_CHECKING:
     from deeplab.counts import Counts
+    from deeplab.measures import Measure
     from deeplab.metrics import Matrix, Scores
 
 
@@ -23,14 +25,16 @@ def mean_shares(scores: list["Scores"]) -> dict[str, Any]:
     }
 
 
-def scores_of(scores: "Scores", counts: "Counts") -> records.Scores:
-    """The scores of a record, with the interval of the mIoU where there are two images or more."""
+def scores_of(scores: "Scores", counts: "Counts", measures: "Mapping[str, Measure] | None" = None) -> records.Scores:
+    """The scores of a record, with the interval of the mIoU where there are two images or more, and `measures`."""
     from deeplab.intervals import interval
 
     shares = mean_shares([scores])
     if len(counts.images) > 1:
         found = interval([counts])
         shares |= {"mIoU_low": round(found.low, 6), "mIoU_high": round(found.high, 6)}
+    if measures:
+        shares["measures"] = {name: round(each.value(), 6) for name, each in measures.items()}
     return records.Scores(**shares)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from deeplab.config import Cell
 from pipeline.markdown import plain
+from pipeline.results.columns import asked, extras, texts
 from pipeline.results.records import INTERVAL, SCORES, Place, Result, Row
 from pipeline.results.values import percent
 from pipeline.settings.links import LOG, read_published
@@ -47,16 +48,27 @@ def make_rows(
         card = (places.cards(dataset) / f"{name}.md").relative_to(places.root) if own else None
         links = tuple(entry for entry in published if entry.cell == name)
         config = params.dataset(dataset)
-        overrides = params.overrides[name]
-        rows.append(
-            Row(name=name, cell=cell, overrides=overrides, dataset=config, results=found, card=card, published=links)
+        row = Row(
+            name=name,
+            cell=cell,
+            overrides=params.overrides[name],
+            dataset=config,
+            results=found,
+            card=card,
+            published=links,
+            columns=asked(params),
+            extras=extras(name, found, bool(own), params, places),
         )
+        rows.append(row)
     return rows
 
 
 def markdown(rows: list[Row]) -> str:
     """The table in the form of the README."""
-    lines = [list(COLUMNS), [":-:"] * len(COLUMNS), *([column(row) for column in COLUMNS.values()] for row in rows)]
+    head = [*COLUMNS, *(column.heading for column in (rows[0].columns if rows else {}).values())]
+    body = ([*(column(row) for column in COLUMNS.values()), *map(plain, more_texts(row))] for row in rows)
+    last = list(COLUMNS).index("Download")
+    lines = [[*line[:last], *line[last + 1 :], line[last]] for line in (head, [":-:"] * len(head), *body)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + note(rows)
 
 
@@ -112,6 +124,7 @@ def csv_row(row: Row) -> dict[str, Any]:
         "code_fingerprint": first and first.fingerprint["code"],
         "weights_sha256": " ".join(result.weights["sha256"] for result in results),
         "departs": departs(row.cell),
+        **row.extras,
     }
 
 
@@ -152,6 +165,11 @@ def splits(row: Row) -> str:
     if all(have >= full for have, full in zip(used, published, strict=True)):
         return title
     return f"{title} (subset: {'/'.join(map(str, used))} of {'/'.join(map(str, published))} images)"
+
+
+def more_texts(row: Row) -> list[str]:
+    """The entries in the columns that params.yaml asks for."""
+    return list(texts(row.extras, row.columns).values())
 
 
 def mean_iou(row: Row) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 
 from deeplab.errors import DataError
 from pipeline.errors import ParamsError
+from pipeline.results.columns import Column, asked
+from pipeline.results.columns import texts as more_texts
 from pipeline.settings.messages import unknown
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
@@ -26,14 +28,14 @@ def percent(share: float, spread: float | None = None) -> str:
     return f"{100 * share:.2f}%" + (f" ± {100 * spread:.2f}" if spread is not None else "")
 
 
-def texts_of(row: Mapping[str, Any]) -> dict[str, str]:
-    """Column -> text, for a row of a CSV table; `-` where the cell is not measured."""
+def texts_of(row: Mapping[str, Any], columns: Mapping[str, Column] | None = None) -> dict[str, str]:
+    """Column -> text, for a row of a CSV table with `columns`; `-` where the cell is not measured."""
     numbers = {name: None if row[name] in (None, "") else float(row[name]) for name in (*SHARES, *COUNTS)}
     texts = {name: "-" if value is None else f"{value:g}" for name, value in numbers.items()}
     shares = {name: percent(value) for name in SHARES if (value := numbers[name]) is not None}
     if numbers["mIoU"] is not None:
         shares["mIoU"] = percent(numbers["mIoU"], numbers["mIoU_std"])
-    return texts | shares
+    return texts | shares | more_texts(row, columns or {})
 
 
 def pages(params: Params, places: Places) -> list[Path]:
@@ -53,7 +55,7 @@ def check_values(text: bytes, path: Path, params: Params) -> None:
         )
     for block in BLOCK.finditer(text):
         cell, _, column = (name := block[2].decode(errors="replace")).partition(".")
-        for word, known in ((cell, params.cells), (column, (*SHARES, *COUNTS))):
+        for word, known in ((cell, params.cells), (column, (*SHARES, *COUNTS, *params.columns))):
             if word not in known:
                 raise DataError(f"{path}:{line_of(text, block.start())}: value {name}: {unknown(word, known)}")
 
@@ -67,7 +69,7 @@ def fill_values(text: bytes, dataset: str, path: Path, params: Params, places: P
     if not sheet.exists():
         raise DataError(f"{sheet}: not found. Run: grid run tables@{dataset}")
     with sheet.open(encoding="utf-8", newline="") as file:
-        texts = {row["cell"]: texts_of(row) for row in csv.DictReader(file)}
+        texts = {row["cell"]: texts_of(row, asked(params)) for row in csv.DictReader(file)}
     values = {f"{cell}.{name}".encode(): text.encode() for cell, own in texts.items() for name, text in own.items()}
     return BLOCK.sub(lambda block: block[1] + values.get(block[2], block[3]) + block[4], text)
 

@@ -27,7 +27,7 @@ from pipeline.settings.params import Params
 from pipeline.settings.places import Places
 
 ROOT = Path(__file__).parents[2]  # holds the packages `deeplab` and `pipeline`
-CHOICES = frozenset({"AUGMENTATIONS", "BACKBONES", "CLASS_WEIGHTS", "FORMATS", "LOSSES", "STARTS"})
+CHOICES = frozenset({"AUGMENTATIONS", "BACKBONES", "CLASS_WEIGHTS", "FORMATS", "LOSSES", "MEASURES", "STARTS"})
 EDGES = frozenset(
     {
         "deeplab.config",
@@ -94,6 +94,8 @@ def code_of(stage: str, params: Params, places: Places, name: str = "") -> str:
     """
     equivalent = read_equivalences(places.equivalent_code)
     now = oldest(hash_of(stage, choices(params, stage, name)), equivalent)
+    if stage == "tables" and params.columns:  # dvc.yaml cannot name a key that params.yaml may lack
+        now = oldest(digest([now, params.columns]), equivalent)
     init = params.cell(name).init if stage == "train" else None
     if init is None or init.cell is None:
         return now
@@ -107,7 +109,8 @@ def choices(params: Params, stage: str, name: str) -> frozenset[str]:
     """The entries of CHOICES that `stage` of `name` can use."""
     if stage in PER_DATASET:
         return frozenset({params.dataset(name).format})
-    return chosen_by(params.cell(name)) if stage in PER_CELL else frozenset()
+    asked = frozenset(params.columns) if stage == "evaluate" else frozenset()  # those of MEASURES cost an evaluation
+    return chosen_by(params.cell(name)) | asked if stage in PER_CELL else frozenset()
 
 
 def chosen_by(cell: Cell) -> frozenset[str]:

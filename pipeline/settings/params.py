@@ -39,6 +39,7 @@ class Params:
     runtime: RuntimeConfig
     publish: PublishConfig = field(default_factory=PublishConfig)
     prose: tuple[str, ...] = ()  # Markdown files with values, beside the README
+    columns: tuple[str, ...] = ()  # more columns of the tables, after the mIoU
 
     def cell(self, name: str) -> Cell:
         """The cell `name`. Raises ParamsError with the nearest name if it is unknown."""
@@ -79,6 +80,7 @@ def load_params(path: Path = PARAMS) -> Params:
         runtime=sections.runtime,
         publish=sections.publish,
         prose=sections.prose,
+        columns=sections.columns,
     )
 
 

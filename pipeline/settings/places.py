@@ -109,6 +109,10 @@ class Places:
         """Where others get the weights of its cells."""
         return self.records(dataset) / "published.csv"
 
+    def costs(self, dataset: str) -> Path:
+        """What its cells cost to use, on the machines where that was measured."""
+        return self.records(dataset) / "costs.csv"
+
     def counts(self, dataset: str, cell: str) -> Path:
         """The confusion counts of each image."""
         return self.reports / "images" / dataset / f"{cell}.npz"

@@ -222,9 +222,12 @@ class Sections:
     runtime: RuntimeConfig
     publish: PublishConfig = Field(default_factory=PublishConfig)
     prose: tuple[str, ...] = ()  # Markdown files with values, beside the README
+    columns: tuple[str, ...] = ()  # more columns of the tables; pipeline/results/columns.py knows their names
 
     def __post_init__(self) -> None:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: got {list(self.seeds)}, expected each seed once")
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError(f"columns: got {list(self.columns)}, expected each column once")
         if odd := [name for name in self.prose if not name.endswith(".md") or name.startswith("/") or ".." in name]:
             raise ValueError(f"prose: got {odd[0]!r}, expected a Markdown file of this folder, such as docs/paper.md")

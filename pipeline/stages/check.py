@@ -9,6 +9,7 @@ import json
 
 from pipeline.errors import run_command
 from pipeline.files import write_whole
+from pipeline.results.columns import asked
 from pipeline.settings.code import entries, nested
 from pipeline.settings.equivalent import declare
 from pipeline.settings.params import load_params
@@ -19,6 +20,7 @@ from pipeline.settings.yaml import read_yaml
 def run(places: Places = Places()) -> None:
     """Write reports/code.json. Raises ParamsError for a mistake in params.yaml."""
     params = load_params(places.params)
+    asked(params)
     code = nested(entries(params, places))
     places.code.parent.mkdir(parents=True, exist_ok=True)
     write_whole(places.code, json.dumps(code, indent=2) + "\n")

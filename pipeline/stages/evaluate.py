@@ -21,9 +21,12 @@ from pipeline.training.provenance import file_sha256, versions
 
 if TYPE_CHECKING:
     from deeplab.counts import Counts
+    from deeplab.measures import Measure
     from deeplab.store import Store
 
-Found = dict[tuple[int, str], "Counts"]  # seed and protocol -> the confusion counts of each image
+# Seed and protocol -> the confusion counts of each image, and the measures that `columns` of params.yaml asks for.
+Found = dict[tuple[int, str], "Counts"]
+Measured = dict[tuple[int, str], "dict[str, Measure]"]
 
 
 def run(name: str, places: Places = Places()) -> None:
@@ -47,7 +50,7 @@ def run(name: str, places: Places = Places()) -> None:
     from pipeline.results.scores import describe, mean_shares, scores_of, write_plots
     from pipeline.training.device import select_device
 
-    found = measure(name, params, store, files, places.figures(name))
+    found, measured = measure(name, params, store, files, places.figures(name))
     scores = {key: score(each.matrix) for key, each in found.items()}
     main_protocol = next(iter(params.protocols))
     record = Record(
@@ -56,7 +59,10 @@ def run(name: str, places: Places = Places()) -> None:
         images={kind: len(store.split(kind)) for kind in (cell.recipe.train_split, cell.recipe.val_split)},
         protocols={title: without_defaults(protocol) for title, protocol in params.protocols.items()},
         seeds={
-            str(seed): {title: scores_of(scores[seed, title], found[seed, title]) for title in params.protocols}
+            str(seed): {
+                title: scores_of(scores[seed, title], found[seed, title], measured[seed, title])
+                for title in params.protocols
+            }
             for seed in params.seeds
         },
         fingerprint=Inputs(cell=cell.fingerprint, data=store.fingerprint, code=code),
@@ -76,10 +82,11 @@ def run(name: str, places: Places = Places()) -> None:
     print(describe(store.classes, scores))
 
 
-def measure(name: str, params: Params, store: "Store", files: dict[int, Path], figures: Path) -> Found:
+def measure(name: str, params: Params, store: "Store", files: dict[int, Path], figures: Path) -> tuple[Found, Measured]:
     """Predict the validation split with each seed under each protocol, and draw `figures` with the first seed."""
     from deeplab.counts import gather
-    from deeplab.inference import evaluate_each, predict
+    from deeplab.inference import count, predict, predict_each
+    from deeplab.measures import MEASURES, watch
     from pipeline.pictures.panels import image_scores, write_figures
     from pipeline.training.device import select_device, set_arithmetic
     from pipeline.training.weights import load_network
@@ -90,18 +97,23 @@ def measure(name: str, params: Params, store: "Store", files: dict[int, Path], f
     set_arithmetic(cell.train)
     images = [record.id for record in split.records]
     found: Found = {}
+    measured: Measured = {}
     for seed, file in files.items():
         network = load_network(file, name, cell, len(store.classes)).to(device)
         for title, protocol in params.protocols.items():
             progress = partial(shown, title=f"{name} seed {seed} {title}")
-            matrices = evaluate_each(network, split, len(store.classes), cell.inference, protocol, device, progress)
+            measures = {key: kind(len(store.classes)) for key, kind in MEASURES.items() if key in params.columns}
+            confidence = next(filter(None, (each.confidence for each in measures.values())), None)
+            seen = predict_each(network, split, cell.inference, protocol, device, progress, confidence)
+            matrices = count(watch(seen, measures.values()), len(store.classes))
             found[seed, title] = gather(matrices, images, store.classes)
+            measured[seed, title] = measures
         if seed == params.seeds[0]:
             each_image = image_scores(*found[seed, main_protocol].totals())
             protocol = params.protocols[main_protocol]
             segment = partial(predict, network, settings=cell.inference, protocol=protocol, device=device)
             write_figures(figures, store, cell.recipe.val_split, segment, file_sha256(file), each_image)
-    return found
+    return found, measured
 
 
 def as_json(value: dict[str, Any]) -> str:

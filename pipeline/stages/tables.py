@@ -29,6 +29,11 @@ def run(dataset: str, places: Places = Places()) -> None:
     for row in rows:
         if not row.results:
             print(f"{row.name}: shown as -: {reasons[row.name]}", file=sys.stderr)
+            continue
+        for is_score, remedy in ((True, "dvc repro evaluate@"), (False, "grid measure ")):
+            kind = [key for key, column in row.columns.items() if (column.beside == "std") == is_score]
+            if names := ", ".join(key for key in kind if row.extras[key] is None):
+                print(f"{row.name}: {names}: shown as -. Run: {remedy}{row.name}", file=sys.stderr)
     write_cards(make_cards(dataset, rows, params), places.cards(dataset))
     places.tables.mkdir(parents=True, exist_ok=True)
     write_whole(places.table(dataset), markdown(rows))

@@ -72,6 +72,19 @@ def verify(cells: tuple[str, ...], fast: bool, training: bool, bundle: Path | No
 
 @click.command()
 @click.argument("cell", shell_complete=complete_cell)
+@click.option("--device", help="Such as cpu or cuda:1; by default as runtime.device says.")
+def measure(cell: str, device: str | None) -> None:
+    """Measure parameters, FLOPs, latency and memory of a cell.
+
+    On this machine and for one image, for the columns of these names. Needs the prepared data and no training.
+    """
+    from pipeline.predict.measure import run
+
+    print(run(cell, device))
+
+
+@click.command()
+@click.argument("cell", shell_complete=complete_cell)
 def history(cell: str) -> None:
     """Show the values that a cell had in git, and what moved each: settings, data, code or environment."""
     from pipeline.verify.history import run
