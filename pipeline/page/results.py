@@ -59,6 +59,7 @@ def result_row(cell: CellPage, page: DatasetPage) -> dict[str, Any]:
         shown["95 % interval"] = interval(page.interval(cell))
         if any(each.get("low_seeds") is not None for each in page.statistics.get("cells", {}).values()):
             shown["over seeds too"] = interval(page.interval(cell), low="low_seeds", high="high_seeds")
+        shown |= {f"mIoU ({split})": split_number(row, split) for split in page.splits}
     if page.published:
         shown[found.source or "published"] = percent(found.published)
         shown["difference"] = signed(found.difference)
@@ -70,3 +71,12 @@ def result_row(cell: CellPage, page: DatasetPage) -> dict[str, Any]:
     shown["schedule"] = schedule(recipe) + (f" (departs: {row['departs']})" if row["departs"] else "")
     shown["train/eval split"] = f"{recipe.train_split}/{recipe.val_split}" + (f" (subset: {used})" if used else "")
     return shown
+
+
+def split_number(row: dict[str, str], split: str) -> str:
+    """The mIoU on a further split with its interval; a dash where it was not measured."""
+    miou, low, high = (row[f"{split}.{name}"] for name in ("mIoU", "mIoU_low", "mIoU_high"))
+    if not miou:
+        return "-"
+    ends = interval({"low": float(low), "high": float(high)}) if low else ""
+    return f"{percent(100 * float(miou))} {ends}".rstrip()

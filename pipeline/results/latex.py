@@ -1,10 +1,9 @@
 r"""The table of a data set for papers: `\gridtable{voc}` is a booktabs table, `\gridvalue{CELL.mIoU}` a number."""
 
 import re
-from collections.abc import Callable
 
 from pipeline.results.records import Row
-from pipeline.results.table import crop, csv_row, mean_iou, schedule, splits, title_of
+from pipeline.results.table import Column, crop, csv_row, mean_iou, schedule, splits, title_of, with_splits
 from pipeline.results.values import texts_of
 
 SPECIAL = {
@@ -14,7 +13,7 @@ SPECIAL = {
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
 }
-COLUMNS: dict[str, Callable[[Row], str]] = {
+COLUMNS: dict[str, Column] = {
     "Backbone": lambda row: title_of(row.cell, row.overrides),
     "Crop Size": crop,
     "Schedule": schedule,
@@ -33,9 +32,11 @@ HEAD = r"""% Written by the stage tables. In the preamble: \usepackage{booktabs}
 def latex(dataset: str, rows: list[Row]) -> str:
     """The content of the file, a function of the results and of params.yaml."""
     values = {f"{row.name}.{column}": text for row in rows for column, text in texts_of(csv_row(row)).items()}
-    lines = [list(COLUMNS), *([column(row) for column in COLUMNS.values()] for row in rows)]
+    columns = with_splits(COLUMNS, rows)
+    lines = [list(columns), *([column(row) for column in columns.values()] for row in rows)]
     head, *body = (f"{' & '.join(map(escape, line))} \\\\\n" for line in lines)
-    table = "".join((f"%\n\\begin{{tabular}}{{{'l' * (len(COLUMNS) - 1)}r}}\n\\toprule\n", head, "\\midrule\n", *body))
+    places = "".join("r" if title.startswith("mIoU") else "l" for title in columns)
+    table = "".join((f"%\n\\begin{{tabular}}{{{places}}}\n\\toprule\n", head, "\\midrule\n", *body))
     return "".join(
         (
             HEAD,

@@ -68,6 +68,10 @@ class Places:
     def manifest(self, dataset: str) -> Path:
         return self.store(dataset) / "manifest.json"
 
+    def splits(self, dataset: str) -> Path:
+        """Further splits to evaluate on, each a store."""
+        return self.store(dataset) / "splits"
+
     # Trainings.
     @property
     def runs(self) -> Path:
@@ -153,6 +157,10 @@ class Places:
 
     def data_card(self, dataset: str) -> Path:
         return self.reports / "data" / dataset
+
+    def split_cards(self, dataset: str) -> Path:
+        """The data cards of the further splits."""
+        return self.data_card(dataset) / "splits"
 
     def statistics(self, dataset: str) -> Path:
         return self.reports / "statistics" / f"{dataset}.json"

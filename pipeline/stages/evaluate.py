@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deeplab.config import without_defaults
+from deeplab.errors import DataError
 from pipeline.errors import run_command
 from pipeline.files import write_whole
 from pipeline.progress import shown
+from pipeline.results.splits import folder_of
 from pipeline.settings.params import Params, load_params
 from pipeline.settings.places import Places
 from pipeline.training.provenance import file_sha256, versions
@@ -22,6 +24,7 @@ from pipeline.training.provenance import file_sha256, versions
 if TYPE_CHECKING:
     from deeplab.counts import Counts
     from deeplab.store import Store
+    from pipeline.results.records import Scores
 
 Found = dict[tuple[int, str], "Counts"]  # seed and protocol -> the confusion counts of each image
 
@@ -37,35 +40,38 @@ def run(name: str, places: Places = Places()) -> None:
     params = load_params(places.params)
     cell = params.cell(name)
     store = Store(places.store(cell.dataset))
+    further = open_splits(cell.dataset, store, params, places)
     files = {seed: places.weights(name) / f"seed{seed}.safetensors" for seed in params.seeds}
     code = check_weights(files.values(), name, cell, store)
 
     from deeplab.counts import write_counts
     from deeplab.metrics import score
     from deeplab.segmenter import read_about
-    from pipeline.results.records import Inputs, Record, Start, Weights
-    from pipeline.results.scores import describe, mean_shares, scores_of, write_plots
+    from pipeline.results.records import Inputs, Record, SplitScores, Start, Weights
+    from pipeline.results.scores import describe, mean_shares, write_plots
     from pipeline.training.device import select_device
 
-    found = measure(name, params, store, files, places.figures(name))
+    found = measure(name, params, store, cell.recipe.val_split, files, places.figures(name))
+    others = {split: measure(name, params, own, split, files) for split, own in further.items()}
     scores = {key: score(each.matrix) for key, each in found.items()}
     main_protocol = next(iter(params.protocols))
+    extra: dict[str, Any] = {}
+    if cell.init:
+        extra["init"] = {str(seed): Start(**read_about(file)["init"]) for seed, file in files.items()}
+    if further:
+        extra["splits"] = {
+            split: SplitScores(images=len(own.split(split)), data=own.fingerprint, seeds=by_seed(others[split], params))
+            for split, own in further.items()
+        }
     record = Record(
         cell=name,
         dataset=cell.dataset,
         images={kind: len(store.split(kind)) for kind in (cell.recipe.train_split, cell.recipe.val_split)},
         protocols={title: without_defaults(protocol) for title, protocol in params.protocols.items()},
-        seeds={
-            str(seed): {title: scores_of(scores[seed, title], found[seed, title]) for title in params.protocols}
-            for seed in params.seeds
-        },
+        seeds=by_seed(found, params),
         fingerprint=Inputs(cell=cell.fingerprint, data=store.fingerprint, code=code),
         weights={str(seed): Weights(file=file.name, sha256=file_sha256(file)) for seed, file in files.items()},
-        **(
-            {"init": {str(seed): Start(**read_about(file)["init"]) for seed, file in files.items()}}
-            if cell.init
-            else {}
-        ),
+        **extra,
         versions=versions(select_device(params.runtime.device)),
     )
     metrics = mean_shares([scores[seed, main_protocol] for seed in params.seeds])
@@ -74,10 +80,45 @@ def run(name: str, places: Places = Places()) -> None:
     write(places.metrics(name), as_json(metrics))
     write(places.record(cell.dataset, name), record.text())
     print(describe(store.classes, scores))
+    for split, own in others.items():
+        print(f"\non {split}:{describe(store.classes, {key: score(each.matrix) for key, each in own.items()})}")
 
 
-def measure(name: str, params: Params, store: "Store", files: dict[int, Path], figures: Path) -> Found:
-    """Predict the validation split with each seed under each protocol, and draw `figures` with the first seed."""
+def open_splits(dataset: str, main: "Store", params: Params, places: Places) -> "dict[str, Store]":
+    """The store of each further split of `dataset`, whose own store is `main`.
+
+    Raises DataError for a split that is not prepared, or has other classes.
+    """
+    from deeplab.store import Store
+
+    found = {}
+    for split in params.further(dataset):
+        folder = folder_of(split, dataset, params, places)
+        if not folder.exists():
+            raise DataError(f"{folder}: the split {split!r} is not prepared. Run: dvc repro extend@{dataset}")
+        found[split] = store = main if folder == main.folder else Store(folder)
+        if store.classes != main.classes:
+            raise DataError(f"{folder}: other classes than in {main.folder}. Run: dvc repro -f extend@{dataset}")
+    return found
+
+
+def by_seed(found: Found, params: Params) -> dict[str, dict[str, "Scores"]]:
+    """The scores of each seed under each protocol, as a record has them."""
+    from deeplab.metrics import score
+    from pipeline.results.scores import scores_of
+
+    return {
+        str(seed): {
+            title: scores_of(score(found[seed, title].matrix), found[seed, title]) for title in params.protocols
+        }
+        for seed in params.seeds
+    }
+
+
+def measure(
+    name: str, params: Params, store: "Store", kind: str, files: dict[int, Path], figures: Path | None = None
+) -> Found:
+    """Predict the split `kind` with each seed under each protocol, and draw `figures` with the first seed."""
     from deeplab.counts import gather
     from deeplab.inference import evaluate_each, predict
     from pipeline.pictures.panels import image_scores, write_figures
@@ -85,7 +126,7 @@ def measure(name: str, params: Params, store: "Store", files: dict[int, Path], f
     from pipeline.training.weights import load_network
 
     cell, main_protocol = params.cell(name), next(iter(params.protocols))
-    split = store.split(cell.recipe.val_split)
+    split = store.split(kind)
     device = select_device(params.runtime.device)
     set_arithmetic(cell.train)
     images = [record.id for record in split.records]
@@ -93,14 +134,14 @@ def measure(name: str, params: Params, store: "Store", files: dict[int, Path], f
     for seed, file in files.items():
         network = load_network(file, name, cell, len(store.classes)).to(device)
         for title, protocol in params.protocols.items():
-            progress = partial(shown, title=f"{name} seed {seed} {title}")
+            progress = partial(shown, title=f"{name} seed {seed} {title}" + ("" if figures else f" {kind}"))
             matrices = evaluate_each(network, split, len(store.classes), cell.inference, protocol, device, progress)
             found[seed, title] = gather(matrices, images, store.classes)
-        if seed == params.seeds[0]:
+        if figures and seed == params.seeds[0]:
             each_image = image_scores(*found[seed, main_protocol].totals())
             protocol = params.protocols[main_protocol]
             segment = partial(predict, network, settings=cell.inference, protocol=protocol, device=device)
-            write_figures(figures, store, cell.recipe.val_split, segment, file_sha256(file), each_image)
+            write_figures(figures, store, kind, segment, file_sha256(file), each_image)
     return found
 
 
