@@ -130,14 +130,14 @@ def test_a_stage_is_one_short_command_and_its_code_an_input(stage):
     assert body["cmd"] == f"python -m pipeline.stages.{stage}{name}"
     assert not [dep for dep in body.get("deps", []) if dep.endswith(".py")]
     if stage != "check":
-        own = f"{stage}.${{key}}" if stage in ("download", "prepare", "train", "evaluate") else stage
+        own = f"{stage}.${{key}}" if stage in ("download", "prepare", "extend", "train", "evaluate") else stage
         named = [param["reports/code.json"] for param in body["params"] if isinstance(param, dict)]
         assert own in named[0]
 
 
 def test_only_names_are_pasted_into_commands_and_paths():
     """DVC pastes unquoted: any other value could run a command or make DVC delete a folder."""
-    allowed = {"key", "item.dataset", "grid", "datasets"}
+    allowed = {"key", "item.dataset", "grid", "datasets", "eval_splits"}
     assert set(re.findall(r"\$\{([^}]*)\}", (ROOT / "dvc.yaml").read_text())) <= allowed
 
 

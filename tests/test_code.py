@@ -64,25 +64,25 @@ RUNS_AGAIN = {
     "evaluate": (
         "deeplab.backbone deeplab.counts deeplab.decode deeplab.inference deeplab.intervals deeplab.measures deeplab.metrics deeplab.model "
         "deeplab.precision deeplab.segmenter deeplab.store deeplab.transforms pictures.colors pictures.overlay pictures.panels "
-        "results.records results.scores stages.evaluate training.device training.weights"
+        "results.records results.splits results.scores stages.evaluate training.device training.weights"
     ),
     "tables": (
         "deeplab.intervals markdown pictures.charts pictures.colors results.columns results.costs results.latex results.model_card settings.links "
-        "results.records results.scores results.table results.values settings.published stages.tables tracking.models tracking.runs "
+        "results.records results.splits results.scores results.table results.values settings.published stages.tables tracking.models tracking.runs "
         "tracking.sync tracking.variants training.curves"
     ),
     "compare": (
-        "deeplab.counts deeplab.decode deeplab.intervals deeplab.metrics deeplab.store results.records results.statistics "
+        "deeplab.counts deeplab.decode deeplab.intervals deeplab.metrics deeplab.store results.records results.splits results.statistics "
         "stages.compare"
     ),
     "readme": (
-        "deeplab.intervals results.columns results.costs results.readme results.records results.scores results.values "
+        "deeplab.intervals results.columns results.costs results.readme results.records results.splits results.scores results.values "
         "stages.readme"
     ),
     "report": (
         "deeplab.decode deeplab.intervals deeplab.store page.embedded page.html page.inputs page.layout page.predictions page.results "
         "page.sections page.verdicts pictures.charts pictures.colors pictures.overlay results.columns results.costs "
-        "results.records results.scores results.table results.values markdown settings.links settings.published stages.report"
+        "results.records results.splits results.scores results.table results.values markdown settings.links settings.published stages.report"
     ),
 }
 MODULES = sorted(

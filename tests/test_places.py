@@ -18,6 +18,7 @@ OUTS = {
         *(HERE.store(DATASET) / name for name in ("images.bin", "image_files.txt", "masks.bin", "sheet.png")),
         *(HERE.data_card(DATASET) / name for name in ("card.json", "card.md")),
     },
+    "extend": {HERE.splits(DATASET), HERE.split_cards(DATASET)},
     "train": {HERE.weights(CELL), HERE.facts(CELL), HERE.history(CELL)},
     "evaluate": {
         HERE.record(OF_CELL, CELL),

@@ -71,6 +71,7 @@ class DatasetPage:
     title: str
     images: dict[str, int]  # split -> how many were published
     reference: pd.DataFrame  # the published numbers for it
+    splits: tuple[str, ...] = ()  # further ones that the cells are evaluated on
     cells: list[CellPage] = field(default_factory=list)
     card: dict[str, Any] = field(default_factory=dict)
     sheet: Path | None = None
@@ -110,7 +111,14 @@ def read_dataset(name: str, params: Params, places: Places, reference: pd.DataFr
     """The table of a data set, and what there is about its cells and its images."""
     config = params.datasets[name]
     own = reference[reference["dataset"] == name]
-    page = DatasetPage(name=name, title=config.title, images=config.images, reference=own, columns=asked(params))
+    page = DatasetPage(
+        name=name,
+        title=config.title,
+        images=config.images,
+        reference=own,
+        splits=params.further(name),
+        columns=asked(params),
+    )
 
     def read_table(path: Path) -> list[CellPage]:
         with path.open(newline="", encoding="utf-8") as file:
@@ -211,9 +219,23 @@ def read_data(page: DatasetPage, places: Places) -> None:
 
     if card.exists():
         page.card = attempt(read_card, card, page.gaps, "No card of the data") or {}
+    for split in page.splits if page.card else ():
+        if (path := places.split_cards(page.name) / split / "card.json").exists():
+            attempt(
+                lambda file: add_split(page.card, json.loads(file.read_bytes())), path, page.gaps, f"No card of {split}"
+            )
     page.sheet = sheet if page.card and sheet.exists() else None
     if page.measured and places.statistics(page.name).exists():
         page.statistics = attempt(read_statistics, places.statistics(page.name), page.gaps, "No intervals") or {}
+
+
+def add_split(card: dict[str, Any], more: dict[str, Any]) -> None:
+    """Add the card of a further split to that of the data set."""
+    card["splits"] |= more["splits"]
+    card["duplicates"] += more["duplicates"]
+    for own, other in zip(card["classes"], more["classes"], strict=True):
+        own["pixel_share"] |= other["pixel_share"]
+        own["images"] |= other["images"]
 
 
 def read_statistics(path: Path) -> dict[str, Any]:

@@ -60,6 +60,7 @@ def result_row(cell: CellPage, page: DatasetPage) -> dict[str, Any]:
         shown["95 % interval"] = interval(page.interval(cell))
         if any(each.get("low_seeds") is not None for each in page.statistics.get("cells", {}).values()):
             shown["over seeds too"] = interval(page.interval(cell), low="low_seeds", high="high_seeds")
+        shown |= {f"mIoU ({split})": split_number(row, split) for split in page.splits}
     more = texts(row, page.columns)
     shown |= {column.heading: more[name] for name, column in page.columns.items()}
     if page.published:
@@ -73,3 +74,12 @@ def result_row(cell: CellPage, page: DatasetPage) -> dict[str, Any]:
     shown["schedule"] = schedule(recipe) + (f" (departs: {row['departs']})" if row["departs"] else "")
     shown["train/eval split"] = f"{recipe.train_split}/{recipe.val_split}" + (f" (subset: {used})" if used else "")
     return shown
+
+
+def split_number(row: dict[str, str], split: str) -> str:
+    """The mIoU on a further split with its interval; a dash where it was not measured."""
+    miou, low, high = (row[f"{split}.{name}"] for name in ("mIoU", "mIoU_low", "mIoU_high"))
+    if not miou:
+        return "-"
+    ends = interval({"low": float(low), "high": float(high)}) if low else ""
+    return f"{percent(100 * float(miou))} {ends}".rstrip()

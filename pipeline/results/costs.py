@@ -10,7 +10,8 @@ from typing import Any
 
 from deeplab.config import digest, without_defaults
 from pipeline.files import locked, readable, write_whole
-from pipeline.results.records import current_code, manifest_fingerprint, protocol_fingerprint
+from pipeline.results.records import current_code, protocol_fingerprint
+from pipeline.results.splits import manifest_fingerprint
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
 

@@ -1,10 +1,9 @@
 r"""The table of a data set for papers: `\gridtable{voc}` is a booktabs table, `\gridvalue{CELL.mIoU}` a number."""
 
 import re
-from collections.abc import Callable
 
 from pipeline.results.records import Row
-from pipeline.results.table import crop, csv_row, mean_iou, more_texts, schedule, splits, title_of
+from pipeline.results.table import Entry, crop, csv_row, mean_iou, more_texts, schedule, splits, title_of, with_splits
 from pipeline.results.values import texts_of
 
 SPECIAL = {
@@ -14,7 +13,7 @@ SPECIAL = {
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
 }
-COLUMNS: dict[str, Callable[[Row], str]] = {
+COLUMNS: dict[str, Entry] = {
     "Backbone": lambda row: title_of(row.cell, row.overrides),
     "Crop Size": crop,
     "Schedule": schedule,
@@ -35,8 +34,9 @@ def latex(dataset: str, rows: list[Row]) -> str:
     values = {
         f"{row.name}.{column}": text for row in rows for column, text in texts_of(csv_row(row), row.columns).items()
     }
-    titles = [*COLUMNS, *(column.heading for column in (rows[0].columns if rows else {}).values())]
-    lines = [titles, *([*(column(row) for column in COLUMNS.values()), *more_texts(row)] for row in rows)]
+    columns = with_splits(COLUMNS, rows)
+    titles = [*columns, *(column.heading for column in (rows[0].columns if rows else {}).values())]
+    lines = [titles, *([*(column(row) for column in columns.values()), *more_texts(row)] for row in rows)]
     align = f"{'l' * (len(COLUMNS) - 1):r<{len(titles)}}"
     head, *body = (f"{' & '.join(map(escape, line))} \\\\\n" for line in lines)
     table = "".join((f"%\n\\begin{{tabular}}{{{align}}}\n\\toprule\n", head, "\\midrule\n", *body))

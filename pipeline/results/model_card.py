@@ -9,6 +9,7 @@ from deeplab.config import Protocol
 from pipeline.files import write_whole
 from pipeline.markdown import code, plain
 from pipeline.results.records import Row
+from pipeline.results.splits import on
 from pipeline.settings.params import Params
 
 TEMPLATE = "model_card.md"
@@ -47,18 +48,21 @@ def card(row: Row, protocol: Protocol) -> str:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     recipe, first = row.cell.recipe, row.results[0]
+    further = {split: measured for split in row.splits if (measured := on(row, split)).results}
+    images = {split: measured.results[0].splits[split].images for split, measured in further.items()}
     scores = [
         EvalResult(
             task_type="image-segmentation",
             task_name="Semantic segmentation",
             dataset_type=row.cell.dataset,
             dataset_name=row.dataset.title,
-            dataset_split=recipe.val_split,
-            dataset_args={"images": first.images[recipe.val_split]},
+            dataset_split=split,
+            dataset_args={"images": images.get(split, first.images[recipe.val_split])},
             metric_type=kind,
             metric_name=score,
-            metric_value=round(row.mean(score), 6),
+            metric_value=round(measured.mean(score), 6),
         )
+        for split, measured in {recipe.val_split: row, **further}.items()
         for kind, score in METRICS.items()
     ]
     data = ModelCardData(
@@ -79,6 +83,7 @@ def card(row: Row, protocol: Protocol) -> str:
         recipe=recipe,
         first=first,
         miou=value(row),
+        further=[(split, value(measured), images[split]) for split, measured in further.items()],
         protocol=protocol,
         scales=", ".join(f"{scale:g}" for scale in protocol.scales),
         made_by_code=row.dataset.format == "shapes",

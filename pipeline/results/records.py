@@ -1,6 +1,5 @@
 """Records of evaluations: their form, and which of their results belong to the current settings, data and code."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from deeplab.config import STRICT, Cell, Share, digest, without_defaults
 from pipeline.files import readable
+from pipeline.results.splits import SplitResult, manifest_fingerprint, split_results
 from pipeline.settings.code import code_of
 from pipeline.settings.equivalent import oldest, read_equivalences
 from pipeline.settings.params import Params
@@ -76,6 +76,14 @@ class Start(Part):
     sha256: str
 
 
+class SplitScores(Part):
+    """What was measured on a further split."""
+
+    images: Count
+    data: str  # SHA-256 of the manifest that has them
+    seeds: dict[str, dict[str, Scores]]  # as those of the record
+
+
 class Record(Part):
     """What `evaluate` writes about a cell. The same inputs give the same bytes."""
 
@@ -87,15 +95,19 @@ class Record(Part):
     fingerprint: Inputs
     weights: dict[str, Weights]  # seed -> weights
     init: dict[str, Start] | None = None  # seed -> start
+    splits: dict[str, SplitScores] | None = None  # further splits, whose numbers decide nothing
     versions: dict[str, str] = Field(default_factory=dict)  # of what it was measured with; older records have none
 
     @model_validator(mode="after")
     def check_seeds(self) -> Self:
         if self.weights.keys() != self.seeds.keys():
             raise ValueError(f"weights of the seeds {list(self.weights)}, expected {list(self.seeds)}")
-        for seed, scores in self.seeds.items():
-            if scores.keys() != self.protocols.keys():
-                raise ValueError(f"seeds.{seed}: the protocols {list(scores)}, expected {list(self.protocols)}")
+        for seeds in (self.seeds, *(split.seeds for split in (self.splits or {}).values())):
+            if seeds.keys() != self.seeds.keys():
+                raise ValueError(f"splits: the seeds {list(seeds)}, expected {list(self.seeds)}")
+            for seed, scores in seeds.items():
+                if scores.keys() != self.protocols.keys():
+                    raise ValueError(f"seeds.{seed}: the protocols {list(scores)}, expected {list(self.protocols)}")
         return self
 
     @classmethod
@@ -126,11 +138,13 @@ class Result:
     weights: dict[str, str]  # file, sha256
     versions: dict[str, str] = field(default_factory=dict)  # what it was measured with, where that is known
     run: str = ""  # its id in MLflow
+    splits: dict[str, SplitResult] = field(default_factory=dict)  # further splits
 
     @property
     def key(self) -> str:
         """Hash of the content."""
-        return digest({name: value for name, value in asdict(self).items() if name not in ("run", "versions")})
+        left_out = ("run", "versions", *(() if self.splits else ("splits",)))
+        return digest({name: value for name, value in asdict(self).items() if name not in left_out})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +158,7 @@ class Row:
     results: tuple[Result, ...]  # one per seed; empty when the cell is not measured
     card: Path | None  # its model card; None without a result of this folder
     published: tuple["Published", ...]  # the files that others can get
+    splits: tuple[str, ...] = ()  # further splits that its data set is evaluated on
     columns: dict[str, "Column"] = field(default_factory=dict)  # those that params.yaml asks for
     extras: dict[str, Any] = field(default_factory=dict)  # their numbers, as in the CSV table
 
@@ -185,7 +200,7 @@ def read_results(dataset: str, params: Params, places: Places) -> tuple[dict[Pla
         elif changed := out_of_date(record, params, places, data):
             reasons[name] = f"{path} was made with different {changed}. Run: dvc repro {stage}"
         else:
-            results |= {(name, result.seed): result for result in results_in(record, params)}
+            results |= {(name, result.seed): result for result in results_in(record, params, places)}
     return results, reasons
 
 
@@ -241,7 +256,7 @@ def trained_since(record: Record, params: Params, places: Places) -> str:
     return parent if any(start.sha256 not in known for start in (record.init or {}).values()) else ""
 
 
-def results_in(record: Record, params: Params) -> Iterator[Result]:
+def results_in(record: Record, params: Params, places: Places) -> Iterator[Result]:
     """One result for each current seed, under the current first protocol."""
     main_protocol = next(iter(params.protocols))
     for seed in params.seeds:
@@ -254,6 +269,7 @@ def results_in(record: Record, params: Params) -> Iterator[Result]:
             fingerprint={**record.fingerprint.model_dump(), "protocol": protocol_fingerprint(params)},
             weights=record.weights[str(seed)].model_dump(),
             versions=record.versions,
+            splits=split_results(record, seed, params, places),
         )
 
 
@@ -271,11 +287,6 @@ def current_fingerprint(name: str, params: Params, places: Places, data: str) ->
         "code": current_code(params, places, name),
         "protocol": protocol_fingerprint(params),
     }
-
-
-def manifest_fingerprint(manifest: Path) -> str | None:
-    """SHA-256 of a store's manifest; None when there is no store."""
-    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.exists() else None
 
 
 def protocol_settings(params: Params) -> dict[str, Any]:

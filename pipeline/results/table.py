@@ -5,18 +5,22 @@ Both are functions of the results and of params.yaml: verify makes them again an
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from deeplab.config import Cell
 from pipeline.markdown import plain
 from pipeline.results.columns import asked, extras, texts
 from pipeline.results.records import INTERVAL, SCORES, Place, Result, Row
+from pipeline.results.splits import on
 from pipeline.results.values import percent
 from pipeline.settings.links import LOG, read_published
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
 from pipeline.settings.published import departs
+
+Entry = Callable[[Row], str]
 
 TITLES = {
     "resnet18": "ResNet18",
@@ -56,6 +60,7 @@ def make_rows(
             results=found,
             card=card,
             published=links,
+            splits=params.further(dataset),
             columns=asked(params),
             extras=extras(name, found, bool(own), params, places),
         )
@@ -65,9 +70,10 @@ def make_rows(
 
 def markdown(rows: list[Row]) -> str:
     """The table in the form of the README."""
-    head = [*COLUMNS, *(column.heading for column in (rows[0].columns if rows else {}).values())]
-    body = ([*(column(row) for column in COLUMNS.values()), *map(plain, more_texts(row))] for row in rows)
-    last = list(COLUMNS).index("Download")
+    columns = with_splits(COLUMNS, rows)
+    head = [*columns, *(column.heading for column in (rows[0].columns if rows else {}).values())]
+    body = ([*(column(row) for column in columns.values()), *map(plain, more_texts(row))] for row in rows)
+    last = list(columns).index("Download")
     lines = [[*line[:last], *line[last + 1 :], line[last]] for line in (head, [":-:"] * len(head), *body)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + note(rows)
 
@@ -113,9 +119,7 @@ def csv_row(row: Row) -> dict[str, Any]:
         "batch_size": recipe.batch_size,
         "epochs": recipe.epochs,
         "seeds": " ".join(str(result.seed) for result in results),
-        **{score: row.mean(score) if results else None for score in SCORES},
-        "mIoU_std": row.spread("mIoU"),
-        **{end: row.mean_end(end) for end in INTERVAL},
+        **numbers(row),
         "train_images": first and first.images.get(recipe.train_split),
         "eval_images": first and first.images.get(recipe.val_split),
         "keys": " ".join(result.key for result in results),
@@ -124,8 +128,26 @@ def csv_row(row: Row) -> dict[str, Any]:
         "code_fingerprint": first and first.fingerprint["code"],
         "weights_sha256": " ".join(result.weights["sha256"] for result in results),
         "departs": departs(row.cell),
+        **{f"{split}.{name}": value for split in row.splits for name, value in split_numbers(row, split).items()},
         **row.extras,
     }
+
+
+def numbers(row: Row) -> dict[str, float | None]:
+    """The means over the seeds, and what lies around that of the mIoU."""
+    return {
+        **{score: row.mean(score) if row.results else None for score in SCORES},
+        "mIoU_std": row.spread("mIoU"),
+        **{end: row.mean_end(end) for end in INTERVAL},
+    }
+
+
+def split_numbers(row: Row, split: str) -> dict[str, Any]:
+    """The columns of a further split."""
+    measured = on(row, split)
+    first = measured.results[0].splits[split] if measured.results else None
+    images, data = (first.images, first.data) if first else (None, None)
+    return {**numbers(measured), "eval_images": images, "data_fingerprint": data}
 
 
 def backbone(row: Row) -> str:
@@ -177,6 +199,23 @@ def mean_iou(row: Row) -> str:
     return percent(row.mean("mIoU"), row.spread("mIoU")) if row.results else "-"
 
 
+def split_iou(row: Row, split: str) -> str:
+    """The same on a further split, and the number of images where it has fewer than published."""
+    measured = on(row, split)
+    text = mean_iou(measured)
+    used = measured.results[0].splits[split].images if measured.results else 0
+    full = row.dataset.images.get(split, used)
+    return f"{text} (subset: {used} of {full} images)" if 0 < used < full else text
+
+
+def with_splits(columns: Mapping[str, Entry], rows: list[Row]) -> dict[str, Entry]:
+    """`columns`, with one for each further split behind the mIoU."""
+    more = {f"mIoU ({split})": partial(split_iou, split=split) for split in (rows[0].splits if rows else ())}
+    place = list(columns).index("mIoU") + 1
+    own = list(columns.items())
+    return dict([*own[:place], *more.items(), *own[place:]])
+
+
 def download(row: Row) -> str:
     """Links to the weights of each seed, to the log of all, and to the model card. Nothing links to an ignored file."""
     if not row.results or not row.card:
@@ -196,7 +235,7 @@ def download(row: Row) -> str:
 
 
 # Title of a column -> its text for a row.
-COLUMNS: dict[str, Callable[[Row], str]] = {
+COLUMNS: dict[str, Entry] = {
     "Backbone": backbone,
     "Crop Size": crop,
     "Schedule": schedule,

@@ -5,7 +5,7 @@ The comments stay, so a value can be filled again and checked. All other bytes s
 
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pipeline.settings.places import Places
 
 SHARES = ("mIoU", "mIoU_low", "mIoU_high", "mIoU_std", "pixel_accuracy", "mean_accuracy")
 COUNTS = ("classes_evaluated", "epochs", "batch_size", "train_images", "eval_images")
+OF_SPLITS = (*SHARES, "classes_evaluated", "eval_images")
 BLOCK = re.compile(rb"(<!--\s*value:\s*([^\s<>]*)\s*-->)((?:(?!<!--).)*?)(<!--\s*/value\s*-->)", re.DOTALL)
 HALF = re.compile(rb"<!--\s*(value:.*?|/value\s*)-->", re.DOTALL)
 
@@ -30,12 +31,19 @@ def percent(share: float, spread: float | None = None) -> str:
 
 def texts_of(row: Mapping[str, Any], columns: Mapping[str, Column] | None = None) -> dict[str, str]:
     """Column -> text, for a row of a CSV table with `columns`; `-` where the cell is not measured."""
-    numbers = {name: None if row[name] in (None, "") else float(row[name]) for name in (*SHARES, *COUNTS)}
+    names = columns_with(dict.fromkeys(name.partition(".")[0] for name in row if "." in name))
+    numbers = {name: None if row[name] in (None, "") else float(row[name]) for name in names}
     texts = {name: "-" if value is None else f"{value:g}" for name, value in numbers.items()}
-    shares = {name: percent(value) for name in SHARES if (value := numbers[name]) is not None}
-    if numbers["mIoU"] is not None:
-        shares["mIoU"] = percent(numbers["mIoU"], numbers["mIoU_std"])
-    return texts | shares | more_texts(row, columns or {})
+    for name, value in numbers.items():
+        kind = name.rpartition(".")[2]
+        if value is not None and kind in SHARES:
+            texts[name] = percent(value, numbers[f"{name}_std"] if kind == "mIoU" else None)
+    return texts | more_texts(row, columns or {})
+
+
+def columns_with(splits: Iterable[str]) -> tuple[str, ...]:
+    """The columns that a value may name: of a further split as `test.mIoU`."""
+    return (*SHARES, *COUNTS, *(f"{split}.{name}" for split in splits for name in OF_SPLITS))
 
 
 def pages(params: Params, places: Places) -> list[Path]:
@@ -55,7 +63,8 @@ def check_values(text: bytes, path: Path, params: Params) -> None:
         )
     for block in BLOCK.finditer(text):
         cell, _, column = (name := block[2].decode(errors="replace")).partition(".")
-        for word, known in ((cell, params.cells), (column, (*SHARES, *COUNTS, *params.columns))):
+        splits = params.further(params.cells[cell].dataset) if cell in params.cells else ()
+        for word, known in ((cell, params.cells), (column, (*columns_with(splits), *params.columns))):
             if word not in known:
                 raise DataError(f"{path}:{line_of(text, block.start())}: value {name}: {unknown(word, known)}")
 

@@ -25,7 +25,7 @@ from pipeline.training.speeds import Speed, pace, pace_of_cell, read_speeds
 
 Number = TypeVar("Number", int, float)
 WHY = 70  # letters of a reason that the text shows
-SLOW = ("download", "prepare")  # stages that have a row of their own beside the cells
+SLOW = ("download", "prepare", "extend")  # stages that have a row of their own beside the cells
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,9 +90,15 @@ def load_settings() -> Params:
 
 
 def starts_after(params: Params) -> dict[str, str]:
-    """The training of each cell that starts from another one -> the training of that one."""
+    """What dvc.yaml cannot say for some rows only: the training of a cell that starts from another -> that training,
+    and an evaluation on further splits -> what prepares them.
+    """
     parents = {name: cell.init.cell for name, cell in params.cells.items() if cell.init and cell.init.cell}
-    return {params.stage("train", name): params.stage("train", parent) for name, parent in parents.items()}
+    further = {name: cell.dataset for name, cell in params.cells.items() if cell.dataset in params.eval_splits}
+    return {
+        **{params.stage("train", name): params.stage("train", parent) for name, parent in parents.items()},
+        **{params.stage("evaluate", name): params.stage("extend", dataset) for name, dataset in further.items()},
+    }
 
 
 def read_fresh_stages(targets: Sequence[str], after: Mapping[str, str] = MappingProxyType({})) -> dict[str, Stage]:

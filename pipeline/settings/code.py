@@ -57,7 +57,7 @@ EDGES = frozenset(
 VALIDATION = frozenset({"deeplab.inference", "deeplab.metrics"})
 REPORTED = {"train": VALIDATION | {"deeplab.spots", "pipeline.settings.published"}}
 SELECTION = "selection"  # among the chosen entries: validations choose the weights, so VALIDATION counts
-PER_DATASET = ("download", "prepare")
+PER_DATASET = ("download", "prepare", "extend")
 PER_CELL = ("train", "evaluate")
 FOR_ALL = ("tables", "compare", "readme", "report")
 
@@ -67,7 +67,9 @@ Hashes = dict[str, Any]  # stage -> hash, or stage -> cell or data set -> hash
 def entries(params: Params, places: Places) -> dict[str, str]:
     """The hash of each stage, by the keys that dvc.yaml uses: `train.CELL`, `prepare.DATASET`, `tables`."""
     found = {
-        f"{stage}.{name}": code_of(stage, params, places, name) for stage in PER_DATASET for name in params.datasets
+        f"{stage}.{name}": code_of(stage, params, places, name)
+        for stage in PER_DATASET
+        for name in (params.eval_splits if stage == "extend" else params.datasets)
     }
     found |= {f"{stage}.{name}": code_of(stage, params, places, name) for stage in PER_CELL for name in params.cells}
     return found | {stage: code_of(stage, params, places) for stage in FOR_ALL}
@@ -89,13 +91,15 @@ def code_of(stage: str, params: Params, places: Places, name: str = "") -> str:
     """The hash of the code of `stage` for the cell or data set `name`.
 
     Code that was proven equivalent to older code (pipeline/settings/equivalent.py) has the hash of the oldest one. The
-    training of a cell that starts from another one depends on what that one depends on: dvc.yaml cannot say so for some
-    rows only.
+    training of a cell that starts from another one depends on what that one depends on, and an evaluation on further
+    splits on their names: dvc.yaml cannot say so for some rows only.
     """
     equivalent = read_equivalences(places.equivalent_code)
     now = oldest(hash_of(stage, choices(params, stage, name)), equivalent)
     if stage == "tables" and params.columns:  # dvc.yaml cannot name a key that params.yaml may lack
         now = oldest(digest([now, params.columns]), equivalent)
+    if stage == "evaluate" and (further := params.further(params.cell(name).dataset)):
+        return oldest(digest([now, *further]), equivalent)
     init = params.cell(name).init if stage == "train" else None
     if init is None or init.cell is None:
         return now

@@ -36,6 +36,7 @@ class Params:
     datasets: dict[str, DatasetConfig]
     splits: dict[str, tuple[str, str]]  # data set -> the training and the validation split of its recipe
     protocols: dict[str, Protocol]
+    eval_splits: dict[str, tuple[str, ...]] = field(default_factory=dict)  # data set -> what to evaluate on
     runtime: RuntimeConfig
     publish: PublishConfig = field(default_factory=PublishConfig)
     prose: tuple[str, ...] = ()  # Markdown files with values, beside the README
@@ -48,6 +49,10 @@ class Params:
     def dataset(self, name: str) -> DatasetConfig:
         """The data set `name`. Raises ParamsError with the nearest name if it is unknown."""
         return pick(self.datasets, name, "datasets")
+
+    def further(self, dataset: str) -> tuple[str, ...]:
+        """The splits beside the validation split that the cells of a data set are evaluated on. They decide nothing."""
+        return tuple(split for split in self.eval_splits.get(dataset, ()) if split != self.splits[dataset][1])
 
     def stage(self, kind: str, name: str) -> str:
         """The name of the stage `kind` of a cell or a data set."""
@@ -70,13 +75,17 @@ def load_params(path: Path = PARAMS) -> Params:
     for names in (sections.grid, sections.datasets, sections.protocols):
         if odd := [name for name in names if not NAME.fullmatch(name)]:
             raise ParamsError(f"{path}: the name {odd[0]!r}: expected lower-case letters, digits and _ only")
+    splits = {name: read_splits(path, name, recipe) for name, recipe in sections.recipes.items()}
+    for name, chosen in sections.eval_splits.items():
+        check_eval_splits(f"{path}: eval_splits", name, chosen, splits)
     return Params(
         cells={name: resolve(path, raw, name) for name in sections.grid},
         overrides={name: overridden(raw, name) for name in sections.grid},
         seeds=sections.seeds,
         datasets=sections.datasets,
-        splits={name: read_splits(path, name, recipe) for name, recipe in sections.recipes.items()},
+        splits=splits,
         protocols=sections.protocols,
+        eval_splits=sections.eval_splits,
         runtime=sections.runtime,
         publish=sections.publish,
         prose=sections.prose,
@@ -189,6 +198,16 @@ def read_splits(path: Path, name: str, recipe: dict[str, Any]) -> tuple[str, str
         if not isinstance(recipe.get(key), str):
             raise ParamsError(f"{path}: recipes.{name}.{key}: got {recipe.get(key)!r}, expected the name of a split")
     return recipe["train_split"], recipe["val_split"]
+
+
+def check_eval_splits(at: str, name: str, chosen: tuple[str, ...], splits: Mapping[str, tuple[str, str]]) -> None:
+    """Raise ParamsError when the data set `name` cannot be evaluated on the splits `chosen`."""
+    if name not in splits:
+        raise ParamsError(f"{at}: {unknown(name, splits)}")
+    if len(set(chosen)) < len(chosen):
+        raise ParamsError(f"{at}.{name}: got {list(chosen)}, expected each split once")
+    if (val := splits[name][1]) not in chosen:
+        raise ParamsError(f"{at}.{name}: got {list(chosen)}, expected {val!r} too, the val_split of its recipe")
 
 
 def pick(section: Mapping[str, Value], name: str, title: str) -> Value:

@@ -58,6 +58,10 @@ class Places:
     def manifest(self, dataset: str) -> Path:
         return self.store(dataset) / "manifest.json"
 
+    def splits(self, dataset: str) -> Path:
+        """Further splits to evaluate on, each a store."""
+        return self.store(dataset) / "splits"
+
     def resume(self, cell: str) -> Path:
         """Unfinished work, outside of what DVC deletes before it runs a stage."""
         return self.runs / ".resume" / cell
@@ -95,6 +99,10 @@ class Places:
 
     def data_card(self, dataset: str) -> Path:
         return self.reports / "data" / dataset
+
+    def split_cards(self, dataset: str) -> Path:
+        """The data cards of the further splits."""
+        return self.data_card(dataset) / "splits"
 
     def statistics(self, dataset: str) -> Path:
         return self.reports / "statistics" / f"{dataset}.json"

@@ -15,6 +15,7 @@ CHECKSUM_DIGITS = {"md5": 32, "sha1": 40, "sha256": 64}
 
 Label = Annotated[int, Field(ge=0, le=255)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]  # of a folder, and of a column of the tables
 
 
 def check_address(key: str, url: str, advice: str) -> None:
@@ -219,6 +220,7 @@ class Sections:
     train: dict[str, Any]
     augment: dict[str, Any]
     protocols: Annotated[dict[str, Protocol], Field(min_length=1)]
+    eval_splits: dict[str, tuple[SplitName, ...]] = Field(default_factory=dict)  # data set -> splits
     runtime: RuntimeConfig
     publish: PublishConfig = Field(default_factory=PublishConfig)
     prose: tuple[str, ...] = ()  # Markdown files with values, beside the README

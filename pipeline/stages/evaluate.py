@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deeplab.config import without_defaults
+from deeplab.errors import DataError
 from pipeline.errors import run_command
 from pipeline.files import write_whole
 from pipeline.progress import shown
+from pipeline.results.splits import folder_of
 from pipeline.settings.params import Params, load_params
 from pipeline.settings.places import Places
 from pipeline.training.provenance import file_sha256, versions
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from deeplab.counts import Counts
     from deeplab.measures import Measure
     from deeplab.store import Store
+    from pipeline.results.records import Scores
 
 # Seed and protocol -> the confusion counts of each image, and the measures that `columns` of params.yaml asks for.
 Found = dict[tuple[int, str], "Counts"]
@@ -40,38 +43,40 @@ def run(name: str, places: Places = Places()) -> None:
     params = load_params(places.params)
     cell = params.cell(name)
     store = Store(places.store(cell.dataset))
+    further = open_splits(cell.dataset, store, params, places)
     files = {seed: places.weights(name) / f"seed{seed}.safetensors" for seed in params.seeds}
     code = check_weights(files.values(), name, cell, store)
 
     from deeplab.counts import write_counts
     from deeplab.metrics import score
     from deeplab.segmenter import read_about
-    from pipeline.results.records import Inputs, Record, Start, Weights
-    from pipeline.results.scores import describe, mean_shares, scores_of, write_plots
+    from pipeline.results.records import Inputs, Record, SplitScores, Start, Weights
+    from pipeline.results.scores import describe, mean_shares, write_plots
     from pipeline.training.device import select_device
 
-    found, measured = measure(name, params, store, files, places.figures(name))
+    found, measured = measure(name, params, store, cell.recipe.val_split, files, places.figures(name))
+    others = {split: measure(name, params, own, split, files) for split, own in further.items()}
     scores = {key: score(each.matrix) for key, each in found.items()}
     main_protocol = next(iter(params.protocols))
+    extra: dict[str, Any] = {}
+    if cell.init:
+        extra["init"] = {str(seed): Start(**read_about(file)["init"]) for seed, file in files.items()}
+    if further:
+        extra["splits"] = {
+            split: SplitScores(
+                images=len(own.split(split)), data=own.fingerprint, seeds=by_seed(*others[split], params)
+            )
+            for split, own in further.items()
+        }
     record = Record(
         cell=name,
         dataset=cell.dataset,
         images={kind: len(store.split(kind)) for kind in (cell.recipe.train_split, cell.recipe.val_split)},
         protocols={title: without_defaults(protocol) for title, protocol in params.protocols.items()},
-        seeds={
-            str(seed): {
-                title: scores_of(scores[seed, title], found[seed, title], measured[seed, title])
-                for title in params.protocols
-            }
-            for seed in params.seeds
-        },
+        seeds=by_seed(found, measured, params),
         fingerprint=Inputs(cell=cell.fingerprint, data=store.fingerprint, code=code),
         weights={str(seed): Weights(file=file.name, sha256=file_sha256(file)) for seed, file in files.items()},
-        **(
-            {"init": {str(seed): Start(**read_about(file)["init"]) for seed, file in files.items()}}
-            if cell.init
-            else {}
-        ),
+        **extra,
         versions=versions(select_device(params.runtime.device)),
     )
     metrics = mean_shares([scores[seed, main_protocol] for seed in params.seeds])
@@ -80,10 +85,46 @@ def run(name: str, places: Places = Places()) -> None:
     write(places.metrics(name), as_json(metrics))
     write(places.record(cell.dataset, name), record.text())
     print(describe(store.classes, scores))
+    for split, (own, _) in others.items():
+        print(f"\non {split}:{describe(store.classes, {key: score(each.matrix) for key, each in own.items()})}")
 
 
-def measure(name: str, params: Params, store: "Store", files: dict[int, Path], figures: Path) -> tuple[Found, Measured]:
-    """Predict the validation split with each seed under each protocol, and draw `figures` with the first seed."""
+def open_splits(dataset: str, main: "Store", params: Params, places: Places) -> "dict[str, Store]":
+    """The store of each further split of `dataset`, whose own store is `main`.
+
+    Raises DataError for a split that is not prepared, or has other classes.
+    """
+    from deeplab.store import Store
+
+    found = {}
+    for split in params.further(dataset):
+        folder = folder_of(split, dataset, params, places)
+        if not folder.exists():
+            raise DataError(f"{folder}: the split {split!r} is not prepared. Run: dvc repro extend@{dataset}")
+        found[split] = store = main if folder == main.folder else Store(folder)
+        if store.classes != main.classes:
+            raise DataError(f"{folder}: other classes than in {main.folder}. Run: dvc repro -f extend@{dataset}")
+    return found
+
+
+def by_seed(found: Found, measured: Measured, params: Params) -> dict[str, dict[str, "Scores"]]:
+    """The scores of each seed under each protocol, as a record has them."""
+    from deeplab.metrics import score
+    from pipeline.results.scores import scores_of
+
+    return {
+        str(seed): {
+            title: scores_of(score(found[seed, title].matrix), found[seed, title], measured[seed, title])
+            for title in params.protocols
+        }
+        for seed in params.seeds
+    }
+
+
+def measure(
+    name: str, params: Params, store: "Store", kind: str, files: dict[int, Path], figures: Path | None = None
+) -> tuple[Found, Measured]:
+    """Predict the split `kind` with each seed under each protocol, and draw `figures` with the first seed."""
     from deeplab.counts import gather
     from deeplab.inference import count, predict, predict_each
     from deeplab.measures import MEASURES, watch
@@ -92,7 +133,7 @@ def measure(name: str, params: Params, store: "Store", files: dict[int, Path], f
     from pipeline.training.weights import load_network
 
     cell, main_protocol = params.cell(name), next(iter(params.protocols))
-    split = store.split(cell.recipe.val_split)
+    split = store.split(kind)
     device = select_device(params.runtime.device)
     set_arithmetic(cell.train)
     images = [record.id for record in split.records]
@@ -101,18 +142,18 @@ def measure(name: str, params: Params, store: "Store", files: dict[int, Path], f
     for seed, file in files.items():
         network = load_network(file, name, cell, len(store.classes)).to(device)
         for title, protocol in params.protocols.items():
-            progress = partial(shown, title=f"{name} seed {seed} {title}")
-            measures = {key: kind(len(store.classes)) for key, kind in MEASURES.items() if key in params.columns}
+            progress = partial(shown, title=f"{name} seed {seed} {title}" + ("" if figures else f" {kind}"))
+            measures = {key: each(len(store.classes)) for key, each in MEASURES.items() if key in params.columns}
             confidence = next(filter(None, (each.confidence for each in measures.values())), None)
             seen = predict_each(network, split, cell.inference, protocol, device, progress, confidence)
             matrices = count(watch(seen, measures.values()), len(store.classes))
             found[seed, title] = gather(matrices, images, store.classes)
             measured[seed, title] = measures
-        if seed == params.seeds[0]:
+        if figures and seed == params.seeds[0]:
             each_image = image_scores(*found[seed, main_protocol].totals())
             protocol = params.protocols[main_protocol]
             segment = partial(predict, network, settings=cell.inference, protocol=protocol, device=device)
-            write_figures(figures, store, cell.recipe.val_split, segment, file_sha256(file), each_image)
+            write_figures(figures, store, kind, segment, file_sha256(file), each_image)
     return found, measured
 
 

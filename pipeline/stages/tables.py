@@ -12,7 +12,8 @@ from pipeline.errors import run_command
 from pipeline.files import write_whole
 from pipeline.results.latex import latex
 from pipeline.results.model_card import make_cards, value, write_cards
-from pipeline.results.records import read_results
+from pipeline.results.records import Row, read_results
+from pipeline.results.splits import on
 from pipeline.results.table import make_rows, markdown, mean_iou, plain_table, sheet
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
@@ -29,8 +30,11 @@ def run(dataset: str, places: Places = Places()) -> None:
     for row in rows:
         if not row.results:
             print(f"{row.name}: shown as -: {reasons[row.name]}", file=sys.stderr)
-            continue
-        for is_score, remedy in ((True, "dvc repro evaluate@"), (False, "grid measure ")):
+        for split in row.splits if row.results else ():
+            if not on(row, split).results:
+                remedy = f"Run: dvc repro -f evaluate@{row.name}"
+                print(f"{row.name}: {split} shown as -: not measured on the current images. {remedy}", file=sys.stderr)
+        for is_score, remedy in ((True, "dvc repro evaluate@"), (False, "grid measure ")) if row.results else ():
             kind = [key for key, column in row.columns.items() if (column.beside == "std") == is_score]
             if names := ", ".join(key for key in kind if row.extras[key] is None):
                 print(f"{row.name}: {names}: shown as -. Run: {remedy}{row.name}", file=sys.stderr)
@@ -39,11 +43,17 @@ def run(dataset: str, places: Places = Places()) -> None:
     write_whole(places.table(dataset), markdown(rows))
     write_whole(places.sheet(dataset), sheet(rows))
     write_whole(places.latex(dataset), latex(dataset, rows))
-    lines = [(row.name, mean_iou(row), value(row).partition(" % ")[2]) for row in rows if row.results]
+    measured = [(title, each) for row in rows for title, each in numbered(row) if each.results]
+    lines = [(title, mean_iou(each), value(each).partition(" % ")[2]) for title, each in measured]
     print(f"{config.title}\n{plain_table(lines)}in {places.table(dataset)}, .csv and .tex")
     if page:
         show_rows(dataset, rows, params, places)
         print(f"the runs: {page}")
+
+
+def numbered(row: Row) -> list[tuple[str, Row]]:
+    """The row, and the same with the numbers of each further split, each with its title."""
+    return [(row.name, row), *((f"{row.name} ({split})", on(row, split)) for split in row.splits)]
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from pipeline.files import BROKEN, readable
 from pipeline.pictures.colors import COLORS
 from pipeline.results.records import FINGERPRINTS, Result, numbers_in
 from pipeline.results.scores import first_protocol, read_rows
+from pipeline.results.splits import SplitResult
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
 from pipeline.settings.published import departs
@@ -62,6 +63,9 @@ class Recording:
         tags = identity_tags(result.cell, result.seed, result.fingerprint) | origin_tags(self.cell.dataset, facts)
         tags |= {f"weights_{name}": value for name, value in result.weights.items()}
         tags |= {"images": json.dumps(result.images), "key": result.key}
+        if result.splits:
+            splits = {split: {"images": each.images, "data": each.data} for split, each in result.splits.items()}
+            tags["splits"] = json.dumps(splits)
         if words := departs(self.cell):
             tags["departs"] = words
         if begun:
@@ -86,6 +90,8 @@ class Recording:
         """Add scores and cost at step 0: MLflow then draws them as bars over all cells."""
         start = self.client.get_run(run).info.start_time
         finals = {f"final/{name}": value for name, value in self.result.scores.items()}
+        for split, measured in self.result.splits.items():
+            finals |= {f"final/{split}/{name}": value for name, value in measured.scores.items()}
         written = self.facts.plain() if self.facts else {}
         finals |= {f"perf/{name}": written[name] for name in COST if name in written}
         self.experiment.add_curves(run, [(0, finals)], lambda _: start)
@@ -162,6 +168,10 @@ def read_back(runs: list[Any], tags: dict[str, str]) -> Result | None:
             fingerprint={part: held[f"{part}_fingerprint"] for part in FINGERPRINTS},
             weights={name: held[f"weights_{name}"] for name in ("file", "sha256")},
             run=found.info.run_id,
+            splits={
+                split: SplitResult(**about, scores=numbers_in(metrics, f"final/{split}/"))
+                for split, about in json.loads(held.get("splits", "{}")).items()
+            },
         )
         if result.key == held["key"]:
             return result

@@ -7,7 +7,8 @@ import sys
 from dataclasses import replace
 
 from pipeline.files import locked
-from pipeline.results.records import Place, Result, Row, current_fingerprint, manifest_fingerprint
+from pipeline.results.records import Place, Result, Row, current_fingerprint
+from pipeline.results.splits import manifest_fingerprint
 from pipeline.results.table import COLUMNS
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places

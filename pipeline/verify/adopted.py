@@ -11,7 +11,8 @@ from pathlib import Path
 from deeplab.config import digest, without_defaults
 from pipeline.files import locked, readable, write_whole
 from pipeline.markdown import code
-from pipeline.results.records import INTERVAL, manifest_fingerprint, protocol_fingerprint
+from pipeline.results.records import INTERVAL, protocol_fingerprint
+from pipeline.results.splits import manifest_fingerprint
 from pipeline.settings.code import code_of
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places

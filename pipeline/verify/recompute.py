@@ -7,6 +7,7 @@ from deeplab.errors import DataError
 from pipeline.errors import MismatchError
 from pipeline.progress import shown
 from pipeline.results.records import Result
+from pipeline.results.splits import folder_of
 from pipeline.settings.links import remedy
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
@@ -51,13 +52,15 @@ def check_runs(name: str, results: list[Result], params: Params) -> None:
                 f"{name}: no run in MLflow has the key {result.key}. Run: dvc repro -f tables@{dataset}"
             )
         run = runs[result.key]
-        tags, miou = run.data.tags, run.data.metrics.get("final/mIoU")
+        tags, metrics = run.data.tags, run.data.metrics
         expected = {"data_fingerprint": result.fingerprint["data"], "weights_sha256": result.weights["sha256"]}
         for tag, value in expected.items():
             if tags.get(tag) != value:
                 raise MismatchError(f"{name}: run {run.info.run_id} says {tag} {tags.get(tag)}, the record {value}")
-        if miou != result.scores["mIoU"]:
-            raise MismatchError(f"{name}: run {run.info.run_id} says mIoU {miou}, the record {result.scores['mIoU']}")
+        scores = {"": result.scores, **{f"{split}/": each.scores for split, each in result.splits.items()}}
+        for split, own in scores.items():
+            if (miou := metrics.get(f"final/{split}mIoU")) != own["mIoU"]:
+                raise MismatchError(f"{name}: run {run.info.run_id} says {split}mIoU {miou}, the record {own['mIoU']}")
     for run in [runs[result.key] for result in results] or current:
         if run.data.tags.get("commit", "unknown") == "unknown":
             raise MismatchError(
@@ -84,10 +87,13 @@ def recompute(name: str, results: list[Result], params: Params, places: Places) 
         raise MismatchError(f"{name}: {missing[0]} not found. {remedy(name, cell.dataset, places)}")
     try:
         store = Store(places.store(cell.dataset))
+        further = {split: Store(folder_of(split, cell.dataset, params, places)) for split in results[0].splits}
     except DataError as error:
         raise MismatchError(f"{name}: no data to compute it on: {error}") from None
-    if store.fingerprint != results[0].fingerprint["data"]:
-        raise MismatchError(f"{name}: {store.folder} is not the data of its record. Run: grid run evaluate@{name}")
+    expected = {split: each.data for split, each in results[0].splits.items()}
+    for split, own in {"": store, **further}.items():
+        if own.fingerprint != expected.get(split, results[0].fingerprint["data"]):
+            raise MismatchError(f"{name}: {own.folder} is not the data of its record. Run: grid run evaluate@{name}")
 
     from deeplab.inference import evaluate
     from deeplab.metrics import score
@@ -96,17 +102,20 @@ def recompute(name: str, results: list[Result], params: Params, places: Places) 
 
     device = select_device(params.runtime.device)
     set_arithmetic(cell.train)
-    split = store.split(cell.recipe.val_split)
     protocol = next(iter(params.protocols.values()))
     for result in results:
         file: Path = files[result.seed]
         network = load_network(file, name, cell, len(store.classes)).to(device)
         progress = partial(shown, title=f"{name} seed {result.seed}")
-        matrix = evaluate(network, split, len(store.classes), cell.inference, protocol, device, progress)
-        again, said = score(matrix).mean_iou, result.scores["mIoU"]
-        if abs(again - said) > TOLERANCE:
-            changed = differing(result.versions, versions(device))
-            hint = f"measured with other versions ({changed}): " if changed else ""
-            raise MismatchError(
-                f"{name}: {hint}{file} gives mIoU {again:.6f} on {store.folder}, but the record says {said}"
-            )
+        numbers = {cell.recipe.val_split: (store, result.scores["mIoU"])}
+        numbers |= {split: (further[split], each.scores["mIoU"]) for split, each in result.splits.items()}
+        for split, (own, said) in numbers.items():
+            images = own.split(split)
+            matrix = evaluate(network, images, len(store.classes), cell.inference, protocol, device, progress)
+            if abs((again := score(matrix).mean_iou) - said) > TOLERANCE:
+                changed = differing(result.versions, versions(device))
+                hint = f"measured with other versions ({changed}): " if changed else ""
+                where = own.folder if split == cell.recipe.val_split else f"{split} of {own.folder}"
+                raise MismatchError(
+                    f"{name}: {hint}{file} gives mIoU {again:.6f} on {where}, but the record says {said}"
+                )
