@@ -88,7 +88,7 @@ def predict_each(
         for index in progress(range(len(split))):
             truth, name = split.mask(index), f"{split.folder}: image {split.records[index].id}"
             passes = passes_of(model, split.image(index)[None], settings, protocol, device)
-            found = [each(passes, truth.shape)[0].cpu().numpy() for each in (likeliest, confidence) if each]
+            found = [each(passes, truth.shape).cpu().numpy()[0] for each in (likeliest, confidence) if each]
             del passes  # before the next ones are made
             yield Prediction(name, truth, found[0], found[1] if confidence else None)
     finally:

@@ -75,7 +75,7 @@ class CodeLines:
         with code_at(root, commit) as before:
             modules = changed_modules(stage, chosen, before, code.ROOT)
         if not modules:
-            return f"no module can be compared with commit {commit[:8]}", []
+            return f"no module differs from commit {commit[:8]}, or none can be compared; perhaps `columns` does", []
         files = [code.file_of(module, code.ROOT).relative_to(code.ROOT).as_posix() for module in modules]
         try:
             lines = git("diff", commit, "--", *files, folder=code.ROOT).splitlines()
