@@ -100,7 +100,7 @@ def test_a_stranger_gets_the_weights(folder, tmp_path, server, monkeypatch):
     folder.write_params()
     said = list(publish([], Places()))
     assert said[0] == f"{CELL}: 3 files in the remote 'store', read back from {server}"
-    assert said[1:] == ["To link them in the README: grid run readme@shapes"]
+    assert said[1:] == ["To link them in the README: dvc repro -s tables@shapes readme@shapes"]
     links = re.findall(r"\[(\w+)\]\((\S+)\)", column(folder))
     assert [name for name, _ in links] == ["model", "log", "card"]
     assert all(url.startswith(f"{server}/files/md5/") for _, url in links[:2])

@@ -49,7 +49,7 @@ def publish(names: list[str], places: Places) -> Iterator[str]:
             write_published(path, others + entries)
             where = f", read back from {target.address}" if target.address else ""
             yield f"{name}: {len(files)} files in the remote {target.remote!r}{where}"
-        yield f"To link them in the README: grid run readme@{dataset}"
+        yield f"To link them in the README: dvc repro -s tables@{dataset} readme@{dataset}"
 
 
 def pull(names: list[str], places: Places) -> Iterator[str]:

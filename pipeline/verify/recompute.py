@@ -37,7 +37,8 @@ def check_runs(name: str, results: list[Result], params: Params) -> None:
     """Each result must have a complete run in MLflow with the same number, weights and data, and its commit."""
     dataset = params.cell(name).dataset
     if not database_exists():
-        raise MismatchError(f"{name}: cannot find its run: {tracking_uri()} does not exist. Run: make mlflow.db")
+        cause = f"{tracking_uri()} does not exist"
+        raise MismatchError(f"{name}: cannot find its run: {cause}. Run: dvc repro -s -f tables@{dataset}")
     try:
         with open_experiment(dataset, timeout=20) as experiment:
             runs = {run.data.tags.get("key"): run for run in experiment.runs(cell=name, complete="1")}
@@ -89,7 +90,8 @@ def recompute(name: str, results: list[Result], params: Params, places: Places) 
         store = Store(places.store(cell.dataset))
         further = {split: Store(folder_of(split, cell.dataset, params, places)) for split in results[0].splits}
     except DataError as error:
-        raise MismatchError(f"{name}: no data to compute it on: {error}") from None
+        run = f"Run: dvc repro prepare@{cell.dataset}"
+        raise MismatchError(f"{name}: no data to compute it on: {error} {run}") from None
     expected = {split: each.data for split, each in results[0].splits.items()}
     for split, own in {"": store, **further}.items():
         if own.fingerprint != expected.get(split, results[0].fingerprint["data"]):

@@ -140,7 +140,8 @@ def require_intact(name: str, folder: Path) -> None:
     try:
         Store(folder).verify()
     except DataError as error:
-        raise MismatchError(f"{name}: no data to repeat its training on: {error}") from None
+        run = f"Run: dvc repro prepare@{folder.name}"
+        raise MismatchError(f"{name}: no data to repeat its training on: {error} {run}") from None
 
 
 def check(trained: Trained) -> str:
