@@ -27,7 +27,7 @@ demo: .venv/ready  ## train four small networks on synthetic shapes and fill the
 	@echo "If it shows records as changed: they name the versions of the packages here."
 	@echo "To compare the runs in MLflow: make ui"
 
-test: .venv/all  ## run the whole gate, as CI does: ruff, mypy, pytest (8 minutes)
+test: .venv/all  ## run the whole gate, as CI does: ruff, mypy, pytest (11 minutes)
 	ruff check .
 	ruff format --check .
 	mypy
