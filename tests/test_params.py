@@ -104,7 +104,7 @@ def test_runtime_settings_are_no_part_of_a_cells_fingerprint(edited):
     ("seeds: [0]", "seeds: [0, 0]", "params.yaml: seeds: got [0, 0], expected each seed once"),
     ("seeds: [0]", "seeds: []", "params.yaml: seeds: got [], expected at least 1 item"),
     ("scale: [0.5, 2.0]", "scale: [2.0, 0.5]", "params.yaml: augment.scale: got [2.0, 0.5], expected [low, high]"),
-    ("window: null, stride: null}\n\n# Further", "window: [9, 9], stride: null}\n\n# Further", "protocols.single_scale.window"),
+    ("window: null, stride: null}\n\n# More", "window: [9, 9], stride: null}\n\n# More", "protocols.single_scale.window"),
     ("  shapes_resnet18_os8:", "  shapes.r18:", "the name 'shapes.r18': expected lower-case letters, digits and _ only"),
     ("  shapes_resnet18_os8:", "  ../../r18:", "the name '../../r18': expected lower-case letters, digits and _ only"),
     ("  shapes_resnet18_os8:", "  'a; touch b':", "the name 'a; touch b': expected lower-case letters, digits and _ only"),

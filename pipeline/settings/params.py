@@ -76,8 +76,9 @@ def load_params(path: Path = PARAMS) -> Params:
         if odd := [name for name in names if not NAME.fullmatch(name)]:
             raise ParamsError(f"{path}: the name {odd[0]!r}: expected lower-case letters, digits and _ only")
     splits = {name: read_splits(path, name, recipe) for name, recipe in sections.recipes.items()}
+    known = {name: own for name, own in splits.items() if name in sections.datasets}  # dvc.yaml pastes these names
     for name, chosen in sections.eval_splits.items():
-        check_eval_splits(f"{path}: eval_splits", name, chosen, splits)
+        check_eval_splits(f"{path}: eval_splits", name, chosen, known)
     return Params(
         cells={name: resolve(path, raw, name) for name in sections.grid},
         overrides={name: overridden(raw, name) for name in sections.grid},

@@ -67,7 +67,7 @@ EDITS = [
     ("crop: [512, 512]", "crop: [512, 512.5]", "crop.1: got 512.5, expected a valid integer"),
     ("resize: [2048, 512]", "resize: [512, 2048]", "resize: got [512, 2048], expected [long side, short side]"),
     ("val_split: val, crop: [512, 512]", "val_split: trainaug, crop: [512, 512]", "val_split: got 'trainaug', expected another split"),
-    ("val_split: val, crop: [512, 512]", "val_split: 3, crop: [512, 512]", "val_split: got 3, expected a valid string"),
+    ("val_split: val, crop: [512, 512]", "val_split: 3, crop: [512, 512]", "val_split: got 3, expected the name of a split"),
     ("aspp_rates: [6, 12, 18]", "aspp_rates: [6, 0, 18]", "aspp_rates.1: got 0, expected greater than 0"),
     ("dropout: 0.1", "dropout: 1.0", "dropout: got 1.0, expected less than 1"),
     ("std: [58.395, 57.12, 57.375]", "std: [58.395, 0, 57.375]", "std.1: got 0, expected greater than 0"),

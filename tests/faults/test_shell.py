@@ -31,7 +31,7 @@ HOSTILE = [
     "A",
     "",
 ]
-PASTED = {"key", "item.dataset", "item.format", "grid", "datasets"}
+PASTED = {"key", "item.dataset", "item.format", "grid", "datasets", "eval_splits"}
 
 NAMES = pytest.mark.fault(
     "security",
@@ -59,8 +59,13 @@ def protocol(params, name):
     params["protocols"][name] = params["protocols"]["single_scale"]
 
 
+def further(params, name):
+    params["recipes"][name] = params["recipes"]["tiny"]
+    params["eval_splits"] = {name: ["val", "test"]}
+
+
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("place", [dataset, row, cell, protocol])
+@pytest.mark.parametrize("place", [dataset, row, cell, protocol, further])
 @NAMES
 def test_a_name_that_is_more_than_a_name_is_refused(tmp_path, place, name):
     path = tiny_params(tmp_path / "params.yaml", lambda params: place(params, name))
