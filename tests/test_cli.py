@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import ANY
 
 import pytest
 
@@ -11,6 +10,7 @@ from pipeline import cli
 from pipeline.__main__ import main
 from pipeline.cluster.engines import ENGINES
 from pipeline.predict.predict import tiling_of
+from pipeline.settings.places import Places
 
 ROOT = Path(__file__).parents[1]
 VERBS = list(cli.grid.commands)
@@ -109,7 +109,7 @@ CALLS = [
     ("try a lr=1 flip=0", "runner.trial.run", ("a", ("lr=1", "flip=0")), {}),
     ("status --watch", "runner.status.watch", (), {}),
     ("repair", "runner.repair.repair", (), {}),
-    ("verify a b --fast", "verify.committed.run", (["a", "b"], ANY, True), {}),
+    ("verify a b --fast", "verify.committed.run", (["a", "b"], Places(), True), {}),
     ("predict a b --out c", "predict.predict.run", ("a", Path("b"), Path("c")), {"seed": 0, "batch": 8, "device": None, "tiling": None}),
     ("predict a b --out c --window 64 32 --stride 32 32", "predict.predict.run", ("a", Path("b"), Path("c")), {"seed": 0, "batch": 8, "device": None, "tiling": tiling_of((64, 32), (32, 32))}),
     ("export a onnx --out c --seed 1", "predict.export.run", ("a", "onnx", Path("c")), {"seed": 1, "images": None}),

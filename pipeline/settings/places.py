@@ -31,6 +31,12 @@ class Places:
         self.tables = self.reports / "tables"
         self.page = self.reports / "index.html"
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Places) and other.root == self.root
+
+    def __hash__(self) -> int:
+        return hash(self.root)
+
     def require_own(self, *folders: Path) -> None:
         """Raise ParamsError when one of `folders` is a link: DVC in git would not keep what a stage writes into it."""
         here = self.root.resolve()

@@ -1,17 +1,18 @@
 """The code of a commit, module by module, and which modules compute something else in another one."""
 
 import subprocess
-import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from pipeline.data.unpack import unpack
 from pipeline.errors import ParamsError
 from pipeline.settings import code
 from pipeline.training.provenance import git
 
 PACKAGES = ("deeplab", "pipeline")
+MAX_BYTES = 1 << 28  # of code
 
 
 def ask_git(root: Path, *arguments: str) -> str:
@@ -43,8 +44,7 @@ def code_at(root: Path, commit: str) -> Iterator[Path]:
         except subprocess.CalledProcessError:
             yield out
             return
-        with tarfile.open(archive) as content:
-            content.extractall(out, filter="data")
+        unpack(archive, out, PACKAGES, MAX_BYTES)
         yield out
 
 

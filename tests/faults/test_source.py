@@ -17,7 +17,6 @@ METHODS = {"extractall", "extract", "load_model_pickle", "read_pickle"}
 ALLOWED = {
     ("deeplab/checkpoint.py", "pickle.UnpicklingError"),  # what torch raises when it refuses a file
     ("pipeline/verify/toolboxes/checkpoint.py", "pickle.UnpicklingError"),
-    ("pipeline/verify/code_diff.py", "content.extractall"),  # what `git archive` wrote, with tarfile's filter "data"
 }
 
 
