@@ -1,6 +1,5 @@
 """Checks of several trainings at a time, in processes of their own."""
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -8,7 +7,7 @@ from multiprocessing import active_children, get_context
 from typing import TypeVar
 
 from deeplab.errors import WorkerError
-from pipeline.process import die_with_parent
+from pipeline.data.pack import start_worker
 from pipeline.runner.local import find_slots
 
 Item = TypeVar("Item")
@@ -35,9 +34,3 @@ def side_by_side(check: Callable[[Item], str], items: Sequence[Item], device: st
         finally:
             for worker in active_children():
                 worker.kill()
-
-
-def start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with_parent()
