@@ -70,9 +70,9 @@ def test_a_folder_of_something_else_is_named_in_one_line(tmp_path, weights, spoi
     save_file(load_file(weights), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(load_model(weights).about))
     spoil(folder)
-    with pytest.raises(DataError, match=rf"repository/.*{message}") as told:
+    with pytest.raises(DataError, match=rf"repository/.*{message}") as caught:
         load_model(folder)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_batch_and_tiles_are_predicted_by_the_same_network(weights):
@@ -113,9 +113,9 @@ def test_weights_from_before_a_setting_of_training_was_added_or_dropped_stay_of_
 @tried.WEIGHTS
 def test_weights_that_cannot_be_used_are_named_in_one_line(weights, spoil, message):
     spoil(weights)
-    with pytest.raises(DataError, match=rf"seed0\.safetensors: .*{message}") as told:
+    with pytest.raises(DataError, match=rf"seed0\.safetensors: .*{message}") as caught:
         load_model(weights)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 @tried.WEIGHTS

@@ -151,9 +151,9 @@ def test_other_images_are_those_of_a_folder_or_of_a_list_of_voc(project):
 def test_images_that_a_server_would_refuse_are_one_line_and_no_archive(project, kind, spoil, match):
     project(kind)
     spoil()
-    with pytest.raises((DataError, ParamsError), match=match) as told:
+    with pytest.raises((DataError, ParamsError), match=match) as caught:
         write(network(19, None))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
     assert not list(Path("out").iterdir())
 
 

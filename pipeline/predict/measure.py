@@ -10,7 +10,7 @@ from pipeline.results.costs import inputs, write_cost
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
 
-LEAST, MOST, SECONDS = 3, 50, 5.0  # repetitions: as many as fit into the seconds, within the two bounds
+LEAST, MOST, SECONDS = 3, 50, 5.0  # repetitions: those of SECONDS, but LEAST to MOST of them
 
 
 def run(name: str, device_name: str | None = None, places: Places = Places()) -> str:

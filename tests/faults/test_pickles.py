@@ -79,10 +79,10 @@ def test_a_pickle_is_refused_and_its_code_does_not_run(tmp_path, reader, kind):
     canary, folder = tmp_path / "canary", tmp_path / "folder"
     folder.mkdir()
     (folder / name).write_bytes(PICKLES[kind](canary))
-    with pytest.raises((DataError, ParamsError)) as told:
+    with pytest.raises((DataError, ParamsError)) as caught:
         read(folder / name)
-    assert str(folder) in str(told.value)
-    assert "\n" not in str(told.value)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert not canary.exists()
 
 
