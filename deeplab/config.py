@@ -43,11 +43,26 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class FoldConfig:
+    """k-fold cross-validation over groups of images of the training split."""
+
+    count: Annotated[int, Field(ge=2)]
+    group: str | None = None  # a regular expression: images in whose name it finds the same stay together
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.group or "")
+        except re.error as error:
+            raise ValueError(f"group: got {self.group!r}, expected a regular expression ({error})") from None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class RecipeConfig:
     """What differs between data sets: sizes, schedule and splits."""
 
     train_split: str
     val_split: str
+    folds: FoldConfig | None = None  # run k trains without fold k of train_split, and is evaluated on it
     crop: tuple[Positive, Positive]  # height, width
     resize: tuple[Positive, Positive]  # long and short side of the box that an image is fitted into
     align: bool = False  # predict on images padded to a multiple of the output stride
@@ -66,6 +81,18 @@ class RecipeConfig:
             raise ValueError(f"val_split: got {self.val_split!r}, expected another split than train_split")
         if self.resize[0] < self.resize[1]:
             raise ValueError(f"resize: got {list(self.resize)}, expected [long side, short side]")
+
+    @property
+    def splits(self) -> str:
+        """What the tables show as Train/Eval Set."""
+        return (
+            f"{self.train_split} in {self.folds.count} folds" if self.folds else f"{self.train_split}/{self.val_split}"
+        )
+
+    @property
+    def eval_split(self) -> str:
+        """The split whose images the cell is evaluated on."""
+        return self.train_split if self.folds else self.val_split
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -216,6 +243,10 @@ class Cell:
     train: TrainConfig
     augment: AugmentConfig
     init: InitConfig | None = None  # what the weights are before the first step; None: as model.pretrained says
+
+    def __post_init__(self) -> None:
+        if self.recipe.folds and self.train.validates:
+            raise ValueError("recipe.folds: expected without keep: best and patience, which would choose on the fold")
 
     @property
     def pretraining(self) -> str:

@@ -4,6 +4,7 @@ Only nonzero entries are kept, so 2000 images with 150 classes take a few megaby
 protocol of a cell, as plain arrays of an `.npz` archive, without pickle:
 
     images                       (N,) the ids of the images, in the order of the split
+    <seed>/<protocol>/images     (N,) the same, where a run is evaluated on other images than the first one
     classes                      (K,) their names
     <seed>/<protocol>/image      (M,) int32, place in `images`
     <seed>/<protocol>/truth      (M,) uint8, class in the mask
@@ -88,11 +89,12 @@ def gather(matrices: Iterable[Matrix], images: Iterable[str], classes: Iterable[
 
 
 def write_counts(path: Path, runs: Mapping[Run, Counts]) -> None:
-    """Write the counts of a cell atomically. All must be on the same images."""
+    """Write the counts of a cell atomically."""
     first = next(iter(runs.values()))
     arrays: dict[str, NDArray[np.generic]] = {"images": first.images, "classes": first.classes}
     for (seed, protocol), counts in runs.items():
-        assert np.array_equal(counts.images, first.images)
+        if not np.array_equal(counts.images, first.images):
+            arrays[f"{seed}/{protocol}/images"] = counts.images
         arrays |= {f"{seed}/{protocol}/{name}": getattr(counts, name) for name in COLUMNS}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
@@ -123,7 +125,7 @@ def read_counts(path: Path) -> dict[Run, Counts]:
             return {
                 (int(seed), protocol): checked(
                     Counts(
-                        images=file["images"],
+                        images=file[own if (own := f"{seed}/{protocol}/images") in file.files else "images"],
                         classes=file["classes"],
                         **{name: file[f"{seed}/{protocol}/{name}"] for name in COLUMNS},
                     )

@@ -39,7 +39,7 @@ class Interval:
 
 
 def interval(runs: Sequence[Counts]) -> Interval:
-    """The mIoU of a cell, the mean over its seeds `runs`, all on the same images.
+    """The mIoU of a cell, the mean over its seeds or folds `runs`.
 
     Raises DataError for fewer than two images with labelled pixels.
     """
@@ -48,11 +48,19 @@ def interval(runs: Sequence[Counts]) -> Interval:
 
 
 def difference(ours: Sequence[Counts], theirs: Sequence[Counts]) -> Interval:
-    """The mIoU of one cell minus that of another on the same images, paired image by image.
+    """The mIoU of one cell minus that of another on the same images, or folds of images, paired image by image.
 
     Raises DataError when the images differ, or are fewer than two.
     """
+    if not comparable(ours, theirs):
+        raise DataError("the runs were evaluated on different images, so they cannot be compared image by image")
     return _interval([*ours, *theirs], [1 / len(ours)] * len(ours) + [-1 / len(theirs)] * len(theirs))
+
+
+def comparable(ours: Sequence[Counts], theirs: Sequence[Counts]) -> bool:
+    """Whether two cells were evaluated on the same images, or on the same folds of images."""
+    one, other = ({tuple(run.images) for run in runs} for runs in (ours, theirs))
+    return one == other
 
 
 def with_seeds(images: Interval, *seeds: Sequence[float]) -> Interval | None:
@@ -74,15 +82,17 @@ def with_seeds(images: Interval, *seeds: Sequence[float]) -> Interval | None:
 
 
 def _interval(runs: Sequence[Counts], factors: Sequence[float]) -> Interval:
-    """The interval of the sum of the runs' mIoUs, each times its factor."""
-    if not all(np.array_equal(run.images, runs[0].images) for run in runs):
-        raise DataError("the runs were evaluated on different images, so they cannot be compared image by image")
+    """The interval of the sum of the runs' mIoUs, each times its factor. Runs on the same images share the draws."""
+    sets = list(dict.fromkeys(tuple(run.images) for run in runs))
+    places = [sets.index(tuple(run.images)) for run in runs]
     totals = [run.totals() for run in runs]
-    labelled = totals[0][1].any(axis=1)  # the same in each run, because the masks are
-    totals = [(hits[labelled], union[labelled]) for hits, union in totals]
-    count = int(labelled.sum())
-    if count < 2:
-        raise DataError(f"{count} images with labelled pixels: an interval over images needs two or more")
+    labelled = [totals[places.index(place)][1].any(axis=1) for place in range(len(sets))]  # the masks are the same
+    totals = [
+        (hits[labelled[place]], union[labelled[place]]) for place, (hits, union) in zip(places, totals, strict=True)
+    ]
+    counts = [int(held.sum()) for held in labelled]
+    if (fewest := min(counts)) < 2:
+        raise DataError(f"{fewest} images with labelled pixels: an interval over images needs two or more")
 
     def combined(sums: Sequence[tuple[Floats, Floats]]) -> Floats:
         """(R, K) intersections and unions of each run -> (R,)."""
@@ -93,8 +103,9 @@ def _interval(runs: Sequence[Counts], factors: Sequence[float]) -> Interval:
     rng = np.random.default_rng(SEED)
     parts = []
     for _ in range(RESAMPLES // AT_ONCE):
-        weights = _draw(rng, count)
-        parts.append(combined([(weights @ hits, weights @ union) for hits, union in totals]))
+        weights = [_draw(rng, count) for count in counts]
+        drawn = [weights[place] for place in places]
+        parts.append(combined([(own @ hits, own @ union) for own, (hits, union) in zip(drawn, totals, strict=True)]))
     resampled = np.concatenate(parts)
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) + (estimate - resampled.mean())
     return Interval(estimate=estimate, low=float(low), high=float(high), error=float(resampled.std(ddof=1)))

@@ -68,7 +68,7 @@ class Folder:
         seeds = {
             str(seed): {"mIoU": miou, "mIoU_low": miou - 0.01, "mIoU_high": miou + 0.02}
             | {"pixel_accuracy": 0.9, "mean_accuracy": 0.8, "classes_evaluated": 3}
-            for seed, miou in zip(params.seeds, scores, strict=True)
+            for seed, miou in zip(params.runs[cell], scores, strict=True)
         }
         self.write(
             f"reports/records/shapes/{cell}.json",
@@ -162,7 +162,7 @@ def blank_database(base: Path) -> Path:
 def measured(folder, cell, *skills, images=60):
     """A record of `cell` and the counts behind it: per seed the share of pixels that are right, which varies by image."""
     runs = {}
-    for seed, skill in zip(folder.params.seeds, skills, strict=True):
+    for seed, skill in zip(folder.params.runs[cell], skills, strict=True):
         rng = np.random.default_rng(0)  # the same images for every cell
         truth = rng.integers(1, 400, (images, 3))
         right = np.rint(truth * np.clip(skill + rng.normal(0, 0.1, (images, 1)), 0, 1)).astype(int)
@@ -173,4 +173,4 @@ def measured(folder, cell, *skills, images=60):
         runs |= {(seed, protocol): counts for protocol in folder.params.protocols}
     write_counts(Path(f"reports/images/shapes/{cell}.npz"), runs)
     protocol = next(iter(folder.params.protocols))
-    folder.measure(cell, *(round(score(runs[seed, protocol].matrix).mean_iou, 6) for seed in folder.params.seeds))
+    folder.measure(cell, *(round(score(runs[seed, protocol].matrix).mean_iou, 6) for seed in folder.params.runs[cell]))

@@ -14,11 +14,12 @@ from pycocotools import mask as runs
 from pycocotools.coco import COCO
 
 from deeplab.errors import DataError
+from deeplab.groups import COPY
 from deeplab.store import IGNORE, Store
 from pipeline import cli
 from pipeline.data.formats.annotations import annotated, exports
 from pipeline.data.formats.annotations.regions import expand, filled, runs_of
-from pipeline.data.formats.split import COPY, SERIES, drawn, proposed
+from pipeline.data.formats.split import SERIES, drawn, proposed
 from pipeline.errors import ParamsError
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places

@@ -56,13 +56,13 @@ RUNS_AGAIN = {
     "train": (
         "deeplab.augmentations deeplab.augmentations.augmentation deeplab.augmentations.photometric "
         "deeplab.augmentations.photometric_on_cpu deeplab.backbone deeplab.checkpoint deeplab.data deeplab.decode "
-        "deeplab.job deeplab.losses deeplab.losses.choice deeplab.losses.chunks deeplab.losses.cross_entropy "
+        "deeplab.images deeplab.job deeplab.losses deeplab.losses.choice deeplab.losses.chunks deeplab.losses.cross_entropy "
         "deeplab.losses.fused deeplab.model deeplab.monitor deeplab.precision deeplab.ranks deeplab.ring "
         "deeplab.selection deeplab.step deeplab.store deeplab.training deeplab.transforms "
         "stages.train training.device training.publish training.seed"
     ),
     "evaluate": (
-        "deeplab.backbone deeplab.counts deeplab.decode deeplab.inference deeplab.intervals deeplab.measures deeplab.metrics deeplab.model "
+        "deeplab.backbone deeplab.counts deeplab.decode deeplab.images deeplab.inference deeplab.intervals deeplab.measures deeplab.metrics deeplab.model "
         "deeplab.precision deeplab.segmenter deeplab.store deeplab.transforms pictures.colors pictures.overlay pictures.panels "
         "results.records results.splits results.scores stages.evaluate training.device training.weights"
     ),

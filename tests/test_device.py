@@ -47,7 +47,8 @@ def test_kernels_are_chosen_by_time_in_training_and_by_rule_while_validating(mon
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(inference, "evaluate", lambda *_: seen.append(torch.backends.cudnn.benchmark) or np.eye(3))
     choose_kernels_by_time(train_config())
-    validation_miou(None, Store(write_store(tmp_path)), tiny_cell(), torch.device("cpu"), ALONE)
+    split = Store(write_store(tmp_path)).split("val")
+    validation_miou(None, split, 3, tiny_cell(), torch.device("cpu"), ALONE)
     assert (seen, torch.backends.cudnn.benchmark) == ([False], True)
 
 

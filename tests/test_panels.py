@@ -33,7 +33,7 @@ def drawn(tmp_path_factory):
     network = DeepLabV3(cell.model, 3).eval()
     scores = [0.5] * 2 + [0.9] + [0.4] * 8 + [0.1]
     segment = partial(predict, network, settings=cell.inference, protocol=PROTOCOL, device=torch.device("cpu"))
-    write_figures(base / "out", store, "val", segment, "0abc", scores)
+    write_figures(base / "out", store, store.split("val"), segment, "0abc", scores)
     return store, base / "out", json.loads((base / "out/parts/about.json").read_text())
 
 

@@ -49,13 +49,13 @@ def write_run(params, places, speeds=(2.0,), device="cpu", **changes):
 
 
 def test_the_iterations_are_those_of_all_epochs_and_seeds(params, places):
-    assert cost(replace(params, seeds=(0, 1, 2)), places).iterations == 3 * 2 * (12 // 4)
+    assert cost(replace(params, runs={"tiny_os8": (0, 1, 2)}), places).iterations == 3 * 2 * (12 // 4)
 
 
 def test_costs_come_from_a_training_of_the_same_network_on_the_same_device_and_from_nothing_else(params, places):
     assert cost(params, places).within > 1
     write_run(params, places, lr=0.5, epochs=99)  # these do not change the speed
-    found = cost(replace(params, seeds=(0, 1, 2)), places)
+    found = cost(replace(params, runs={"tiny_os8": (0, 1, 2)}), places)
     assert found.hours == pytest.approx(18 * 4 / 2.0 / 3600)
     assert (found.images_per_second, found.memory, found.disk) == (2.0, 3_000_000_000, 4 * 1_000_000 * (11 + 2 * 14))
     assert found.within == 1

@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 from deeplab.decode import ENDINGS
 from deeplab.errors import DataError
+from deeplab.groups import COPY, group_of
 from pipeline.data.find import find_pictures
 from pipeline.data.formats.arrays import ENDING
 from pipeline.data.formats.base import read_lines
 from pipeline.data.formats.pairs import listed_pairs
-from pipeline.data.formats.split import COPY, SERIES, group_of
+from pipeline.data.formats.split import SERIES
 from pipeline.errors import ParamsError
 from pipeline.settings.schema import FolderOptions
 

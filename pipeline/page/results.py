@@ -72,7 +72,7 @@ def result_row(cell: CellPage, page: DatasetPage) -> dict[str, Any]:
     used = subset(row, recipe, page.images) if cell.measured else ""
     shown["crop"] = row["crop"]
     shown["schedule"] = schedule(recipe) + (f" (departs: {row['departs']})" if row["departs"] else "")
-    shown["train/eval split"] = f"{recipe.train_split}/{recipe.val_split}" + (f" (subset: {used})" if used else "")
+    shown["train/eval split"] = recipe.splits + (f" (subset: {used})" if used else "")
     return shown
 
 

@@ -82,7 +82,7 @@ def why_not(row: Row, cell: Cell, published: str, params: Params) -> str:
         f"another schedule than {published}": bool(published) and schedule(cell.recipe) != published,
         "no ImageNet weights": not cell.model.pretrained,
         "not one scale without flip": without_defaults(next(iter(params.protocols.values()))) != SINGLE_SCALE,
-        "not every seed": len(row["seeds"].split()) < len(params.seeds),
+        "not every seed": len(row["seeds"].split()) < len(params.runs[row["cell"]]),
     }
     return ", ".join(text for text, holds in reasons.items() if holds)
 
@@ -90,7 +90,7 @@ def why_not(row: Row, cell: Cell, published: str, params: Params) -> str:
 def subset(row: Row, recipe: RecipeConfig, published: dict[str, int]) -> str:
     """How many images of each split a measured row used, when the data set has more; else empty."""
     used = [int(float(row.get(column) or 0)) for column in ("train_images", "eval_images")]
-    all_ = [published[split] for split in (recipe.train_split, recipe.val_split)]
+    all_ = [published[split] for split in (recipe.train_split, recipe.eval_split)]
     if all(have >= expected for have, expected in zip(used, all_, strict=True)):
         return ""
     return "{}/{} of {}/{} images".format(*used, *all_)

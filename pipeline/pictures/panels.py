@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from deeplab.errors import DataError
 from deeplab.metrics import confusion_matrix, score
-from deeplab.store import IGNORE, Bytes, Color, Store
+from deeplab.store import IGNORE, Bytes, Color, Split, Store
 from pipeline.files import whole, write_whole
 from pipeline.pictures.colors import RIGHT, WRONG
 from pipeline.pictures.overlay import FONT, GAP, INK, LINE, UNLABELLED, draw_legend, legend_of, tint, wrap
@@ -27,17 +27,17 @@ PANEL = 480  # long side of each picture of a comparison, pixels
 def write_figures(
     folder: Path,
     store: Store,
-    split: str,
+    samples: Split,
     predict: Callable[[Bytes], Bytes],
     weights: str,
     image_scores: Sequence[float] | None = None,
 ) -> None:
-    """Predict a few images of `split`; write `folder`/*.jpg and `folder`/parts/{*.png, *.jpg, about.json}.
+    """Predict a few of `samples`, which are of `store`; write *.jpg and parts/{*.png, *.jpg, about.json} in `folder`.
 
     `predict` segments one image; `weights` is the SHA-256 of its network. `image_scores` are the mean IoU of each
     image, nan for one without a labelled pixel; without them there are no best and worst images.
     """
-    samples, parts = store.split(split), folder / PARTS
+    parts = folder / PARTS
     parts.mkdir(parents=True, exist_ok=True)
     before = {*folder.glob("*.jpg"), *parts.iterdir()}
     images: list[dict[str, Any]] = []

@@ -33,7 +33,7 @@ def run(name: str, device_name: str | None = None, places: Places = Places()) ->
     params = load_params(places.params)
     cell, protocol = params.cell(name), next(iter(params.protocols.values()))
     store, device = Store(places.store(cell.dataset)), select_device(device_name or params.runtime.device)
-    sizes = [(record.height, record.width) for record in store.split(cell.recipe.val_split).records]
+    sizes = [(record.height, record.width) for record in store.split(cell.recipe.eval_split).records]
     height, width = sorted(sizes, key=prod)[len(sizes) // 2]
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     set_arithmetic(cell.train)

@@ -10,7 +10,7 @@ from typing import Any
 
 from deeplab.config import digest, without_defaults
 from pipeline.files import locked, readable, write_whole
-from pipeline.results.records import current_code, protocol_fingerprint
+from pipeline.results.records import current_code
 from pipeline.results.splits import manifest_fingerprint
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
@@ -62,4 +62,4 @@ def write_cost(cost: Cost, path: Path) -> None:
 def inputs(name: str, params: Params, places: Places) -> str:
     """The fingerprint of what the network computes for an image."""
     settings = without_defaults(params.cell(name).inference)
-    return digest([settings, protocol_fingerprint(params), current_code(params, places, name)])
+    return digest([settings, params.protocol_fingerprint, current_code(params, places, name)])

@@ -57,12 +57,12 @@ def card(row: Row, protocol: Protocol) -> str:
             dataset_type=row.cell.dataset,
             dataset_name=row.dataset.title,
             dataset_split=split,
-            dataset_args={"images": images.get(split, first.images[recipe.val_split])},
+            dataset_args={"images": images.get(split, first.images[recipe.eval_split])},
             metric_type=kind,
             metric_name=score,
             metric_value=round(measured.mean(score), 6),
         )
-        for split, measured in {recipe.val_split: row, **further}.items()
+        for split, measured in {recipe.eval_split: row, **further}.items()
         for kind, score in METRICS.items()
     ]
     data = ModelCardData(

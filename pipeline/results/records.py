@@ -3,13 +3,14 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from math import copysign, fsum, hypot
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from deeplab.config import STRICT, Cell, Share, digest, without_defaults
+from deeplab.config import STRICT, Cell, Share, digest
 from pipeline.files import readable
 from pipeline.results.splits import SplitResult, manifest_fingerprint, split_results
 from pipeline.settings.code import code_of
@@ -166,9 +167,17 @@ class Row:
         return fmean(result.scores[score] for result in self.results)
 
     def mean_end(self, end: str) -> float | None:
-        """The mean over the seeds of an end of their intervals: at least as wide as the interval of their mean."""
-        held = [result.scores[end] for result in self.results if end in result.scores]
-        return fmean(held) if held and len(held) == len(self.results) else None
+        """The mean over the seeds of an end of their intervals: at least as wide as the interval of their mean.
+
+        Folds have different images: their mean varies as that of independent numbers.
+        """
+        held = [result.scores for result in self.results if end in result.scores]
+        if not held or len(held) < len(self.results):
+            return None
+        if not self.cell.recipe.folds:
+            return fmean(scores[end] for scores in held)
+        away = [scores[end] - scores["mIoU"] for scores in held]
+        return self.mean("mIoU") + copysign(hypot(*away), fsum(away)) / len(away)
 
     def spread(self, score: str) -> float | None:
         """Standard deviation over the seeds."""
@@ -232,8 +241,8 @@ def out_of_date(record: Record, params: Params, places: Places, data: str | None
         "settings": record.fingerprint.cell == cell.fingerprint,
         "data": data in (None, record.fingerprint.data),
         "code": code == current_code(params, places, record.cell),
-        "protocols": digest(record.protocols) == digest(protocol_settings(params)),
-        "seeds": {str(seed) for seed in params.seeds} <= record.seeds.keys(),
+        "protocols": digest(record.protocols) == digest(params.protocol_settings),
+        "seeds": {str(seed) for seed in params.runs[record.cell]} <= record.seeds.keys(),
     }
     return ", ".join(name for name, agrees in same.items() if not agrees)
 
@@ -259,14 +268,14 @@ def trained_since(record: Record, params: Params, places: Places) -> str:
 def results_in(record: Record, params: Params, places: Places) -> Iterator[Result]:
     """One result for each current seed, under the current first protocol."""
     main_protocol = next(iter(params.protocols))
-    for seed in params.seeds:
+    for seed in params.runs[record.cell]:
         scores = record.seeds[str(seed)][main_protocol].model_dump(exclude_unset=True)
         yield Result(
             cell=record.cell,
             seed=seed,
             scores=numbers_in(scores),
             images=record.images,
-            fingerprint={**record.fingerprint.model_dump(), "protocol": protocol_fingerprint(params)},
+            fingerprint={**record.fingerprint.model_dump(), "protocol": params.protocol_fingerprint},
             weights=record.weights[str(seed)].model_dump(),
             versions=record.versions,
             splits=split_results(record, seed, params, places),
@@ -285,15 +294,5 @@ def current_fingerprint(name: str, params: Params, places: Places, data: str) ->
         "cell": params.cell(name).fingerprint,
         "data": data,
         "code": current_code(params, places, name),
-        "protocol": protocol_fingerprint(params),
+        "protocol": params.protocol_fingerprint,
     }
-
-
-def protocol_settings(params: Params) -> dict[str, Any]:
-    return {name: without_defaults(protocol) for name, protocol in params.protocols.items()}
-
-
-def protocol_fingerprint(params: Params) -> str:
-    """SHA-256 of the protocol that fills the tables."""
-    name, settings = next(iter(protocol_settings(params).items()))
-    return digest({name: settings})

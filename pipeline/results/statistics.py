@@ -47,9 +47,10 @@ def read_runs(results: list[Result], params: Params, places: Places) -> "list[Co
 
 def describe(found: "dict[str, list[Counts]]", cells: dict[str, Cell]) -> dict[str, Any]:
     """The statistics of the cells in `found`, as plain values; `found` has the counts of each seed of a cell."""
-    from deeplab.intervals import LEVEL, RESAMPLES
+    from deeplab.intervals import LEVEL, RESAMPLES, comparable
 
-    pairs = sorted(combinations(found, 2), key=lambda pair: len(differing(cells[pair[0]], cells[pair[1]])))
+    both = (pair for pair in combinations(found, 2) if comparable(*(found[name] for name in pair)))
+    pairs = sorted(both, key=lambda pair: len(differing(cells[pair[0]], cells[pair[1]])))
     note = NOTE.format(resamples=RESAMPLES)
     if len(pairs) > MAX_PAIRS:
         note += f" Only the {MAX_PAIRS} of {len(pairs)} pairs are here that differ in the fewest settings."
@@ -66,14 +67,16 @@ def describe_cell(runs: "list[Counts]") -> dict[str, Any]:
     """The mIoU of a cell with its intervals, as shares."""
     from deeplab.intervals import interval, with_seeds
 
-    images, seeds = interval(runs), mious(runs)
+    images, scores = interval(runs), mious(runs)
+    sets = {tuple(run.images) for run in runs}
+    folds = len(sets) > 1  # the spread over folds is that of their images too, so it says nothing about seeds
     return {
         "mIoU": round(images.estimate, 6),
         **ends(images),
-        "images": len(runs[0].images),
-        "seeds": len(seeds),
-        "seed_std": round(stdev(seeds), 6) if len(seeds) > 1 else None,
-        **ends(with_seeds(images, seeds), "_seeds"),
+        "images": sum(map(len, sets)),
+        **({"folds": len(scores)} if folds else {"seeds": len(scores)}),
+        ("fold_std" if folds else "seed_std"): round(stdev(scores), 6) if len(scores) > 1 else None,
+        **ends(None if folds else with_seeds(images, scores), "_seeds"),
     }
 
 

@@ -45,8 +45,8 @@ def make_rows(
     for name, cell in params.cells.items():
         if cell.dataset != dataset:
             continue
-        found = tuple(results[name, seed] for seed in params.seeds if (name, seed) in results)
-        if len(found) < len(params.seeds):
+        found = tuple(results[name, seed] for seed in params.runs[name] if (name, seed) in results)
+        if len(found) < len(params.runs[name]):
             found = ()
         own = found and name not in reasons
         card = (places.cards(dataset) / f"{name}.md").relative_to(places.root) if own else None
@@ -121,7 +121,7 @@ def csv_row(row: Row) -> dict[str, Any]:
         "seeds": " ".join(str(result.seed) for result in results),
         **numbers(row),
         "train_images": first and first.images.get(recipe.train_split),
-        "eval_images": first and first.images.get(recipe.val_split),
+        "eval_images": first and first.images.get(recipe.eval_split),
         "keys": " ".join(result.key for result in results),
         "cell_fingerprint": row.cell.fingerprint,
         "data_fingerprint": first and first.fingerprint["data"],
@@ -178,8 +178,7 @@ def sets(row: Row) -> str:
 
 def splits(row: Row) -> str:
     """The splits, and the number of images where a result used fewer than the data set has."""
-    names = (row.cell.recipe.train_split, row.cell.recipe.val_split)
-    title = "/".join(names)
+    names, title = (row.cell.recipe.train_split, row.cell.recipe.eval_split), row.cell.recipe.splits
     if not row.results:
         return title
     used = [row.results[0].images[name] for name in names]

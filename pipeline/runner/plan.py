@@ -71,21 +71,23 @@ def plan(params: Params, reasons: Mapping[str, str], places: Places = Places()) 
             cell = params.cell(name)
             missing = tuple(find_missing(params, places, cell, weights))
             images = count_images(params, places, cell.dataset)
+            images -= images // cell.recipe.folds.count if cell.recipe.folds else 0
             settings = flat_settings(cell, 0)
             like = measured.get(pace(settings)) or benchmarks.get(pace_of_cell(settings))
             speed = like.images_per_second if like else estimate.speed(cell, device, measured.values())
-            cost = cost_of(params, cell, images, like, speed, missing)
+            cost = cost_of(params, name, images, like, speed, missing)
         lines.append(Line(stage=stage, why=why, cost=cost))
     return Plan(device=device, to_run=tuple(lines))
 
 
 def cost_of(
-    params: Params, cell: Cell, images: int, like: Facts | Speed | None, speed: float | None, missing: tuple[str, ...]
+    params: Params, name: str, images: int, like: Facts | Speed | None, speed: float | None, missing: tuple[str, ...]
 ) -> Cost:
     """The cost of a cell with `images` in an epoch, of which it trains `speed` a second; `like` is a training, or a row
     of a benchmark, of the same pace.
     """
-    seeds, batch = len(params.seeds), cell.recipe.batch_size
+    cell, seeds = params.cell(name), len(params.runs[name])
+    batch = cell.recipe.batch_size
     iterations = cell.recipe.epochs * (images // batch) * seeds
     # A benchmark and an estimate are of one device.
     gpus = params.runtime.gpus_per_cell if isinstance(like, Facts) and like.device != "cpu" else 1

@@ -27,7 +27,9 @@ from pipeline.settings.params import Params
 from pipeline.settings.places import Places
 
 ROOT = Path(__file__).parents[2]  # holds the packages `deeplab` and `pipeline`
-CHOICES = frozenset({"AUGMENTATIONS", "BACKBONES", "CLASS_WEIGHTS", "FORMATS", "LOSSES", "MEASURES", "STARTS"})
+CHOICES = frozenset(
+    {"AUGMENTATIONS", "BACKBONES", "CLASS_WEIGHTS", "DIVISIONS", "FORMATS", "LOSSES", "MEASURES", "STARTS"}
+)
 EDGES = frozenset(
     {
         "deeplab.config",
@@ -120,7 +122,11 @@ def choices(params: Params, stage: str, name: str) -> frozenset[str]:
 def chosen_by(cell: Cell) -> frozenset[str]:
     """The entries of CHOICES that a cell names, and SELECTION if its validations choose the weights."""
     losses = (*cell.train.losses, cell.train.class_weights or "")
-    more = (*getattr(cell.augment, "transforms", ()), *(("init",) if cell.init else ()))
+    more = (
+        *getattr(cell.augment, "transforms", ()),
+        *(("init",) if cell.init else ()),
+        *(("folds",) if cell.recipe.folds else ()),
+    )
     return frozenset({cell.model.backbone, *losses, *more, *((SELECTION,) if cell.train.validates else ())})
 
 

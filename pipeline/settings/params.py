@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic.dataclasses import dataclass
 
-from deeplab.config import STRICT, Cell, InitConfig, Protocol
+from deeplab.config import STRICT, Cell, InitConfig, Protocol, digest, without_defaults
 from pipeline.errors import ParamsError
 from pipeline.settings.messages import Location, unknown, validate
 from pipeline.settings.schema import DatasetConfig, PublishConfig, RuntimeConfig, Sections
@@ -32,7 +32,7 @@ class Params:
 
     cells: dict[str, Cell]
     overrides: dict[str, str]  # cell -> what its row overrides, as "loss=label_smoothing, lr=0.02"; part of its name
-    seeds: tuple[int, ...]
+    runs: dict[str, tuple[int, ...]]  # cell -> the seed of each of its trainings; with folds it is the fold, too
     datasets: dict[str, DatasetConfig]
     splits: dict[str, tuple[str, str]]  # data set -> the training and the validation split of its recipe
     protocols: dict[str, Protocol]
@@ -53,6 +53,17 @@ class Params:
     def further(self, dataset: str) -> tuple[str, ...]:
         """The splits beside the validation split that the cells of a data set are evaluated on. They decide nothing."""
         return tuple(split for split in self.eval_splits.get(dataset, ()) if split != self.splits[dataset][1])
+
+    @property
+    def protocol_settings(self) -> dict[str, Any]:
+        """The protocols as records have them, without settings at their default."""
+        return {name: without_defaults(protocol) for name, protocol in self.protocols.items()}
+
+    @property
+    def protocol_fingerprint(self) -> str:
+        """SHA-256 of the protocol that fills the tables."""
+        name, settings = next(iter(self.protocol_settings.items()))
+        return digest({name: settings})
 
     def stage(self, kind: str, name: str) -> str:
         """The name of the stage `kind` of a cell or a data set."""
@@ -79,10 +90,11 @@ def load_params(path: Path = PARAMS) -> Params:
     known = {name: own for name, own in splits.items() if name in sections.datasets}  # dvc.yaml pastes these names
     for name, chosen in sections.eval_splits.items():
         check_eval_splits(f"{path}: eval_splits", name, chosen, known)
+    cells = {name: resolve(path, raw, name) for name in sections.grid}
     return Params(
-        cells={name: resolve(path, raw, name) for name in sections.grid},
+        cells=cells,
         overrides={name: overridden(raw, name) for name in sections.grid},
-        seeds=sections.seeds,
+        runs=read_runs(path, sections, cells),
         datasets=sections.datasets,
         splits=splits,
         protocols=sections.protocols,
@@ -139,6 +151,40 @@ def resolve(path: Path, raw: dict[str, Any], name: str, heirs: tuple[str, ...] =
     return validate(Cell, merged, place_of)
 
 
+def read_runs(path: Path, sections: Sections, cells: Mapping[str, Cell]) -> dict[str, tuple[int, ...]]:
+    """The seed of each training of each cell: those of its row or of all rows, or the numbers of its folds.
+
+    Raises ParamsError for a row with both, and where a training has no training of the parent to start from.
+    """
+    runs = {}
+    for name, cell in cells.items():
+        own, folds = sections.grid[name].seeds, cell.recipe.folds
+        if own and folds:
+            raise ParamsError(
+                f"{path}: grid.{name}.seeds: got {list(own)} beside folds, whose training k has the seed k. Remove it."
+            )
+        runs[name] = tuple(range(folds.count)) if folds else own or sections.seeds
+    for name, cell in cells.items():
+        parent = cell.init.cell if cell.init else None
+        if not parent:
+            continue
+        at = f"{path}: grid.{name}: starts from the cell {parent}"
+        if lacking := sorted(set(runs[name]) - set(runs[parent])):
+            raise ParamsError(f"{at}, which has no seed {lacking[0]}, only {list(runs[parent])}. Give both the same.")
+        folds, theirs = cell.recipe.folds, cells[parent].recipe
+        if (
+            folds
+            and cells[parent].dataset == cell.dataset
+            and (theirs.folds, theirs.train_split)
+            != (
+                folds,
+                cell.recipe.train_split,
+            )
+        ):
+            raise ParamsError(f"{at}, which was trained on the images of its folds. Give both the same folds.")
+    return runs
+
+
 def read_start(path: Path, raw: dict[str, Any], start: Any, at: str, heirs: tuple[str, ...]) -> dict[str, Any]:
     """The values of InitConfig for the last of `heirs`: `start`, found at `at`, with the settings of the cell it names.
 
@@ -177,6 +223,8 @@ def overridden(raw: dict[str, Any], name: str) -> str:
 
 def as_text(value: Any) -> str:
     """A setting in a name: short, and without a comma."""
+    if isinstance(value, dict):
+        value = list(value.values())
     if isinstance(value, list):
         return "/".join(map(as_text, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value).lower()

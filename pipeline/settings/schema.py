@@ -14,7 +14,7 @@ TOOLS = ("coco", "cvat", "labelme", "yolo")  # formats of annotations
 CHECKSUM_DIGITS = {"md5": 32, "sha1": 40, "sha256": 64}
 
 Label = Annotated[int, Field(ge=0, le=255)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)]
 SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]  # of a folder, and of a column of the tables
 
 
@@ -24,6 +24,12 @@ def check_address(key: str, url: str, advice: str) -> None:
         raise ValueError(f"{key}: got {url!r}, expected an address that begins with http:// or https://")
     if "@" in urlsplit(url).netloc:
         raise ValueError(f"{key}: got an address with a password, expected none: {advice}")
+
+
+def check_seeds(seeds: tuple[int, ...]) -> None:
+    """Raise ValueError for a seed that is there twice."""
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds: got {list(seeds)}, expected each seed once")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -206,6 +212,10 @@ class GridRow:
     recipe: dict[str, Any] = Field(default_factory=dict)
     train: dict[str, Any] = Field(default_factory=dict)
     augment: dict[str, Any] = Field(default_factory=dict)
+    seeds: Seeds | None = None  # in place of those of all cells
+
+    def __post_init__(self) -> None:
+        check_seeds(self.seeds or ())
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -213,7 +223,7 @@ class Sections:
     """The file as it is written, before recipes and rows are laid over the shared sections."""
 
     grid: dict[str, GridRow]
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    seeds: Seeds
     datasets: dict[str, DatasetConfig]
     recipes: dict[str, dict[str, Any]]
     model: dict[str, Any]
@@ -227,8 +237,7 @@ class Sections:
     columns: tuple[str, ...] = ()  # more columns of the tables; pipeline/results/columns.py knows their names
 
     def __post_init__(self) -> None:
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds: got {list(self.seeds)}, expected each seed once")
+        check_seeds(self.seeds)
         if len(set(self.columns)) < len(self.columns):
             raise ValueError(f"columns: got {list(self.columns)}, expected each column once")
         if odd := [name for name in self.prose if not name.endswith(".md") or name.startswith("/") or ".." in name]:

@@ -33,7 +33,7 @@ def run(dataset: str, places: Places = Places()) -> None:
         try:
             if name in reasons:
                 raise DataError(reasons[name])
-            found[name] = read_runs([results[name, seed] for seed in params.seeds], params, places)
+            found[name] = read_runs([results[name, seed] for seed in params.runs[name]], params, places)
         except DataError as error:
             print(f"{name}: left out: {error}", file=sys.stderr)
     value, out = describe(found, params.cells), places.statistics(dataset)

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deeplab.config import without_defaults
 from deeplab.errors import DataError
 from pipeline.errors import run_command
 from pipeline.files import write_whole
@@ -24,7 +23,7 @@ from pipeline.training.provenance import file_sha256, versions
 if TYPE_CHECKING:
     from deeplab.counts import Counts
     from deeplab.measures import Measure
-    from deeplab.store import Store
+    from deeplab.store import Split, Store
     from pipeline.results.records import Scores
 
 # Seed and protocol -> the confusion counts of each image, and the measures that `columns` of params.yaml asks for.
@@ -44,18 +43,23 @@ def run(name: str, places: Places = Places()) -> None:
     cell = params.cell(name)
     store = Store(places.store(cell.dataset))
     further = open_splits(cell.dataset, store, params, places)
-    files = {seed: places.weights(name) / f"seed{seed}.safetensors" for seed in params.seeds}
+    files = {seed: places.weights(name) / f"seed{seed}.safetensors" for seed in params.runs[name]}
     code = check_weights(files.values(), name, cell, store)
 
     from deeplab.counts import write_counts
+    from deeplab.images import evaluation_images
     from deeplab.metrics import score
     from deeplab.segmenter import read_about
     from pipeline.results.records import Inputs, Record, SplitScores, Start, Weights
     from pipeline.results.scores import describe, mean_shares, write_plots
     from pipeline.training.device import select_device
 
-    found, measured = measure(name, params, store, cell.recipe.val_split, files, places.figures(name))
-    others = {split: measure(name, params, own, split, files) for split, own in further.items()}
+    images = {seed: evaluation_images(store, cell.recipe, seed) for seed in files}
+    found, measured = measure(name, params, store, files, images, figures=places.figures(name))
+    others = {
+        split: measure(name, params, own, files, dict.fromkeys(files, own.split(split)), on=f" {split}")
+        for split, own in further.items()
+    }
     scores = {key: score(each.matrix) for key, each in found.items()}
     main_protocol = next(iter(params.protocols))
     extra: dict[str, Any] = {}
@@ -63,23 +67,21 @@ def run(name: str, places: Places = Places()) -> None:
         extra["init"] = {str(seed): Start(**read_about(file)["init"]) for seed, file in files.items()}
     if further:
         extra["splits"] = {
-            split: SplitScores(
-                images=len(own.split(split)), data=own.fingerprint, seeds=by_seed(*others[split], params)
-            )
+            split: SplitScores(images=len(own.split(split)), data=own.fingerprint, seeds=by_seed(*others[split]))
             for split, own in further.items()
         }
     record = Record(
         cell=name,
         dataset=cell.dataset,
-        images={kind: len(store.split(kind)) for kind in (cell.recipe.train_split, cell.recipe.val_split)},
-        protocols={title: without_defaults(protocol) for title, protocol in params.protocols.items()},
-        seeds=by_seed(found, measured, params),
+        images={kind: len(store.split(kind)) for kind in (cell.recipe.train_split, cell.recipe.eval_split)},
+        protocols=params.protocol_settings,
+        seeds=by_seed(found, measured),
         fingerprint=Inputs(cell=cell.fingerprint, data=store.fingerprint, code=code),
         weights={str(seed): Weights(file=file.name, sha256=file_sha256(file)) for seed, file in files.items()},
         **extra,
         versions=versions(select_device(params.runtime.device)),
     )
-    metrics = mean_shares([scores[seed, main_protocol] for seed in params.seeds])
+    metrics = mean_shares([scores[seed, main_protocol] for seed in files])
     write_counts(places.counts(cell.dataset, name), found)
     write_plots(places.plots(name), store.classes, {key: each.matrix for key, each in found.items()}, scores)
     write(places.metrics(name), as_json(metrics))
@@ -107,24 +109,31 @@ def open_splits(dataset: str, main: "Store", params: Params, places: Places) -> 
     return found
 
 
-def by_seed(found: Found, measured: Measured, params: Params) -> dict[str, dict[str, "Scores"]]:
+def by_seed(found: Found, measured: Measured) -> dict[str, dict[str, "Scores"]]:
     """The scores of each seed under each protocol, as a record has them."""
     from deeplab.metrics import score
     from pipeline.results.scores import scores_of
 
-    return {
-        str(seed): {
-            title: scores_of(score(found[seed, title].matrix), found[seed, title], measured[seed, title])
-            for title in params.protocols
-        }
-        for seed in params.seeds
-    }
+    scores: dict[str, dict[str, Scores]] = {}
+    for (seed, title), counts in found.items():
+        own = scores_of(score(counts.matrix), counts, measured[seed, title])
+        scores.setdefault(str(seed), {})[title] = own
+    return scores
 
 
 def measure(
-    name: str, params: Params, store: "Store", kind: str, files: dict[int, Path], figures: Path | None = None
+    name: str,
+    params: Params,
+    store: "Store",
+    files: dict[int, Path],
+    images: "dict[int, Split]",
+    on: str = "",
+    figures: Path | None = None,
 ) -> tuple[Found, Measured]:
-    """Predict the split `kind` with each seed under each protocol, and draw `figures` with the first seed."""
+    """Predict the `images` of each seed under each protocol, and draw `figures` with the first seed.
+
+    on: the split, for the line of progress.
+    """
     from deeplab.counts import gather
     from deeplab.inference import count, predict, predict_each
     from deeplab.measures import MEASURES, watch
@@ -133,27 +142,25 @@ def measure(
     from pipeline.training.weights import load_network
 
     cell, main_protocol = params.cell(name), next(iter(params.protocols))
-    split = store.split(kind)
     device = select_device(params.runtime.device)
     set_arithmetic(cell.train)
-    images = [record.id for record in split.records]
     found: Found = {}
     measured: Measured = {}
     for seed, file in files.items():
         network = load_network(file, name, cell, len(store.classes)).to(device)
         for title, protocol in params.protocols.items():
-            progress = partial(shown, title=f"{name} seed {seed} {title}" + ("" if figures else f" {kind}"))
+            progress = partial(shown, title=f"{name} seed {seed} {title}{on}")
             measures = {key: each(len(store.classes)) for key, each in MEASURES.items() if key in params.columns}
             confidence = next(filter(None, (each.confidence for each in measures.values())), None)
-            seen = predict_each(network, split, cell.inference, protocol, device, progress, confidence)
+            seen = predict_each(network, images[seed], cell.inference, protocol, device, progress, confidence)
             matrices = count(watch(seen, measures.values()), len(store.classes))
-            found[seed, title] = gather(matrices, images, store.classes)
+            found[seed, title] = gather(matrices, [record.id for record in images[seed].records], store.classes)
             measured[seed, title] = measures
-        if figures and seed == params.seeds[0]:
+        if figures and seed == next(iter(files)):
             each_image = image_scores(*found[seed, main_protocol].totals())
             protocol = params.protocols[main_protocol]
             segment = partial(predict, network, settings=cell.inference, protocol=protocol, device=device)
-            write_figures(figures, store, kind, segment, file_sha256(file), each_image)
+            write_figures(figures, store, images[seed], segment, file_sha256(file), each_image)
     return found, measured
 
 

@@ -59,14 +59,14 @@ def run(name: str, places: Places = Places()) -> None:
             ranks=ranks,
         )
         if ranks.first:
-            take_trained(name, params.seeds, inputs, places, cell.folder)
-        for seed in params.seeds:
+            take_trained(name, params.runs[name], inputs, places, cell.folder)
+        for seed in params.runs[name]:
             if not ranks.agree(cell.is_finished(seed)):
                 train_seed(cell, seed)
         if ranks.first:
             require_unchanged(name, inputs, read_inputs(name, places, Store(store.folder).fingerprint))
             require_no_signal(name, stop)
-            publish(name, dataset, {seed: cell.folder(seed) for seed in params.seeds}, places.run(name))
+            publish(name, dataset, {seed: cell.folder(seed) for seed in params.runs[name]}, places.run(name))
             require_no_signal(name, stop)
             forget(resume)
 
@@ -76,7 +76,7 @@ def read_inputs(name: str, places: Places, data: str) -> Inputs:
     params = load_params(places.params)
     code = code_of("train", params, places, name)
     starts = tuple(file_sha256(file) for file in find_starts(name, params, places).values())
-    return Inputs(cell=params.cell(name), seeds=params.seeds, data=data, code=code, starts=starts)
+    return Inputs(cell=params.cell(name), seeds=params.runs[name], data=data, code=code, starts=starts)
 
 
 def require_unchanged(name: str, before: Inputs, now: Inputs) -> None:

@@ -69,7 +69,7 @@ def wanted_tags(dataset: str, local: Results, params: Params, places: Places) ->
         (name, seed): identity_tags(name, seed, current_fingerprint(name, params, places, data))
         for name, cell in params.cells.items()
         if cell.dataset == dataset
-        for seed in params.seeds
+        for seed in params.runs[name]
     }
 
 

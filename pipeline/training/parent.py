@@ -22,7 +22,7 @@ def find_starts(name: str, params: Params, places: Places) -> dict[int, Path]:
     if init is None:
         return {}
     if init.cell:
-        return {seed: weights_of_parent(init.cell, seed, name, params, places) for seed in params.seeds}
+        return {seed: weights_of_parent(init.cell, seed, name, params, places) for seed in params.runs[name]}
     file = download(init) if init.hub else named_file(places.root / (init.file or ""))
     if not file.is_file():
         raise DataError(f"{file}: not found. The cell {name} starts from it: put it there, or change init of its row.")
@@ -31,7 +31,7 @@ def find_starts(name: str, params: Params, places: Places) -> dict[int, Path]:
             f"{file}: has the SHA-256 {found}, but init.sha256 of the cell {name} is {init.sha256}. "
             "Put the right file there, or change the setting."
         )
-    return dict.fromkeys(params.seeds, file)
+    return dict.fromkeys(params.runs[name], file)
 
 
 def named_file(path: Path) -> Path:

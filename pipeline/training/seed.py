@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from deeplab.ranks import Ranks
     from deeplab.selection import Outcome
-    from deeplab.store import Store
+    from deeplab.store import Split, Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,7 @@ class SeedRun:
     """The training of one seed of a cell: `prepare`, `train`, and in the first process `finish`."""
 
     def __init__(self, run: CellRun, seed: int) -> None:
+        from deeplab.images import training_images
         from deeplab.losses import CLASS_WEIGHTS
         from deeplab.training import total_steps
 
@@ -75,7 +76,7 @@ class SeedRun:
         self.device = select_device(run.runtime.device, processes, local_rank())
         set_arithmetic(self.cell.train)
         choose_kernels_by_time(self.cell.train)
-        self.split = run.store.split(self.cell.recipe.train_split)
+        self.split = training_images(run.store, self.cell.recipe, seed)
         self.steps = total_steps(len(self.split), self.cell.recipe)
         kind = self.cell.train.class_weights
         self.weights = CLASS_WEIGHTS[kind](self.split.records, len(run.store.classes)) if kind else None
@@ -183,12 +184,20 @@ class SeedRun:
                 report=report,
                 plan=planner(name, self.folder / "plan.json", quiet=not ranks.first),
                 stop=self.run.stop,
-                validate=lambda model: validation_miou(model, self.run.store, self.cell, self.device, ranks),
+                validate=self.validate,
                 end=self.note,
             )
             finished = fit(job, watch)
         if not finished:
             raise StoppedError(f"{name}: stopped by a signal, state saved. Run the same command again to continue.")
+
+    def validate(self, network: "nn.Module") -> float:
+        """The mIoU of `network` on what the cell is evaluated on."""
+        from deeplab.images import evaluation_images
+
+        store = self.run.store
+        split = evaluation_images(store, self.cell.recipe, self.seed)
+        return validation_miou(network, split, len(store.classes), self.cell, self.device, self.run.ranks)
 
     def note(self, outcome: "Outcome") -> None:
         """Add to the facts what the validation split decided."""
@@ -218,7 +227,9 @@ class SeedRun:
 STARTS = {"init": take_weights}
 
 
-def validation_miou(network: "nn.Module", store: "Store", cell: Cell, device: "torch.device", ranks: "Ranks") -> float:
+def validation_miou(
+    network: "nn.Module", split: "Split", classes: int, cell: Cell, device: "torch.device", ranks: "Ranks"
+) -> float:
     """mIoU of the current network on whole images at one scale. Each process evaluates its share of the images."""
     import torch
 
@@ -227,10 +238,7 @@ def validation_miou(network: "nn.Module", store: "Store", cell: Cell, device: "t
     from deeplab.metrics import score
 
     protocol = Protocol(scales=(1.0,), flip=False, window=None, stride=None)
-    split = store.split(cell.recipe.val_split)
     own = slice(ranks.rank, None, ranks.world)
     with kernels_chosen_by_rule():
-        matrix = evaluate(
-            network, split, len(store.classes), cell.inference, protocol, device, lambda indices: indices[own]
-        )
+        matrix = evaluate(network, split, classes, cell.inference, protocol, device, lambda indices: indices[own])
     return score(ranks.sum(torch.from_numpy(matrix)).numpy()).mean_iou

@@ -11,7 +11,7 @@ from pathlib import Path
 from deeplab.config import digest, without_defaults
 from pipeline.files import locked, readable, write_whole
 from pipeline.markdown import code
-from pipeline.results.records import INTERVAL, protocol_fingerprint
+from pipeline.results.records import INTERVAL
 from pipeline.results.splits import manifest_fingerprint
 from pipeline.settings.code import code_of
 from pipeline.settings.params import Params
@@ -118,4 +118,4 @@ def is_current(entry: Adopted, params: Params, places: Places) -> bool:
 def inputs(name: str, params: Params, places: Places, data: str) -> str:
     """The fingerprint of what an evaluation of the cell `name` depends on, apart from the weights."""
     settings = without_defaults(params.cell(name).inference)
-    return digest([settings, protocol_fingerprint(params), data, code_of("evaluate", params, places, name)])
+    return digest([settings, params.protocol_fingerprint, data, code_of("evaluate", params, places, name)])

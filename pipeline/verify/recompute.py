@@ -97,6 +97,7 @@ def recompute(name: str, results: list[Result], params: Params, places: Places) 
         if own.fingerprint != expected.get(split, results[0].fingerprint["data"]):
             raise MismatchError(f"{name}: {own.folder} is not the data of its record. Run: grid run evaluate@{name}")
 
+    from deeplab.images import evaluation_images
     from deeplab.inference import evaluate
     from deeplab.metrics import score
     from pipeline.training.device import select_device, set_arithmetic
@@ -109,15 +110,14 @@ def recompute(name: str, results: list[Result], params: Params, places: Places) 
         file: Path = files[result.seed]
         network = load_network(file, name, cell, len(store.classes)).to(device)
         progress = partial(shown, title=f"{name} seed {result.seed}")
-        numbers = {cell.recipe.val_split: (store, result.scores["mIoU"])}
-        numbers |= {split: (further[split], each.scores["mIoU"]) for split, each in result.splits.items()}
-        for split, (own, said) in numbers.items():
-            images = own.split(split)
+        numbers = {str(store.folder): (evaluation_images(store, cell.recipe, result.seed), result.scores["mIoU"])}
+        for split, each in result.splits.items():
+            numbers[f"{split} of {further[split].folder}"] = (further[split].split(split), each.scores["mIoU"])
+        for where, (images, said) in numbers.items():
             matrix = evaluate(network, images, len(store.classes), cell.inference, protocol, device, progress)
             if abs((again := score(matrix).mean_iou) - said) > TOLERANCE:
                 changed = differing(result.versions, versions(device))
                 hint = f"measured with other versions ({changed}): " if changed else ""
-                where = own.folder if split == cell.recipe.val_split else f"{split} of {own.folder}"
                 raise MismatchError(
                     f"{name}: {hint}{file} gives mIoU {again:.6f} on {where}, but the record says {said}"
                 )

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Tensors = dict[str, Tensor]
 
     from deeplab.checkpoint import State
-    from deeplab.store import Store
+    from deeplab.store import Split, Store
 
 # Relative differences. Another number of threads moved losses by 3e-7 and weights by 3e-5 in the demo, a learning rate
 # that is higher by a hundredth by 5e-4 and 2e-2.
@@ -55,6 +55,13 @@ class Trained:
         from deeplab.store import Store
 
         return Store(self.places.store(self.cell.dataset))
+
+    @property
+    def images(self) -> "Split":
+        """What this seed was trained on."""
+        from deeplab.images import training_images
+
+        return training_images(self.store, self.cell.recipe, self.facts.seed)
 
     @cached_property
     def device(self) -> "torch.device":
@@ -177,7 +184,7 @@ def check_files(trained: Trained) -> None:
     from deeplab.training import total_steps
 
     facts, name = trained.facts, trained.facts.cell
-    steps = total_steps(len(trained.store.split(trained.cell.recipe.train_split)), trained.cell.recipe)
+    steps = total_steps(len(trained.images), trained.cell.recipe)
     pairs = [(spot.start, spot.stop) for spot in facts.spots]
     lengths = [len(spot.losses) for spot in facts.spots]
     if not facts.weights or pairs[-1:] != planned(steps, 1) or lengths != [stop - start for start, stop in pairs]:
@@ -255,7 +262,7 @@ def repeat(trained: Trained, spot: Spot) -> tuple["State", list[float], "State"]
         save_checkpoint(Path(folder), spot.start, before)
         job = Job(
             network=network,
-            split=trained.store.split(cell.recipe.train_split),
+            split=trained.images,
             cell=cell,
             seed=trained.facts.seed,
             device=trained.device,

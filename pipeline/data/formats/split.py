@@ -1,15 +1,13 @@
 """Divide images into training and validation by the hash of their group, so that a new image moves no other one."""
 
-import hashlib
-import re
 from collections.abc import Collection, Iterable
 from typing import Final
 
 from deeplab.errors import DataError
+from deeplab.groups import group_of, position
 from pipeline.settings.params import pick
 from pipeline.settings.schema import SplitOptions
 
-COPY: Final = re.compile(r"_(?:jpe?g|png)\.rf\.\w+$")  # how Roboflow ends the names of the changed copies of an image
 SERIES: Final = r"^(.*?)(?:\d+\D*)?$"  # the group of names that differ in their last number only
 
 
@@ -31,20 +29,6 @@ def drawn(names: Iterable[str], options: SplitOptions, split: str, place: str) -
             f"{len(set(groups.values()))} groups. Choose another share, or smaller groups."
         )
     return {name for name in groups if (name in val) == wanted}
-
-
-def group_of(name: str, pattern: str | None) -> str | None:
-    """What `pattern` finds in `name`, or its first group; None where it finds nothing. Copies of an image are one."""
-    name = COPY.sub("", name)
-    if pattern is None:
-        return name
-    found = re.search(pattern, name)
-    return found and found[1 if found.re.groups else 0]
-
-
-def position(group: str) -> float:
-    """Where the hash of `group` is between 0 and 1: the same on every machine, whatever other groups there are."""
-    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) / 2**64
 
 
 def proposed(names: Collection[str]) -> SplitOptions:
