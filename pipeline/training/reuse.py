@@ -29,7 +29,7 @@ def take_trained(
     try:
         with Repo(str(places.root)) as repo:
             files = DVCFileSystem(repo)
-            run = places.run(name).resolve().relative_to(Path(repo.root_dir).resolve())
+            run = "/" / places.run(name).resolve().relative_to(Path(repo.root_dir).resolve())  # / is the repository
             trained = CellFacts.model_validate_json(files.read_bytes(str(run / "run.json"))).seeds
             if set(trained) == {str(seed) for seed in seeds}:
                 return
