@@ -64,6 +64,8 @@ def load_model(path: Path, device: str = "cpu") -> Segmenter:
         ) from None
     if len(palette) != len(classes):
         raise DataError(f"{file}: {len(palette)} colours for {len(classes)} classes")
+    if odd := [color for color in palette if not all(0 <= channel <= 255 for channel in color)]:
+        raise DataError(f"{file}: the colour {list(odd[0])}, expected three numbers from 0 to 255")
     if not fits(file, settings.model, len(classes)):
         raise DataError(f"{file}: does not fit the network that its settings describe")
     network = DeepLabV3(replace(settings.model, pretrained=False), len(classes))

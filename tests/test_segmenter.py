@@ -106,6 +106,7 @@ def test_weights_from_before_a_setting_of_training_was_added_or_dropped_stay_of_
             "does not contain the settings to use it .no 'settings'",
         ),
         (lambda path: write_weights(path, palette=[[0, 0, 0]]), "1 colours for 3 classes"),
+        (lambda path: write_weights(path, palette=[[0, 0, 0], [0, 256, 0], [9, 9, 9]]), r"the colour \[0, 256, 0\]"),
         (lambda path: write_weights(path, settings={"model": {}}), "does not contain the settings to use it"),
         (lambda path: write_weights(path, classes=4, palette=[[0, 0, 0]] * 3, settings=asdict(tiny_cell())), "4"),
     ],
