@@ -8,11 +8,12 @@ import shutil
 import pytest
 
 from pipeline.errors import ParamsError
-from pipeline.runner.dvc import read_lock, stage_in, write_lock
+from pipeline.runner.dvc import read_lock, write_lock
 from pipeline.runner.graph import Stage
 from pipeline.settings import code
 from pipeline.settings.code import code_of
 from pipeline.settings.places import Places
+from pipeline.settings.yaml import stage_in
 from pipeline.stages import check
 from pipeline.training.provenance import git
 from pipeline.verify import history, why

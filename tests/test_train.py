@@ -105,10 +105,10 @@ def one_seed_once(tmp_path_factory):
     write_store(place / "data/tiny", {"train": 12, "val": 3})
     check.run(Places(place))
     outs = ["runs/tiny_os8/weights", "runs/tiny_os8/run.json", "runs/tiny_os8/history.csv"]
-    stage = {"cmd": "true", "params": ["seeds"], "outs": outs}
-    (place / "dvc.yaml").write_text(json.dumps({"stages": {"train": stage}}))
+    stage = {"cmd": "true", "params": ["seeds", "grid.tiny_os8"], "outs": outs}
+    (place / "dvc.yaml").write_text(json.dumps({"stages": {"train": {"foreach": {"tiny_os8": 0}, "do": stage}}}))
     run(place)
-    for words in (["init", "--no-scm", "-q"], ["commit", "-f", "-q", "train"]):
+    for words in (["init", "--no-scm", "-q"], ["commit", "-f", "-q", "train@tiny_os8"]):
         subprocess.run([sys.executable, "-m", "dvc", *words], cwd=place, check=True)
     shutil.copytree(place / "runs/tiny_os8", place / "before")
     shutil.rmtree(place / "runs/tiny_os8")
@@ -154,8 +154,11 @@ def test_seeds_of_other_settings_and_damaged_ones_are_not_taken_and_neither_are_
         take_trained("tiny_os8", numbers, inputs, places, lambda seed: folder / str(seed))
         return [path.name for path in folder.iterdir()]
 
+    assert taken(inputs, 0, 1) == []  # `seeds` are the same as before: somebody wants it trained again
+    tiny_params(one_seed / "params.yaml", lambda params: params["grid"]["tiny_os8"].update(seeds=[0]))
+    assert taken(inputs, 0) == ["0"]  # they are now those of the row
+    tiny_params(one_seed / "params.yaml", lambda params: params.update(seeds=[0, 1]))
     assert taken(inputs, 0, 1) == ["0"]
-    assert taken(inputs, 0) == []  # the same as before: somebody wants it trained again
     assert taken(replace(inputs, code="other"), 0, 1) == []
     assert taken(replace(inputs, data="other"), 0, 1) == []
     assert taken(replace(inputs, cell=replace(inputs.cell, dataset="other")), 0, 1) == []
@@ -165,6 +168,19 @@ def test_seeds_of_other_settings_and_damaged_ones_are_not_taken_and_neither_are_
     assert taken(inputs, 0, 1) == []
     weights.unlink()
     assert taken(inputs, 0, 1) == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_finished_seeds_are_taken_in_a_project_below_the_root_of_the_repository(one_seed_once, tmp_path, monkeypatch):
+    place = tmp_path / "examples/tiny"
+    shutil.copytree(one_seed_once, place)
+    (place / ".dvc").rename(tmp_path / ".dvc")
+    monkeypatch.chdir(place)  # as a stage runs
+    places = Places()
+    inputs = train.read_inputs("tiny_os8", places, Store(places.store("tiny")).fingerprint)
+    tiny_params(place / "params.yaml", lambda params: params.update(seeds=[0, 1]))
+    take_trained("tiny_os8", (0, 1), inputs, places, lambda seed: tmp_path / f"seed{seed}")
+    assert (tmp_path / "seed0/weights.safetensors").exists()
 
 
 def test_a_signal_saves_and_the_same_command_ends_where_an_unbroken_run_does(place, monkeypatch, capsys):

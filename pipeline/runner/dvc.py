@@ -8,7 +8,7 @@ import logging
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,20 +91,6 @@ def read_lock(path: Path) -> dict[str, Any]:
 
     stages: dict[str, Any] = load_yaml(str(path)).get("stages", {}) if path.exists() else {}
     return stages
-
-
-def stage_in(text: str, name: str) -> dict[str, Any]:
-    """The entry of the stage `name` in the text of a dvc.lock, of which nothing else is parsed; {} without one, and for
-    one that cannot be read.
-    """
-    from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
-
-    found = re.search(rf"^  {re.escape(name)}:\n((?:    .*\n?)*)", text, re.MULTILINE)
-    entry: dict[str, Any] = {}
-    if found:
-        with suppress(YAMLFileCorruptedError):
-            entry = parse_yaml(found[1], "dvc.lock")
-    return entry
 
 
 def write_lock(path: Path, stages: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
-"""A YAML file as DVC reads it."""
+"""A YAML file as DVC reads it, and one entry of a dvc.lock."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +36,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ParamsError(f"{path}: expected a mapping of sections, got {type(raw).__name__}")
     return raw
+
+
+def stage_in(text: str, name: str) -> dict[str, Any]:
+    """The entry of the stage `name` in the text of a dvc.lock, of which nothing else is parsed; {} without one, and for
+    one that cannot be read.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    found = re.search(rf"^  {re.escape(name)}:\n((?:    .*\n?)*)", text, re.MULTILINE)
+    try:
+        entry = YAML(typ="safe").load(found[1]) if found else {}
+    except YAMLError:
+        return {}
+    return entry if isinstance(entry, dict) else {}

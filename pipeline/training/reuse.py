@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from pipeline.settings.places import Places
+from pipeline.settings.yaml import read_yaml, stage_in
 from pipeline.training.facts import CellFacts, Facts, Inputs
 from pipeline.training.publish import write_json
 
@@ -17,10 +18,10 @@ def take_trained(
 ) -> None:
     """Put each of `seeds` that the last training of the cell `name` had into its folder, as training leaves it.
 
-    Only with the same settings, data and code, and unchanged weights. With the same seeds as before nothing is taken:
-    somebody wants them trained again.
+    Only with the same settings, data and code, and unchanged weights, and only after a change of `seeds` of all rows or
+    of this one: without one, somebody wants them trained again.
     """
-    if len(seeds) < 2:  # quick, and the usual case
+    if not seeds_changed(name, places):  # quick, and the usual case
         return
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
@@ -31,8 +32,6 @@ def take_trained(
             files = DVCFileSystem(repo)
             run = "/" / places.run(name).resolve().relative_to(Path(repo.root_dir).resolve())  # / is the repository
             trained = CellFacts.model_validate_json(files.read_bytes(str(run / "run.json"))).seeds
-            if set(trained) == {str(seed) for seed in seeds}:
-                return
             history = files.read_text(str(run / "history.csv")).splitlines()
             for seed in seeds:
                 facts, folder = trained.get(str(seed)), folder_of(seed)
@@ -45,6 +44,17 @@ def take_trained(
                         print(f"{name} seed {seed}: trained before, its weights are taken", flush=True)
     except (OSError, ValueError, DvcException):  # no such result, or not at hand: it is trained
         return
+
+
+def seeds_changed(name: str, places: Places) -> bool:
+    """Whether dvc.lock has a training of the cell `name` with other `seeds` in params.yaml than now."""
+    text = places.lock.read_text(encoding="utf-8") if places.lock.exists() else ""
+    before = stage_in(text, f"train@{name}").get("params", {}).get(places.params.name)
+    if before is None:
+        return False
+    now = read_yaml(places.params)
+    row = before.get(f"grid.{name}", {})
+    return [before.get("seeds"), row.get("seeds")] != [now["seeds"], now["grid"][name].get("seeds")]
 
 
 def is_of(facts: Facts, inputs: Inputs) -> bool:

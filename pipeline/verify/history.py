@@ -15,10 +15,10 @@ from statistics import fmean
 from typing import Any
 
 from pipeline.errors import ParamsError
-from pipeline.runner.dvc import stage_in
 from pipeline.settings.equivalent import CODE
 from pipeline.settings.params import load_params, resolve
 from pipeline.settings.places import Places
+from pipeline.settings.yaml import stage_in
 from pipeline.training.facts import differences
 from pipeline.verify.code_diff import ask_git, changed_modules, code_at, file_at
 
