@@ -171,16 +171,8 @@ def read_runs(path: Path, sections: Sections, cells: Mapping[str, Cell]) -> dict
         at = f"{path}: grid.{name}: starts from the cell {parent}"
         if lacking := sorted(set(runs[name]) - set(runs[parent])):
             raise ParamsError(f"{at}, which has no seed {lacking[0]}, only {list(runs[parent])}. Give both the same.")
-        folds, theirs = cell.recipe.folds, cells[parent].recipe
-        if (
-            folds
-            and cells[parent].dataset == cell.dataset
-            and (theirs.folds, theirs.train_split)
-            != (
-                folds,
-                cell.recipe.train_split,
-            )
-        ):
+        ours, theirs = ((each.dataset, each.recipe.train_split, each.recipe.folds) for each in (cell, cells[parent]))
+        if cell.recipe.folds and ours[0] == theirs[0] and ours != theirs:
             raise ParamsError(f"{at}, which was trained on the images of its folds. Give both the same folds.")
     return runs
 
