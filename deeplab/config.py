@@ -42,6 +42,14 @@ class ModelConfig:
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
+def check_pattern(key: str, pattern: str) -> None:
+    """Raise ValueError when `pattern` is not a regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{key}: got {pattern!r}, expected a regular expression ({error})") from None
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class FoldConfig:
     """k-fold cross-validation over groups of images of the training split."""
@@ -50,10 +58,7 @@ class FoldConfig:
     group: str | None = None  # a regular expression: images in whose name it finds the same stay together
 
     def __post_init__(self) -> None:
-        try:
-            re.compile(self.group or "")
-        except re.error as error:
-            raise ValueError(f"group: got {self.group!r}, expected a regular expression ({error})") from None
+        check_pattern("group", self.group or "")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from deeplab.config import STRICT, Positive, Protocol
+from deeplab.config import STRICT, Positive, Protocol, check_pattern
 
 ARCHIVE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.(tar|tgz|tar\.gz|zip)")
 TOOLS = ("coco", "cvat", "labelme", "yolo")  # formats of annotations
@@ -84,10 +84,7 @@ class SplitOptions:
     group: str | None = None  # a regular expression: images in whose path it finds the same stay together
 
     def __post_init__(self) -> None:
-        try:
-            re.compile(self.group or "")
-        except re.error as error:
-            raise ValueError(f"group: got {self.group!r}, expected a regular expression ({error})") from None
+        check_pattern("group", self.group or "")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
