@@ -56,7 +56,7 @@ def grid(context: click.Context) -> None:
 def run(targets: tuple[str, ...], slots: int | None, on: str, address: str | None) -> int:
     """Run what is out of date, many stages at a time.
 
-    The same command continues after a kill. A stage that fails takes only what needs it with it.
+    The same command continues after a kill. A failed stage stops only the stages that need it.
     """
     require_ray(on, address)
     from pipeline.cluster.engines import ENGINES
@@ -92,7 +92,8 @@ def plan(targets: tuple[str, ...], as_json: bool, why: bool) -> None:
 def try_settings(cell: str, settings: tuple[str, ...]) -> None:
     """Train a cell with other settings, beside the recorded one.
 
-    Such as lr=0.02 or augment.flip=0. An experiment of DVC in a copy of the folder: params.yaml and the tables stay.
+    KEY=VALUE is a setting, such as lr=0.02 or augment.flip=0. Runs as an experiment of DVC in a copy of the folder, so
+    params.yaml and the tables stay as they are.
     """
     from pipeline.runner.trial import run
 
@@ -153,7 +154,10 @@ def equivalent(reason: str) -> None:
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[BASE OURS THEIRS]")
 @click.option("--install", is_flag=True, help="Make git use it, in this clone.")
 def merge(files: tuple[Path, ...], install: bool) -> int:
-    """Merge dvc.lock stage by stage, as git's driver for it."""
+    """Merge dvc.lock stage by stage, when git merges branches.
+
+    Run it once with --install. From then on git calls it with three files.
+    """
     from pipeline.cluster.merge import main
 
     return main(files, install)
@@ -202,7 +206,7 @@ def predict(
 @click.argument("format")
 @out
 @seed
-@click.option("--images", type=click.Path(path_type=Path), help="Of a submission: other images than the test set.")
+@click.option("--images", type=click.Path(path_type=Path), help="For a submission: other images than the test set.")
 def export(cell: str, format: str, out: Path, seed: int, images: Path | None) -> None:  # noqa: A002  the user's word
     """Write a network as FORMAT: onnx, pt2 or huggingface.
 
@@ -239,25 +243,29 @@ def ui(port: int) -> None:
 
 @grid.command()
 @click.argument("name")
-@click.option("--images", type=click.Path(path_type=Path), help="Folder with the images, and with folders of them.")
-@click.option("--masks", type=click.Path(path_type=Path), help="Folder with their masks; it may be the same one.")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder with the images; its subfolders are searched.")
+@click.option("--masks", type=click.Path(path_type=Path), help="Folder with their masks; may be the same folder.")
 @click.option(
-    "--pairs", type=click.Path(path_type=Path), multiple=True, help="Instead: a list `image mask`; one per split."
+    "--pairs",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Instead of both: a list with a line `image mask` per pair. Repeat it for each split.",
 )
 @click.option(
     "--annotations",
     type=click.Path(path_type=Path),
     help="Instead of masks: what a labelling tool exported, a folder or a file.",
 )
-@click.option("--classes", type=click.Path(path_type=Path), help="List of classes; by default one that lies there.")
+@click.option("--classes", type=click.Path(path_type=Path), help="List of classes; by default one beside the data.")
 @click.option("--backbone", multiple=True, help="A network of timm. Repeat it for several.")
 @click.option(
     "--weights", default="none", show_default=True, help="none, imagenet, or a file ARCHITECTURE.TAG.safetensors."
 )
 def new(name: str, backbone: tuple[str, ...], weights: str, annotations: Path | None, **data: Any) -> None:
-    """Write a project for images and masks of your own, or for the annotations of a labelling tool.
+    """Write a project for images and masks of your own.
 
-    Looks at every mask, prints what it found, and writes the folder NAME. Then: cd NAME && grid run
+    Or for images and the annotations of a labelling tool. Looks at every mask, prints what it found, and writes the
+    folder NAME. Then: cd NAME && grid run
     """
     from pipeline.data import look
     from pipeline.data.formats.annotations import exports

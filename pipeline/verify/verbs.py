@@ -76,7 +76,7 @@ def verify(cells: tuple[str, ...], fast: bool, training: bool, bundle: Path | No
 def measure(cell: str, device: str | None) -> None:
     """Measure parameters, FLOPs, latency and memory of a cell.
 
-    On this machine and for one image, for the columns of these names. Needs the prepared data and no training.
+    On this machine and for one image, for the table columns of these names. Needs the prepared data and no training.
     """
     from pipeline.predict.measure import run
 
@@ -86,7 +86,10 @@ def measure(cell: str, device: str | None) -> None:
 @click.command()
 @click.argument("cell", shell_complete=complete_cell)
 def history(cell: str) -> None:
-    """Show the values that a cell had in git, and what moved each: settings, data, code or environment."""
+    """Show the values that a cell had in git, and what moved them.
+
+    Names the settings, data, code or environment that changed between two values.
+    """
     from pipeline.verify.history import run
 
     print(run(cell))
