@@ -211,7 +211,9 @@ def test_cells_with_the_same_folds_are_compared(tmp_path):
     held = list(read_counts(tmp_path / "counts.npz").values())
     assert [list(run.images) for run in held] == [list(run.images) for run in runs]
     found = describe({"one": runs, "other": held}, {"one": cell, "other": cell})
-    assert [pair["difference"] for pair in found["pairs"]] == [0.0]
+    assert [(pair["difference"], pair["low_seeds"], pair["high_seeds"]) for pair in found["pairs"]] == [
+        (0.0, None, None)
+    ]
 
 
 def test_verify_repeats_each_fold_on_its_own_images(trained_once, monkeypatch):
@@ -291,3 +293,17 @@ def test_a_row_can_have_seeds_of_its_own(tmp_path):
     params = load_params(tiny_params(tmp_path / "params.yaml", edit))
     assert params.runs == {CELL: (2, 0), OTHER: (0,)}
     assert params.cell(CELL).fingerprint == params.cell(OTHER).fingerprint  # more seeds train no finished one again
+
+
+def test_a_cell_with_a_fold_of_one_image_is_left_out_of_the_statistics_and_no_other_is(
+    trained_once, monkeypatch, capsys
+):
+    def short(results, params, places):
+        runs = read_runs(results, params, places)
+        return [*runs[:-1], gather([runs[-1].matrix], ["a0"], "abc")] if len(runs) > 1 else runs
+
+    read_runs = compare.read_runs
+    monkeypatch.setattr(compare, "read_runs", short)
+    compare.run("tiny", Places(trained_once))
+    assert list(json.loads(Places(trained_once).statistics("tiny").read_text())["cells"]) == [OTHER]
+    assert f"{CELL}: left out: fold 2 has 1 images with labelled pixels" in capsys.readouterr().err
