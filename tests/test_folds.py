@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from deeplab.store import Store
 from deeplab.store_writer import StoreWriter
 from deeplab.training import total_steps
 from pipeline.errors import MismatchError, ParamsError
+from pipeline.results.model_card import make_cards
 from pipeline.results.records import read_results
+from pipeline.results.splits import SplitResult
 from pipeline.results.statistics import describe
 from pipeline.results.table import csv_row, make_rows, markdown
 from pipeline.runner.plan import plan
@@ -295,6 +298,12 @@ def test_a_row_can_have_seeds_of_its_own(tmp_path):
     assert params.cell(CELL).fingerprint == params.cell(OTHER).fingerprint  # more seeds train no finished one again
 
 
+def rows_of(place):
+    """The rows of the table, and its settings."""
+    params, places = load_params(place / "params.yaml"), Places(place)
+    return make_rows("tiny", read_results("tiny", params, places)[0], {}, params, places), params
+
+
 def test_a_cell_with_a_fold_of_one_image_is_left_out_of_the_statistics_and_no_other_is(
     trained_once, monkeypatch, capsys
 ):
@@ -307,3 +316,17 @@ def test_a_cell_with_a_fold_of_one_image_is_left_out_of_the_statistics_and_no_ot
     compare.run("tiny", Places(trained_once))
     assert list(json.loads(Places(trained_once).statistics("tiny").read_text())["cells"]) == [OTHER]
     assert f"{CELL}: left out: fold 2 has 1 images with labelled pixels" in capsys.readouterr().err
+
+
+def test_on_a_further_split_all_folds_have_the_same_images(trained_once):
+    (row, _), params = rows_of(trained_once)
+    results = tuple(
+        replace(each, splits={"train": SplitResult(images=21, data="d", scores=each.scores)}) for each in row.results
+    )
+    row = replace(row, splits=("train",), results=results)
+    line = csv_row(row)
+    for end in ("mIoU_low", "mIoU_high"):
+        assert line[f"train.{end}"] == pytest.approx(fmean(each.scores[end] for each in results))
+    assert line["train.mIoU_high"] - line["train.mIoU_low"] > line["mIoU_high"] - line["mIoU_low"]
+    card = make_cards("tiny", [row], params)[f"{CELL}.md"]
+    assert card.count("split: train in 3 folds\n") == card.count("split: train\n") > 0
