@@ -1,5 +1,7 @@
 """`folds` of a recipe: run k trains without fold k and is evaluated on it. And the seeds of one row."""
 
+import csv
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +24,13 @@ from pipeline.results.model_card import make_cards
 from pipeline.results.records import read_results
 from pipeline.results.splits import SplitResult
 from pipeline.results.statistics import describe
-from pipeline.results.table import csv_row, make_rows, markdown
+from pipeline.results.table import csv_row, make_rows, markdown, sheet
 from pipeline.runner.plan import plan
 from pipeline.settings.code import code_of, modules_of
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
 from pipeline.stages import compare, evaluate, train
+from pipeline.verify.bundle.check import check_record
 from pipeline.verify.recompute import recompute
 from pipeline.verify.training import repeated
 from tests.tiny import recipe_config, tiny_cell, tiny_params
@@ -302,6 +305,14 @@ def rows_of(place):
     """The rows of the table, and its settings."""
     params, places = load_params(place / "params.yaml"), Places(place)
     return make_rows("tiny", read_results("tiny", params, places)[0], {}, params, places), params
+
+
+def test_a_bundle_has_the_interval_of_folds(trained_once):
+    rows, _ = rows_of(trained_once)
+    for line in csv.DictReader(io.StringIO(sheet(rows))):
+        check_record(line, "tiny", Places(trained_once))
+        with pytest.raises(MismatchError, match="mIoU_low is 0.0, expected 0.[0-9]+"):
+            check_record(line | {"mIoU_low": "0.0"}, "tiny", Places(trained_once))
 
 
 def test_a_cell_with_a_fold_of_one_image_is_left_out_of_the_statistics_and_no_other_is(
