@@ -12,7 +12,7 @@ import pytest
 
 from deeplab.config import FoldConfig
 from deeplab.counts import gather, read_counts, write_counts
-from deeplab.errors import DataError
+from deeplab.errors import DataError, SettingsError
 from deeplab.images import evaluation_images, training_images
 from deeplab.intervals import comparable, difference, interval
 from deeplab.metrics import score
@@ -341,3 +341,35 @@ def test_on_a_further_split_all_folds_have_the_same_images(trained_once):
     assert line["train.mIoU_high"] - line["train.mIoU_low"] > line["mIoU_high"] - line["mIoU_low"]
     card = make_cards("tiny", [row], params)[f"{CELL}.md"]
     assert card.count("split: train in 3 folds\n") == card.count("split: train\n") > 0
+
+
+def test_a_child_in_folds_has_no_ancestor_that_saw_their_images(tmp_path):
+    def edit(params):
+        plain = params["grid"][CELL]
+        for section in ("datasets", "recipes"):
+            params[section]["more"] = params[section]["tiny"]
+        params["seeds"] = [0, 1, 2]
+        params["grid"] = {
+            "first": plain,
+            "second": {**plain, "dataset": "more", "init": {"cell": "first"}},
+            "third": {**plain, "recipe": {"folds": FOLDS}, "init": {"cell": "second"}},
+        }
+
+    with pytest.raises(ParamsError, match=r"grid\.third: starts from the cell first, which was trained on the images"):
+        load_params(tiny_params(tmp_path / "params.yaml", edit))
+
+
+def test_the_name_of_a_row_has_its_folds_as_written(tmp_path):
+    def edit(params):
+        params["recipes"]["tiny"]["folds"] = FOLDS
+        for name, folds in (("some", {"count": 4, "group": "^[A-Z]"}), ("none", None)):
+            params["grid"][name] = {**params["grid"][CELL], "recipe": {"folds": folds}}
+
+    params = load_params(tiny_params(tmp_path / "params.yaml", edit))
+    assert params.overrides == {CELL: "", "some": "folds=4/^[A-Z]", "none": "folds=none"}
+    assert params.runs == {CELL: (0, 1, 2), "some": (0, 1, 2, 3), "none": (0,)}
+
+
+def test_too_few_images_outside_a_fold_for_a_batch_are_named():
+    with pytest.raises(SettingsError, match="got 4, but 'train' has only 3 images outside a fold; expected at most"):
+        total_steps(3, with_folds())
