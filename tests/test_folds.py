@@ -25,10 +25,12 @@ from pipeline.results.records import read_results
 from pipeline.results.splits import SplitResult
 from pipeline.results.statistics import describe
 from pipeline.results.table import csv_row, make_rows, markdown, sheet
+from pipeline.runner import trial
 from pipeline.runner.plan import plan
 from pipeline.settings.code import code_of, modules_of
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
+from pipeline.settings.yaml import read_yaml
 from pipeline.stages import compare, evaluate, train
 from pipeline.verify.bundle.check import check_record
 from pipeline.verify.recompute import recompute
@@ -357,6 +359,21 @@ def test_a_child_in_folds_has_no_ancestor_that_saw_their_images(tmp_path):
 
     with pytest.raises(ParamsError, match=r"grid\.third: starts from the cell first, which was trained on the images"):
         load_params(tiny_params(tmp_path / "params.yaml", edit))
+
+
+def test_folds_can_be_tried(tmp_path):
+    from dvc.utils.hydra import apply_overrides
+
+    places, file = Places(tmp_path), tmp_path / "tried.yaml"
+    tiny_params(places.params)
+    key, folds = trial.parse(r"folds={count: 3, group: '^([A-Z]\d+), \w{1,2}:'}")
+    assert trial.check(CELL, [(key, folds)], places) == "tiny"
+    file.write_text("grid: {}")
+    apply_overrides(file, [f"++grid.{CELL}.{key}={trial.as_override(folds)}"])
+    assert read_yaml(file) == {"grid": {CELL: {"recipe": {"folds": folds}}}}
+    tiny_params(places.params, lambda params: params["grid"][CELL].update(seeds=[0, 1]))
+    with pytest.raises(ParamsError, match=r"seeds: got \[0, 1\] beside folds"):
+        trial.check(CELL, [(key, folds)], places)
 
 
 def test_the_name_of_a_row_has_its_folds_as_written(tmp_path):

@@ -76,7 +76,11 @@ class Params:
 
 def load_params(path: Path = PARAMS) -> Params:
     """Read and check `path`. Raises ParamsError with file, key, value and remedy."""
-    raw = read_yaml(path)
+    return as_params(path, read_yaml(path))
+
+
+def as_params(path: Path, raw: dict[str, Any]) -> Params:
+    """`raw`, the content of `path`, checked. Raises ParamsError as above."""
     for section in ("grid", "datasets", "recipes", "protocols"):
         for name in raw[section] if isinstance(raw.get(section), dict) else ():
             if not isinstance(name, str):
