@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -32,6 +33,7 @@ from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
 from pipeline.settings.yaml import read_yaml
 from pipeline.stages import compare, evaluate, train
+from pipeline.training.reuse import take_trained
 from pipeline.verify.bundle.check import check_record
 from pipeline.verify.recompute import recompute
 from pipeline.verify.training import repeated
@@ -359,6 +361,32 @@ def test_a_child_in_folds_has_no_ancestor_that_saw_their_images(tmp_path):
 
     with pytest.raises(ParamsError, match=r"grid\.third: starts from the cell first, which was trained on the images"):
         load_params(tiny_params(tmp_path / "params.yaml", edit))
+
+
+def test_other_seeds_for_all_rows_train_no_fold_again(trained_once, tmp_path, monkeypatch):
+    from dvc.repo import Repo
+
+    place, outs = tmp_path / "copy", [f"runs/{CELL}/{name}" for name in ("weights", "run.json", "history.csv")]
+    shutil.copytree(trained_once, place)
+    monkeypatch.chdir(place)
+    stage = {"cmd": "true", "params": ["seeds", f"grid.{CELL}"], "outs": outs}
+    (place / "dvc.yaml").write_text(json.dumps({"stages": {"train": {"foreach": [CELL], "do": stage}}}))
+    Repo.init(str(place), no_scm=True).close()
+    with Repo(str(place)) as repo:
+        repo.commit(f"train@{CELL}", force=True)
+    shutil.rmtree(place / f"runs/{CELL}")
+
+    def taken(seeds):
+        raw = read_yaml(place / "params.yaml") | {"seeds": seeds}
+        (place / "params.yaml").write_text(json.dumps(raw))
+        places, folder = Places(place), place / f"taken{len(list(place.glob('taken*')))}"
+        inputs = train.read_inputs(CELL, places, Store(places.store("tiny")).fingerprint)
+        folder.mkdir()
+        take_trained(CELL, (0, 1, 2), inputs, places, lambda seed: folder / str(seed))
+        return sorted(path.name for path in folder.iterdir())
+
+    assert taken([0]) == []  # as before: somebody wants them trained again
+    assert taken([0, 1]) == ["0", "1", "2"]
 
 
 def test_folds_can_be_tried(tmp_path):

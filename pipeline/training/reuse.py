@@ -4,10 +4,16 @@ DVC deletes the outs of a stage before it runs it. dvc.lock still names them, an
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from pipeline.settings.places import Places
+from pipeline.settings.yaml import read_yaml
 from pipeline.training.facts import CellFacts, Facts, Inputs
 from pipeline.training.publish import write_json
 
@@ -17,10 +23,11 @@ def take_trained(
 ) -> None:
     """Put each of `seeds` that the last training of the cell `name` had into its folder, as training leaves it.
 
-    Only with the same settings, data and code, and unchanged weights. With the same seeds as before nothing is taken:
-    somebody wants them trained again.
+    Only with the same settings, data and code, and unchanged weights. With the same seeds and the same params.yaml as
+    before nothing is taken: somebody wants them trained again.
     """
-    if len(seeds) < 2:  # quick, and the usual case
+    again = has_same_params(name, places)
+    if again and len(seeds) < 2:  # quick, and the usual case
         return
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
@@ -31,7 +38,7 @@ def take_trained(
             files = DVCFileSystem(repo)
             run = "/" / places.run(name).resolve().relative_to(Path(repo.root_dir).resolve())  # / is the repository
             trained = CellFacts.model_validate_json(files.read_bytes(str(run / "run.json"))).seeds
-            if set(trained) == {str(seed) for seed in seeds}:
+            if again and set(trained) == {str(seed) for seed in seeds}:
                 return
             history = files.read_text(str(run / "history.csv")).splitlines()
             for seed in seeds:
@@ -45,6 +52,29 @@ def take_trained(
                         print(f"{name} seed {seed}: trained before, its weights are taken", flush=True)
     except (OSError, ValueError, DvcException):  # no such result, or not at hand: it is trained
         return
+
+
+def has_same_params(name: str, places: Places) -> bool:
+    """Whether the training of `name` in dvc.lock had the current params.yaml; also true of one that is not there.
+
+    Another list of `seeds` for all rows makes the training of a row with seeds or folds of its own stale, too.
+    """
+    text = places.lock.read_text(encoding="utf-8") if places.lock.exists() else ""
+    if not (entry := re.search(rf"^  train@{name}:\n((?:    .*\n?)*)", text, re.MULTILINE)):
+        return True
+    current = read_yaml(places.params)
+    try:
+        recorded = YAML(typ="safe").load(entry[1])["params"][places.params.name]
+        return all(value_at(current, key) == value for key, value in recorded.items())
+    except (KeyError, TypeError, YAMLError):
+        return False
+
+
+def value_at(settings: Any, key: str) -> Any:
+    """The value at `key`, such as grid.voc_resnet50_os8. Raises KeyError or TypeError without one."""
+    for word in key.split("."):
+        settings = settings[word]
+    return settings
 
 
 def is_of(facts: Facts, inputs: Inputs) -> bool:
