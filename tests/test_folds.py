@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from deeplab.store import Store
 from deeplab.store_writer import StoreWriter
 from deeplab.training import total_steps
 from pipeline.errors import MismatchError, ParamsError
+from pipeline.page.inputs import DatasetPage
+from pipeline.page.verdicts import why_not
 from pipeline.results.model_card import make_cards
 from pipeline.results.records import read_results
 from pipeline.results.splits import SplitResult
@@ -33,6 +36,7 @@ from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
 from pipeline.settings.yaml import read_yaml
 from pipeline.stages import compare, evaluate, train
+from pipeline.tracking.models import best_of
 from pipeline.training.reuse import take_trained
 from pipeline.verify.bundle.check import check_record
 from pipeline.verify.recompute import recompute
@@ -347,6 +351,19 @@ def test_on_a_further_split_all_folds_have_the_same_images(trained_once):
     assert card.count("split: train in 3 folds\n") == card.count("split: train\n") > 0
 
 
+def test_folds_have_no_verdict_beside_a_published_number(trained_once):
+    rows, params = rows_of(trained_once)
+    lines = csv.DictReader(io.StringIO(sheet(rows)))
+    reasons = [why_not(line, params.cell(line["cell"]), "", params) for line in lines]
+    assert ["evaluated on train in 3 folds" in reason for reason in reasons] == [True, False]
+
+
+def test_a_fold_has_the_alias_best_only_among_folds():
+    results = [SimpleNamespace(cell=cell, scores={"mIoU": miou}) for cell, miou in (("a", 0.9), ("b", 0.5), ("b", 0.6))]
+    assert best_of(results, ["a"]) is results[2]
+    assert best_of(results, []) is best_of(results, ["a", "b"]) is results[0]
+
+
 def test_a_child_in_folds_has_no_ancestor_that_saw_their_images(tmp_path):
     def edit(params):
         plain = params["grid"][CELL]
@@ -418,3 +435,16 @@ def test_the_name_of_a_row_has_its_folds_as_written(tmp_path):
 def test_too_few_images_outside_a_fold_for_a_batch_are_named():
     with pytest.raises(SettingsError, match="got 4, but 'train' has only 3 images outside a fold; expected at most"):
         total_steps(3, with_folds())
+
+
+def test_a_cell_with_folds_is_the_best_on_the_page_only_among_such_cells():
+    folds, plain = (
+        SimpleNamespace(measured=True, cell=tiny_cell(recipe=recipe)) for recipe in (with_folds(), recipe_config())
+    )
+
+    def ranked(*cells):
+        page = DatasetPage(name="tiny", title="Tiny", images={}, reference=None, cells=list(cells))
+        return [page.ranked(cell) == 1 for cell in cells]
+
+    assert ranked(folds, plain) == [False, True]
+    assert ranked(folds, folds) == [True, True]
