@@ -24,6 +24,7 @@ from deeplab.training import total_steps
 from pipeline.errors import MismatchError, ParamsError
 from pipeline.page.inputs import DatasetPage
 from pipeline.page.verdicts import why_not
+from pipeline.predict.weights import find_weights
 from pipeline.results.model_card import make_cards
 from pipeline.results.records import read_results
 from pipeline.results.splits import SplitResult
@@ -435,6 +436,15 @@ def test_the_name_of_a_row_has_its_folds_as_written(tmp_path):
 def test_too_few_images_outside_a_fold_for_a_batch_are_named():
     with pytest.raises(SettingsError, match="got 4, but 'train' has only 3 images outside a fold; expected at most"):
         total_steps(3, with_folds())
+
+
+def test_a_seed_that_a_row_does_not_have_is_named_with_those_that_it_has(tmp_path):
+    places = Places(tmp_path)
+    tiny_params(places.params, lambda params: params["grid"][CELL].update(seeds=[2, 5]))
+    with pytest.raises(ParamsError, match="--seed: got 0, expected one of those of tiny_os8: 2, 5"):
+        find_weights(CELL, 0, places)
+    with pytest.raises(DataError, match=r"seed2\.safetensors: no such weights"):
+        find_weights(CELL, 2, places)
 
 
 def test_a_cell_with_folds_is_the_best_on_the_page_only_among_such_cells():
