@@ -40,6 +40,7 @@ from pipeline.stages import compare, evaluate, train
 from pipeline.tracking.models import best_of
 from pipeline.training.reuse import take_trained
 from pipeline.verify.bundle.check import check_record
+from pipeline.verify.history import Measured, words
 from pipeline.verify.recompute import recompute
 from pipeline.verify.training import repeated
 from tests.tiny import recipe_config, tiny_cell, tiny_params
@@ -445,6 +446,16 @@ def test_a_seed_that_a_row_does_not_have_is_named_with_those_that_it_has(tmp_pat
         find_weights(CELL, 0, places)
     with pytest.raises(DataError, match=r"seed2\.safetensors: no such weights"):
         find_weights(CELL, 2, places)
+
+
+def test_history_knows_the_settings_of_a_training_and_that_folds_choose_code():
+    root, record = Path(__file__).parents[1], {"cell": "shapes_resnet18_os8", "dataset": "shapes"}
+    measured = Measured("", "", record, Places(root))
+    measured.__dict__["lock"] = (root / "dvc.lock").read_text()
+    recipe = measured.settings["recipe"]
+    assert recipe["folds"] is None
+    assert "folds" not in words(recipe)
+    assert "folds" in words(recipe | {"folds": FOLDS})
 
 
 def test_a_cell_with_folds_is_the_best_on_the_page_only_among_such_cells():
