@@ -175,10 +175,10 @@ def read_runs(path: Path, sections: Sections, cells: Mapping[str, Cell]) -> dict
         at = f"{path}: grid.{name}: starts from the cell {parent}"
         if lacking := sorted(set(runs[name]) - set(runs[parent])):
             raise ParamsError(f"{at}, which has no seed {lacking[0]}, only {list(runs[parent])}. Give both the same.")
-        own = (cell.recipe.folds, cell.recipe.train_split)
+        images = (cell.recipe.folds, cell.recipe.train_split)
         for ancestor in ancestors(cell, cells) if cell.recipe.folds else ():
             theirs = cells[ancestor]
-            if theirs.dataset == cell.dataset and (theirs.recipe.folds, theirs.recipe.train_split) != own:
+            if theirs.dataset == cell.dataset and (theirs.recipe.folds, theirs.recipe.train_split) != images:
                 at = f"{path}: grid.{name}: starts from the cell {ancestor}"
                 raise ParamsError(f"{at}, which was trained on the images of its folds. Give both the same folds.")
     return runs
