@@ -233,8 +233,8 @@ def total_steps(count: int, recipe: RecipeConfig) -> int:
     """K = epochs x floor(images / batch), the length of the schedule."""
     if count < recipe.batch_size:
         raise SettingsError(
-            f"batch_size: got {recipe.batch_size}, but {recipe.train_split!r} has only {count} images; "
-            f"expected at most as many"
+            f"batch_size: got {recipe.batch_size}, but {recipe.train_split!r} has only {count} images"
+            f"{' outside a fold' if recipe.folds else ''}; expected at most as many"
         )
     return recipe.epochs * steps_per_epoch(count, recipe.batch_size)
 

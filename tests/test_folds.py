@@ -1,15 +1,20 @@
 """`folds` of a recipe: run k trains without fold k and is evaluated on it. And the seeds of one row."""
 
+import csv
+import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from deeplab.config import FoldConfig
 from deeplab.counts import gather, read_counts, write_counts
-from deeplab.errors import DataError
+from deeplab.errors import DataError, SettingsError
 from deeplab.images import evaluation_images, training_images
 from deeplab.intervals import comparable, difference, interval
 from deeplab.metrics import score
@@ -17,14 +22,25 @@ from deeplab.store import Store
 from deeplab.store_writer import StoreWriter
 from deeplab.training import total_steps
 from pipeline.errors import MismatchError, ParamsError
+from pipeline.page.inputs import DatasetPage
+from pipeline.page.verdicts import why_not
+from pipeline.predict.weights import find_weights
+from pipeline.results.model_card import make_cards
 from pipeline.results.records import read_results
+from pipeline.results.splits import SplitResult
 from pipeline.results.statistics import describe
-from pipeline.results.table import csv_row, make_rows, markdown
+from pipeline.results.table import csv_row, make_rows, markdown, sheet
+from pipeline.runner import trial
 from pipeline.runner.plan import plan
 from pipeline.settings.code import code_of, modules_of
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
+from pipeline.settings.yaml import read_yaml
 from pipeline.stages import compare, evaluate, train
+from pipeline.tracking.models import best_of
+from pipeline.training.reuse import take_trained
+from pipeline.verify.bundle.check import check_record
+from pipeline.verify.history import Measured, words
 from pipeline.verify.recompute import recompute
 from pipeline.verify.training import repeated
 from tests.tiny import recipe_config, tiny_cell, tiny_params
@@ -211,7 +227,9 @@ def test_cells_with_the_same_folds_are_compared(tmp_path):
     held = list(read_counts(tmp_path / "counts.npz").values())
     assert [list(run.images) for run in held] == [list(run.images) for run in runs]
     found = describe({"one": runs, "other": held}, {"one": cell, "other": cell})
-    assert [pair["difference"] for pair in found["pairs"]] == [0.0]
+    assert [(pair["difference"], pair["low_seeds"], pair["high_seeds"]) for pair in found["pairs"]] == [
+        (0.0, None, None)
+    ]
 
 
 def test_verify_repeats_each_fold_on_its_own_images(trained_once, monkeypatch):
@@ -291,3 +309,163 @@ def test_a_row_can_have_seeds_of_its_own(tmp_path):
     params = load_params(tiny_params(tmp_path / "params.yaml", edit))
     assert params.runs == {CELL: (2, 0), OTHER: (0,)}
     assert params.cell(CELL).fingerprint == params.cell(OTHER).fingerprint  # more seeds train no finished one again
+
+
+def rows_of(place):
+    """The rows of the table, and its settings."""
+    params, places = load_params(place / "params.yaml"), Places(place)
+    return make_rows("tiny", read_results("tiny", params, places)[0], {}, params, places), params
+
+
+def test_a_bundle_has_the_interval_of_folds(trained_once):
+    rows, _ = rows_of(trained_once)
+    for line in csv.DictReader(io.StringIO(sheet(rows))):
+        check_record(line, "tiny", Places(trained_once))
+        with pytest.raises(MismatchError, match="mIoU_low is 0.0, expected 0.[0-9]+"):
+            check_record(line | {"mIoU_low": "0.0"}, "tiny", Places(trained_once))
+
+
+def test_a_cell_with_a_fold_of_one_image_is_left_out_of_the_statistics_and_no_other_is(
+    trained_once, monkeypatch, capsys
+):
+    def short(results, params, places):
+        runs = read_runs(results, params, places)
+        return [*runs[:-1], gather([runs[-1].matrix], ["a0"], "abc")] if len(runs) > 1 else runs
+
+    read_runs = compare.read_runs
+    monkeypatch.setattr(compare, "read_runs", short)
+    compare.run("tiny", Places(trained_once))
+    assert list(json.loads(Places(trained_once).statistics("tiny").read_text())["cells"]) == [OTHER]
+    assert f"{CELL}: left out: fold 2 has 1 images with labelled pixels" in capsys.readouterr().err
+
+
+def test_on_a_further_split_all_folds_have_the_same_images(trained_once):
+    (row, _), params = rows_of(trained_once)
+    results = tuple(
+        replace(each, splits={"train": SplitResult(images=21, data="d", scores=each.scores)}) for each in row.results
+    )
+    row = replace(row, splits=("train",), results=results)
+    line = csv_row(row)
+    for end in ("mIoU_low", "mIoU_high"):
+        assert line[f"train.{end}"] == pytest.approx(fmean(each.scores[end] for each in results))
+    assert line["train.mIoU_high"] - line["train.mIoU_low"] > line["mIoU_high"] - line["mIoU_low"]
+    card = make_cards("tiny", [row], params)[f"{CELL}.md"]
+    assert card.count("split: train in 3 folds\n") == card.count("split: train\n") > 0
+
+
+def test_folds_have_no_verdict_beside_a_published_number(trained_once):
+    rows, params = rows_of(trained_once)
+    lines = csv.DictReader(io.StringIO(sheet(rows)))
+    reasons = [why_not(line, params.cell(line["cell"]), "", params) for line in lines]
+    assert ["evaluated on train in 3 folds" in reason for reason in reasons] == [True, False]
+
+
+def test_a_fold_has_the_alias_best_only_among_folds():
+    results = [SimpleNamespace(cell=cell, scores={"mIoU": miou}) for cell, miou in (("a", 0.9), ("b", 0.5), ("b", 0.6))]
+    assert best_of(results, ["a"]) is results[2]
+    assert best_of(results, []) is best_of(results, ["a", "b"]) is results[0]
+
+
+def test_a_child_in_folds_has_no_ancestor_that_saw_their_images(tmp_path):
+    def edit(params):
+        plain = params["grid"][CELL]
+        for section in ("datasets", "recipes"):
+            params[section]["more"] = params[section]["tiny"]
+        params["seeds"] = [0, 1, 2]
+        params["grid"] = {
+            "first": plain,
+            "second": {**plain, "dataset": "more", "init": {"cell": "first"}},
+            "third": {**plain, "recipe": {"folds": FOLDS}, "init": {"cell": "second"}},
+        }
+
+    with pytest.raises(ParamsError, match=r"grid\.third: starts from the cell first, which was trained on the images"):
+        load_params(tiny_params(tmp_path / "params.yaml", edit))
+
+
+def test_other_seeds_for_all_rows_train_no_fold_again(trained_once, tmp_path, monkeypatch):
+    from dvc.repo import Repo
+
+    place, outs = tmp_path / "copy", [f"runs/{CELL}/{name}" for name in ("weights", "run.json", "history.csv")]
+    shutil.copytree(trained_once, place)
+    monkeypatch.chdir(place)
+    stage = {"cmd": "true", "params": ["seeds", f"grid.{CELL}"], "outs": outs}
+    (place / "dvc.yaml").write_text(json.dumps({"stages": {"train": {"foreach": [CELL], "do": stage}}}))
+    Repo.init(str(place), no_scm=True).close()
+    with Repo(str(place)) as repo:
+        repo.commit(f"train@{CELL}", force=True)
+    shutil.rmtree(place / f"runs/{CELL}")
+
+    def taken(seeds):
+        raw = read_yaml(place / "params.yaml") | {"seeds": seeds}
+        (place / "params.yaml").write_text(json.dumps(raw))
+        places, folder = Places(place), place / f"taken{len(list(place.glob('taken*')))}"
+        inputs = train.read_inputs(CELL, places, Store(places.store("tiny")).fingerprint)
+        folder.mkdir()
+        take_trained(CELL, (0, 1, 2), inputs, places, lambda seed: folder / str(seed))
+        return sorted(path.name for path in folder.iterdir())
+
+    assert taken([0]) == []  # as before: somebody wants them trained again
+    assert taken([0, 1]) == ["0", "1", "2"]
+
+
+def test_folds_can_be_tried(tmp_path):
+    from dvc.utils.hydra import apply_overrides
+
+    places, file = Places(tmp_path), tmp_path / "tried.yaml"
+    tiny_params(places.params)
+    key, folds = trial.parse(r"folds={count: 3, group: '^([A-Z]\d+), \w{1,2}:'}")
+    assert trial.check(CELL, [(key, folds)], places) == "tiny"
+    file.write_text("grid: {}")
+    apply_overrides(file, [f"++grid.{CELL}.{key}={trial.as_override(folds)}"])
+    assert read_yaml(file) == {"grid": {CELL: {"recipe": {"folds": folds}}}}
+    tiny_params(places.params, lambda params: params["grid"][CELL].update(seeds=[0, 1]))
+    with pytest.raises(ParamsError, match=r"seeds: got \[0, 1\] beside folds"):
+        trial.check(CELL, [(key, folds)], places)
+
+
+def test_the_name_of_a_row_has_its_folds_as_written(tmp_path):
+    def edit(params):
+        params["recipes"]["tiny"]["folds"] = FOLDS
+        for name, folds in (("some", {"count": 4, "group": "^[A-Z]"}), ("none", None)):
+            params["grid"][name] = {**params["grid"][CELL], "recipe": {"folds": folds}}
+
+    params = load_params(tiny_params(tmp_path / "params.yaml", edit))
+    assert params.overrides == {CELL: "", "some": "folds=4/^[A-Z]", "none": "folds=none"}
+    assert params.runs == {CELL: (0, 1, 2), "some": (0, 1, 2, 3), "none": (0,)}
+
+
+def test_too_few_images_outside_a_fold_for_a_batch_are_named():
+    with pytest.raises(SettingsError, match="got 4, but 'train' has only 3 images outside a fold; expected at most"):
+        total_steps(3, with_folds())
+
+
+def test_a_seed_that_a_row_does_not_have_is_named_with_those_that_it_has(tmp_path):
+    places = Places(tmp_path)
+    tiny_params(places.params, lambda params: params["grid"][CELL].update(seeds=[2, 5]))
+    with pytest.raises(ParamsError, match="--seed: got 0, expected one of those of tiny_os8: 2, 5"):
+        find_weights(CELL, 0, places)
+    with pytest.raises(DataError, match=r"seed2\.safetensors: no such weights"):
+        find_weights(CELL, 2, places)
+
+
+def test_history_knows_the_settings_of_a_training_and_that_folds_choose_code():
+    root, record = Path(__file__).parents[1], {"cell": "shapes_resnet18_os8", "dataset": "shapes"}
+    measured = Measured("", "", record, Places(root))
+    measured.__dict__["lock"] = (root / "dvc.lock").read_text()
+    recipe = measured.settings["recipe"]
+    assert recipe["folds"] is None
+    assert "folds" not in words(recipe)
+    assert "folds" in words(recipe | {"folds": FOLDS})
+
+
+def test_a_cell_with_folds_is_the_best_on_the_page_only_among_such_cells():
+    folds, plain = (
+        SimpleNamespace(measured=True, cell=tiny_cell(recipe=recipe)) for recipe in (with_folds(), recipe_config())
+    )
+
+    def ranked(*cells):
+        page = DatasetPage(name="tiny", title="Tiny", images={}, reference=None, cells=list(cells))
+        return [page.ranked(cell) == 1 for cell in cells]
+
+    assert ranked(folds, plain) == [False, True]
+    assert ranked(folds, folds) == [True, True]

@@ -8,6 +8,7 @@ import csv
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,6 +87,10 @@ class DatasetPage:
     @property
     def measured(self) -> list[CellPage]:
         return [cell for cell in self.cells if cell.measured]
+
+    def ranked(self, cell: CellPage) -> float:
+        """1 for a cell that may be the best; nan for one with folds, on other images, beside cells without."""
+        return 1 if not cell.cell.recipe.folds or all(each.cell.recipe.folds for each in self.measured) else nan
 
     def interval(self, cell: CellPage) -> dict[str, Any]:
         """`low` and `high`, as shares: of the statistics, or else of the table, which need no comparison of cells."""

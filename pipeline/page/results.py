@@ -28,7 +28,7 @@ def results(page: DatasetPage) -> Markup:
     rows = [result_row(cell, page) for cell in page.cells]
     mious = marked(
         {cell.name: row["mIoU"] for cell, row in zip(page.cells, rows, strict=True)},
-        {cell.name: cell.miou for cell in page.cells},
+        {cell.name: cell.miou and cell.miou * page.ranked(cell) for cell in page.cells},
     )
     rows = [row | {"mIoU": miou} for row, miou in zip(rows, mious.values(), strict=True)]
     pieces = [table(rows, f"Results on {page.title}, mIoU in percent"), part("notes", page.gaps)]

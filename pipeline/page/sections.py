@@ -86,7 +86,7 @@ def classes(page: DatasetPage) -> Markup:
         {"class": title, "pixels": f"{percent(shares.get(title))} %"}
         | marked(
             {name: percent(scores[color][title]) for color, name in names.items()},
-            {name: scores[color][title] for color, name in names.items()},
+            {name: scores[color][title] * page.ranked(cells[color]) for color, name in names.items()},
         )
         for title in order
     ]

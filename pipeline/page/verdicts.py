@@ -80,6 +80,7 @@ def why_not(row: Row, cell: Cell, published: str, params: Params) -> str:
         "a subset of the images": bool(subset(row, cell.recipe, images)),
         f"departs from the recipe: {row.get('departs', '')}": bool(row.get("departs")),
         f"another schedule than {published}": bool(published) and schedule(cell.recipe) != published,
+        f"evaluated on {cell.recipe.splits}": bool(cell.recipe.folds),
         "no ImageNet weights": not cell.model.pretrained,
         "not one scale without flip": without_defaults(next(iter(params.protocols.values()))) != SINGLE_SCALE,
         "not every seed": len(row["seeds"].split()) < len(params.runs[row["cell"]]),

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from deeplab.errors import DataError
+from pipeline.errors import ParamsError
 from pipeline.files import readable
 from pipeline.settings.links import remedy
 from pipeline.settings.params import NAME, load_params
@@ -19,7 +20,8 @@ def is_cell(name: str) -> bool:
 def find_weights(name: str, seed: int, places: Places) -> Path:
     """The weights file or folder that `name` means: a path, or a cell whose weights are those of its record.
 
-    Raises DataError when there are no such weights, or when `evaluate` measured other ones.
+    Raises ParamsError for a seed that the cell does not have, DataError when there are no such weights, or when
+    `evaluate` measured other ones.
     """
     if Path(name).exists():
         return Path(name)
@@ -27,7 +29,9 @@ def find_weights(name: str, seed: int, places: Places) -> Path:
         raise DataError(f"{name}: no such weights file, and not the name of a cell")
     params = load_params(places.params)
     dataset = params.cell(name).dataset
-    file = places.weights(name) / f"seed{seed}.safetensors"
+    file, runs = places.weights(name) / f"seed{seed}.safetensors", params.runs[name]
+    if not file.exists() and seed not in runs:
+        raise ParamsError(f"--seed: got {seed}, expected one of those of {name}: {', '.join(map(str, runs))}")
     if not file.exists():
         raise DataError(f"{file}: no such weights. {remedy(name, dataset, places)}")
     require_evaluated(file, places.record(dataset, name), params.stage("evaluate", name))

@@ -9,7 +9,7 @@ from deeplab.config import Protocol
 from pipeline.files import write_whole
 from pipeline.markdown import code, plain
 from pipeline.results.records import Row
-from pipeline.results.splits import on
+from pipeline.results.table import on_split
 from pipeline.settings.params import Params
 
 TEMPLATE = "model_card.md"
@@ -48,8 +48,9 @@ def card(row: Row, protocol: Protocol) -> str:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     recipe, first = row.cell.recipe, row.results[0]
-    further = {split: measured for split in row.splits if (measured := on(row, split)).results}
+    further = {split: measured for split in row.splits if (measured := on_split(row, split)).results}
     images = {split: measured.results[0].splits[split].images for split, measured in further.items()}
+    own = recipe.splits if recipe.folds else recipe.val_split  # the training split itself may be a further one
     scores = [
         EvalResult(
             task_type="image-segmentation",
@@ -62,7 +63,7 @@ def card(row: Row, protocol: Protocol) -> str:
             metric_name=score,
             metric_value=round(measured.mean(score), 6),
         )
-        for split, measured in {recipe.eval_split: row, **further}.items()
+        for split, measured in {own: row, **further}.items()
         for kind, score in METRICS.items()
     ]
     data = ModelCardData(

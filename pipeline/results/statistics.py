@@ -47,9 +47,10 @@ def read_runs(results: list[Result], params: Params, places: Places) -> "list[Co
 
 def describe(found: "dict[str, list[Counts]]", cells: dict[str, Cell]) -> dict[str, Any]:
     """The statistics of the cells in `found`, as plain values; `found` has the counts of each seed of a cell."""
-    from deeplab.intervals import LEVEL, RESAMPLES, comparable
+    from deeplab.intervals import LEVEL, RESAMPLES
 
-    both = (pair for pair in combinations(found, 2) if comparable(*(found[name] for name in pair)))
+    images = {name: {tuple(run.images) for run in runs} for name, runs in found.items()}
+    both = (pair for pair in combinations(found, 2) if images[pair[0]] == images[pair[1]])
     pairs = sorted(both, key=lambda pair: len(differing(cells[pair[0]], cells[pair[1]])))
     note = NOTE.format(resamples=RESAMPLES)
     if len(pairs) > MAX_PAIRS:
@@ -67,13 +68,11 @@ def describe_cell(runs: "list[Counts]") -> dict[str, Any]:
     """The mIoU of a cell with its intervals, as shares."""
     from deeplab.intervals import interval, with_seeds
 
-    images, scores = interval(runs), mious(runs)
-    sets = {tuple(run.images) for run in runs}
-    folds = len(sets) > 1  # the spread over folds is that of their images too, so it says nothing about seeds
+    images, scores, folds = interval(runs), mious(runs), in_folds(runs)
     return {
         "mIoU": round(images.estimate, 6),
         **ends(images),
-        "images": sum(map(len, sets)),
+        "images": sum(map(len, {tuple(run.images) for run in runs})),
         **({"folds": len(scores)} if folds else {"seeds": len(scores)}),
         ("fold_std" if folds else "seed_std"): round(stdev(scores), 6) if len(scores) > 1 else None,
         **ends(None if folds else with_seeds(images, scores), "_seeds"),
@@ -87,7 +86,7 @@ def describe_pair(one: Named, other: Named) -> dict[str, Any]:
     if fmean(mious(one[2])) < fmean(mious(other[2])):
         one, other = other, one
     images = difference(one[2], other[2])
-    both = with_seeds(images, mious(one[2]), mious(other[2]))
+    both = None if in_folds(one[2]) else with_seeds(images, mious(one[2]), mious(other[2]))
     shown = both or images
     clear = shown.low > 0
     value, low, high = (100 * share for share in (shown.estimate, shown.low, shown.high))
@@ -102,6 +101,19 @@ def describe_pair(one: Named, other: Named) -> dict[str, Any]:
         "clear": clear,
         "sentence": f"{shared}{verdict} {value:.1f} [{low:.1f}, {high:.1f}]",
     }
+
+
+def in_folds(runs: "list[Counts]") -> bool:
+    """Whether the runs differ in their images. Their spread is that of the images too, so it says nothing of seeds."""
+    return len({tuple(run.images) for run in runs}) > 1
+
+
+def require_images(runs: "list[Counts]") -> None:
+    """Raise DataError for a run with fewer than two images with labelled pixels: it has no interval."""
+    for number, run in enumerate(runs):
+        if (count := int(run.totals()[1].any(axis=1).sum())) < 2:
+            where = f"fold {number} has " if in_folds(runs) else ""
+            raise DataError(f"{where}{count} images with labelled pixels: an interval over images needs two or more")
 
 
 def mious(runs: "list[Counts]") -> list[float]:

@@ -6,6 +6,7 @@ Both are functions of the results and of params.yaml: verify makes them again an
 import csv
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -142,9 +143,15 @@ def numbers(row: Row) -> dict[str, float | None]:
     }
 
 
+def on_split(row: Row, split: str) -> Row:
+    """`row` with the numbers of a further split, whose images are the same for all runs: folds are no folds there."""
+    recipe = replace(row.cell.recipe, folds=None)
+    return replace(on(row, split), cell=replace(row.cell, recipe=recipe))
+
+
 def split_numbers(row: Row, split: str) -> dict[str, Any]:
     """The columns of a further split."""
-    measured = on(row, split)
+    measured = on_split(row, split)
     first = measured.results[0].splits[split] if measured.results else None
     images, data = (first.images, first.data) if first else (None, None)
     return {**numbers(measured), "eval_images": images, "data_fingerprint": data}
@@ -200,7 +207,7 @@ def mean_iou(row: Row) -> str:
 
 def split_iou(row: Row, split: str) -> str:
     """The same on a further split, and the number of images where it has fewer than published."""
-    measured = on(row, split)
+    measured = on_split(row, split)
     text = mean_iou(measured)
     used = measured.results[0].splits[split].images if measured.results else 0
     full = row.dataset.images.get(split, used)

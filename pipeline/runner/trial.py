@@ -20,7 +20,7 @@ from pipeline.runner.checks import check_names
 from pipeline.runner.dvc import dvc_folder
 from pipeline.runner.local import environment
 from pipeline.settings.messages import unknown
-from pipeline.settings.params import load_params, resolve
+from pipeline.settings.params import as_params, load_params
 from pipeline.settings.places import Places
 from pipeline.settings.yaml import read_yaml
 
@@ -42,7 +42,7 @@ def run(cell: str, settings: Sequence[str], places: Places = Places()) -> str:
     here = places.root.resolve().relative_to(top)  # DVC copies paths that are relative to its root
     command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", name, f"{here}/dvc.yaml:evaluate@{cell}"]
     for key, value in values:
-        command += ["--set-param", f"{here}/params.yaml:++grid.{cell}.{key}={json.dumps(value)}"]
+        command += ["--set-param", f"{here}/params.yaml:++grid.{cell}.{key}={as_override(value)}"]
     for path in copied(load_params(places.params).cell(cell), places):
         command += ["--copy-paths", str(here / path.relative_to(places.root))]
     if subprocess.run(command, cwd=top, env=environment({}), check=False).returncode:
@@ -81,12 +81,18 @@ def check(cell: str, values: Sequence[tuple[str, Any]], places: Places) -> str:
     for key, value in values:
         section, _, name = key.rpartition(".")
         (row.setdefault(section, {}) if section else row)[name] = value
-    changed = resolve(places.params, raw, cell)
-    if changed == params.cell(cell):
+    changed = as_params(places.params, raw)
+    if changed.cell(cell) == params.cell(cell):
         raise ParamsError(f"{cell}: has these settings already. `grid run evaluate@{cell}` trains it.")
-    params.cells[cell] = changed
-    check_names(params)
+    check_names(changed)
     return dataset
+
+
+def as_override(value: Any) -> str:
+    """`value` as Hydra reads it: without quotes around keys, and with a backslash as it is."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{as_override(each)}" for key, each in value.items()) + "}"
+    return json.dumps(value).replace("\\\\", "\\")
 
 
 def name_of(cell: str, settings: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """params.yaml as checked, frozen settings. The only reader of the file."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,7 +76,11 @@ class Params:
 
 def load_params(path: Path = PARAMS) -> Params:
     """Read and check `path`. Raises ParamsError with file, key, value and remedy."""
-    raw = read_yaml(path)
+    return as_params(path, read_yaml(path))
+
+
+def as_params(path: Path, raw: dict[str, Any]) -> Params:
+    """`raw`, the content of `path`, checked. Raises ParamsError as above."""
     for section in ("grid", "datasets", "recipes", "protocols"):
         for name in raw[section] if isinstance(raw.get(section), dict) else ():
             if not isinstance(name, str):
@@ -171,10 +175,20 @@ def read_runs(path: Path, sections: Sections, cells: Mapping[str, Cell]) -> dict
         at = f"{path}: grid.{name}: starts from the cell {parent}"
         if lacking := sorted(set(runs[name]) - set(runs[parent])):
             raise ParamsError(f"{at}, which has no seed {lacking[0]}, only {list(runs[parent])}. Give both the same.")
-        ours, theirs = ((each.dataset, each.recipe.train_split, each.recipe.folds) for each in (cell, cells[parent]))
-        if cell.recipe.folds and ours[0] == theirs[0] and ours != theirs:
-            raise ParamsError(f"{at}, which was trained on the images of its folds. Give both the same folds.")
+        images = (cell.recipe.folds, cell.recipe.train_split)
+        for ancestor in ancestors(cell, cells) if cell.recipe.folds else ():
+            theirs = cells[ancestor]
+            if theirs.dataset == cell.dataset and (theirs.recipe.folds, theirs.recipe.train_split) != images:
+                at = f"{path}: grid.{name}: starts from the cell {ancestor}"
+                raise ParamsError(f"{at}, which was trained on the images of its folds. Give both the same folds.")
     return runs
+
+
+def ancestors(cell: Cell, cells: Mapping[str, Cell]) -> Iterator[str]:
+    """The cells that `cell` starts from, directly or not."""
+    while cell.init and (name := cell.init.cell):
+        yield name
+        cell = cells[name]
 
 
 def read_start(path: Path, raw: dict[str, Any], start: Any, at: str, heirs: tuple[str, ...]) -> dict[str, Any]:
@@ -219,6 +233,8 @@ def as_text(value: Any) -> str:
         value = list(value.values())
     if isinstance(value, list):
         return "/".join(map(as_text, value)) or "none"
+    if isinstance(value, str):
+        return value  # a regular expression has capital letters
     return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value).lower()
 
 

@@ -1,7 +1,8 @@
 """Compute how sure a data set's numbers are: an interval for each cell, and for the difference of every two.
 
 Cells are compared on the same images, which makes a difference much more exact than either number. Cells without
-results for the current settings, data and code, or without counts, are left out, and stderr says why.
+results for the current settings, data and code, without counts, or with too few images are left out, and stderr says
+why.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from deeplab.errors import DataError
 from pipeline.errors import run_command
 from pipeline.files import write_whole
 from pipeline.results.records import read_results
-from pipeline.results.statistics import describe, read_runs
+from pipeline.results.statistics import describe, read_runs, require_images
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
 
@@ -33,7 +34,9 @@ def run(dataset: str, places: Places = Places()) -> None:
         try:
             if name in reasons:
                 raise DataError(reasons[name])
-            found[name] = read_runs([results[name, seed] for seed in params.runs[name]], params, places)
+            runs = read_runs([results[name, seed] for seed in params.runs[name]], params, places)
+            require_images(runs)
+            found[name] = runs
         except DataError as error:
             print(f"{name}: left out: {error}", file=sys.stderr)
     value, out = describe(found, params.cells), places.statistics(dataset)

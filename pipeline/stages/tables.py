@@ -13,8 +13,7 @@ from pipeline.files import write_whole
 from pipeline.results.latex import latex
 from pipeline.results.model_card import make_cards, value, write_cards
 from pipeline.results.records import Row, read_results
-from pipeline.results.splits import on
-from pipeline.results.table import make_rows, markdown, mean_iou, plain_table, sheet
+from pipeline.results.table import make_rows, markdown, mean_iou, on_split, plain_table, sheet
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
 from pipeline.tracking.sync import show_rows, synchronise
@@ -31,7 +30,7 @@ def run(dataset: str, places: Places = Places()) -> None:
         if not row.results:
             print(f"{row.name}: shown as -: {reasons[row.name]}", file=sys.stderr)
         for split in row.splits if row.results else ():
-            if not on(row, split).results:
+            if not on_split(row, split).results:
                 remedy = f"Run: dvc repro -f evaluate@{row.name}"
                 print(f"{row.name}: {split} shown as -: not measured on the current images. {remedy}", file=sys.stderr)
         for is_score, remedy in ((True, "dvc repro evaluate@"), (False, "grid measure ")) if row.results else ():
@@ -53,7 +52,7 @@ def run(dataset: str, places: Places = Places()) -> None:
 
 def numbered(row: Row) -> list[tuple[str, Row]]:
     """The row, and the same with the numbers of each further split, each with its title."""
-    return [(row.name, row), *((f"{row.name} ({split})", on(row, split)) for split in row.splits)]
+    return [(row.name, row), *((f"{row.name} ({split})", on_split(row, split)) for split in row.splits)]
 
 
 def main() -> None:

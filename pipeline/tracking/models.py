@@ -7,7 +7,7 @@ A model names the weights that DVC keeps: their SHA-256, their scores, and their
 import json
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,10 +48,13 @@ def write_notes(
             experiment.set_tags(result.run, {NOTE: text})
 
 
-def register(experiment: Experiment, dataset: str, results: list[Result], weights: Places | None) -> None:
+def register(
+    experiment: Experiment, dataset: str, results: list[Result], weights: Places | None, folds: Collection[str] = ()
+) -> None:
     """Give each result a model and a version of `deeplabv3-<dataset>`; the best one has the alias `best`.
 
-    `weights` is where to copy weights from, None to copy none. A server without a registry costs a warning.
+    `weights` is where to copy weights from, None to copy none. `folds` are the cells with folds. A server without a
+    registry costs a warning.
     """
     from mlflow.exceptions import MlflowException
 
@@ -61,11 +64,17 @@ def register(experiment: Experiment, dataset: str, results: list[Result], weight
         versions = {
             result.key: found.get(result.key) or version_of(experiment, name, result, weights) for result in results
         }
-        best = max(results, key=lambda result: result.scores["mIoU"])
+        best = best_of(results, folds)
         if str(client.get_registered_model(name).aliases.get(BEST)) != versions[best.key]:
             client.set_registered_model_alias(name, BEST, versions[best.key])
     except MlflowException as error:
         print(f"warning: no models in MLflow: {cause(error)}", file=sys.stderr)
+
+
+def best_of(results: list[Result], folds: Collection[str]) -> Result:
+    """The result with the highest mIoU. One of a fold, which has images of its own, only where all are of folds."""
+    comparable = [result for result in results if result.cell not in folds]
+    return max(comparable or results, key=lambda result: result.scores["mIoU"])
 
 
 def registered(experiment: Experiment, name: str) -> dict[str, str]:

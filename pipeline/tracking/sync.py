@@ -84,7 +84,8 @@ def show_rows(dataset: str, rows: list[Row], params: Params, places: Places) -> 
     try:
         with open_experiment(dataset, timeout=20) as experiment, locked(lock_of(experiment.uri)):
             write_notes(experiment, rows[0].dataset.title, shown, results)
-            register(experiment, dataset, results, places if params.runtime.log_weights else None)
+            folds = [row.name for row in rows if row.cell.recipe.folds]
+            register(experiment, dataset, results, places if params.runtime.log_weights else None, folds)
     except TrackingError as error:
         print(f"warning: no notes and models in MLflow: {error}", file=sys.stderr)
 

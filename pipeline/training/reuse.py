@@ -6,6 +6,7 @@ DVC deletes the outs of a stage before it runs it. dvc.lock still names them, an
 import hashlib
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 from pipeline.settings.places import Places
 from pipeline.settings.yaml import read_yaml, stage_in
@@ -18,10 +19,10 @@ def take_trained(
 ) -> None:
     """Put each of `seeds` that the last training of the cell `name` had into its folder, as training leaves it.
 
-    Only with the same settings, data and code, and unchanged weights, and only after a change of `seeds` of all rows or
-    of this one: without one, somebody wants them trained again.
+    Only with the same settings, data and code, and unchanged weights, and only after a change of params.yaml, such as
+    another list of seeds: without one, somebody wants them trained again.
     """
-    if not seeds_changed(name, places):  # quick, and the usual case
+    if has_same_params(name, places):  # quick, and the usual case
         return
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
@@ -46,15 +47,21 @@ def take_trained(
         return
 
 
-def seeds_changed(name: str, places: Places) -> bool:
-    """Whether dvc.lock has a training of the cell `name` with other `seeds` in params.yaml than now."""
+def has_same_params(name: str, places: Places) -> bool:
+    """Whether the training of `name` in dvc.lock had the current params.yaml; also true of one that is not there.
+
+    dvc.yaml names settings of all rows. A change of them makes a training stale whose cell has the same settings.
+    """
     text = places.lock.read_text(encoding="utf-8") if places.lock.exists() else ""
-    before = stage_in(text, f"train@{name}").get("params", {}).get(places.params.name)
-    if before is None:
-        return False
-    now = read_yaml(places.params)
-    row = before.get(f"grid.{name}", {})
-    return [before.get("seeds"), row.get("seeds")] != [now["seeds"], now["grid"][name].get("seeds")]
+    before, now = stage_in(text, f"train@{name}").get("params", {}).get(places.params.name, {}), read_yaml(places.params)
+    return all(value_at(now, key) == value for key, value in before.items())
+
+
+def value_at(settings: Any, key: str) -> Any:
+    """The value at `key`, such as grid.voc_resnet50_os8; None without one."""
+    for word in key.split("."):
+        settings = settings.get(word) if isinstance(settings, dict) else None
+    return settings
 
 
 def is_of(facts: Facts, inputs: Inputs) -> bool:

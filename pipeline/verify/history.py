@@ -66,7 +66,8 @@ class Measured:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The resolved settings of the cell; empty when the current code cannot read those of dvc.lock."""
-        flat, dataset, cell = self.params("evaluate"), self.record["dataset"], self.record["cell"]
+        dataset, cell = self.record["dataset"], self.record["cell"]
+        flat = self.params("evaluate") | self.params("train")  # older versions: all in evaluate
         with suppress(ParamsError, KeyError, TypeError, AttributeError):
             layers = {"grid": {cell: flat[f"grid.{cell}"]}, "recipes": {dataset: flat[f"recipes.{dataset}"]}}
             settings = asdict(resolve(self.places.params, {**flat, **layers, "datasets": [dataset]}, cell))
@@ -179,9 +180,13 @@ def changed(what: str, before: Measured, after: Measured, kind: str) -> str:
 
 
 def words(value: Any) -> Iterator[str]:
-    """All texts in nested settings: among them the names of loss, backbone, format and transforms."""
+    """All texts in nested settings: among them the names of loss, backbone, format and transforms.
+
+    And the names of the settings that choose code by being there.
+    """
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list | tuple):
+        yield from (key for key in ("folds", "init") if isinstance(value, dict) and value.get(key))
         for each in value.values() if isinstance(value, dict) else value:
             yield from words(each)

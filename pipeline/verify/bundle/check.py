@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from itertools import zip_longest
+from math import copysign, fsum, hypot
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -111,13 +112,25 @@ def check_record(row: dict[str, str], dataset: str, places: Places) -> None:
         protocol, seeds = next(iter(read_yaml(places.params)["protocols"])), row["seeds"].split()
         scores = [numbers_in(record.seeds[seed][protocol].model_dump(exclude_unset=True)) for seed in seeds]
         expected = {
-            **dict.fromkeys(INTERVAL, ""),
-            **{name: str(fmean(own[name] for own in scores)) for name in scores[0]},
+            **means(scores, folds=len(record.images) == 1),
             "mIoU_std": str(stdev(own["mIoU"] for own in scores)) if len(scores) > 1 else "",
             "weights_sha256": " ".join(record.weights[seed].sha256 for seed in seeds),
             **{f"{name}_fingerprint": value for name, value in record.fingerprint.model_dump().items()},
         }
     require_same(places.sheet(dataset), row, row | expected)
+
+
+def means(scores: list[dict[str, float]], folds: bool) -> dict[str, str]:
+    """The mean of each score over the runs. The ends of the intervals are empty unless all runs have them.
+
+    folds: the runs are on different images, so the distances of the ends from the mean add up as those of independent
+    numbers do. Such a record has one split instead of two.
+    """
+    found = {name: fmean(own[name] for own in scores) for name in scores[0] if all(name in own for own in scores)}
+    for end in found.keys() & set(INTERVAL) if folds else ():
+        away = [own[end] - own["mIoU"] for own in scores]
+        found[end] = found["mIoU"] + copysign(hypot(*away), fsum(away)) / len(away)
+    return dict.fromkeys(INTERVAL, "") | {name: str(value) for name, value in found.items()}
 
 
 def require_same(path: Path, said: Mapping[str, str], expected: Mapping[str, str]) -> None:
