@@ -53,7 +53,8 @@ def has_same_params(name: str, places: Places) -> bool:
     dvc.yaml names settings of all rows. A change of them makes a training stale whose cell has the same settings.
     """
     text = places.lock.read_text(encoding="utf-8") if places.lock.exists() else ""
-    before, now = stage_in(text, f"train@{name}").get("params", {}).get(places.params.name, {}), read_yaml(places.params)
+    before = stage_in(text, f"train@{name}").get("params", {}).get(places.params.name, {})
+    now = read_yaml(places.params) if before else {}
     return all(value_at(now, key) == value for key, value in before.items())
 
 
