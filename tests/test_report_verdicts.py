@@ -18,7 +18,7 @@ def compared(miou, dataset="voc", params=PARAMS, reference=REFERENCE, change=lam
     cell = change(params.cells[f"{dataset}_resnet50_os8"])
     images = params.datasets[dataset].images
     row = {
-        "backbone": "resnet50c", "output_stride": "8", "mIoU": miou, "seeds": "0",
+        "cell": f"{dataset}_resnet50_os8", "backbone": "resnet50c", "output_stride": "8", "mIoU": miou, "seeds": "0",
         "train_images": str(float(images[cell.recipe.train_split])), "eval_images": str(float(images[cell.recipe.val_split])),
         **changed,
     }  # fmt: skip
