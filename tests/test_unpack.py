@@ -159,6 +159,8 @@ def test_names_that_no_file_should_have_are_refused(tmp_path):
         (tmp_path / str(number)).mkdir()
         path = write_tar(tmp_path / str(number) / "x.tar", (name, b""))
         assert refused(path) == f"refused: {name!a} has an unusable name"
+    (tmp_path / "zip").mkdir()
+    assert refused(write_zip(tmp_path / "zip/x.zip", ("", b""))) == "refused: '' has an unusable name"
 
 
 @tried.BOMBS

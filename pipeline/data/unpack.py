@@ -165,4 +165,4 @@ def zip_kind(info: zipfile.ZipInfo) -> str:
         return "a link"
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "a device or a pipe"
-    return FOLDER if info.is_dir() or kind == stat.S_IFDIR else FILE
+    return FOLDER if info.filename.endswith("/") or kind == stat.S_IFDIR else FILE  # is_dir fails without a name
