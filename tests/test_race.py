@@ -60,6 +60,8 @@ def run(camvid, tmp_path, monkeypatch, capsys):
     page.write_text(PAGE)
     monkeypatch.setattr(race, "PAGE", page)
     monkeypatch.setattr(race, "COUNTS", {"train": 2, "val": 1})
+    monkeypatch.setattr(race, "MEMORY", 0)  # no peer is installed here
+    monkeypatch.setattr(race, "DISK", 0)
     monkeypatch.setattr(race.os, "sched_setaffinity", lambda *_: None)
 
     def install(name, cache):
