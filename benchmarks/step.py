@@ -32,7 +32,7 @@ SIDES = ("plain", "ours")
 def run(arguments: argparse.Namespace, precision: str) -> None:
     """Print images per second, peak memory and the profile of each side, and last their ratios as JSON."""
     device, cell = select_device(arguments.device), cell_of(arguments, precision)
-    classes = CLASSES[cell.dataset] if arguments.cell else arguments.classes
+    classes = CLASSES.get(cell.dataset, arguments.classes) if arguments.cell else arguments.classes
     sides = ("ours",) if arguments.cell else SIDES
     steps, memory = {}, {}
     for side in sides:
@@ -102,7 +102,7 @@ def print_memory(arguments: argparse.Namespace) -> None:
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]).step()  # imports what a first step imports
     cpu, cell = torch.device("cpu"), cell_of(arguments, arguments.precision[0])
     before = peak_memory(cpu)
-    classes = CLASSES[cell.dataset] if arguments.cell else arguments.classes
+    classes = CLASSES.get(cell.dataset, arguments.classes) if arguments.cell else arguments.classes
     milliseconds(build(arguments.memory_of, arguments, cell, classes, cpu).run, 3, cpu)
     print(peak_memory(cpu) - before)
 
