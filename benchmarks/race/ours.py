@@ -15,8 +15,9 @@ from pipeline.settings.yaml import read_yaml
 ROOT = Path(__file__).parents[2]
 GIVEN = {
     "camvid_resnet18_os16": "240x180 times 0.5 to 2, crop 160x128, batch 8",
-    "camvid_lite0_os16": "448x336 times 0.5 to 2, crop 256x192, batch 8",
+    "camvid_lite0_os16": "448x336 times 0.5 to 2, crop 256x192, batch 8, cross-entropy + Dice",
 }
+LOSS = {"camvid_lite0_os16": "camvid_lite0_os16_dice"}  # cell -> that with its loss: the better one on held-out drives
 
 
 def run(job: Job):
@@ -39,6 +40,8 @@ def train(job: Job, project: Path, cell: str, epochs: int):
     """Train the cell of examples/camvid for so many epochs, and return the facts of the run."""
     params, example = read_yaml(project / "params.yaml"), read_yaml(ROOT / "examples/camvid/params.yaml")
     row = {**example["grid"][cell], "train": {"threads": job.cores}}
+    if cell in LOSS:
+        row["train"]["loss"] = example["grid"][LOSS[cell]]["train"]["loss"]
     row["recipe"] = {**row.get("recipe", {}), "epochs": epochs}
     merged = {**example, "datasets": params["datasets"], "grid": {cell: row}}
     (project / "params.yaml").write_text("\n".join(f"{key}: {json.dumps(value)}" for key, value in merged.items()))
