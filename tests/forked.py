@@ -4,6 +4,12 @@ import functools
 import os
 import traceback
 
+import torch
+
+# After torch.export, torch counts a GPU that is not there. The first backward would then start threads for it, and with
+# those no forked process can train. So the first backward is here, before any test.
+torch.ones(1, requires_grad=True).backward()
+
 
 def forked(work, *arguments):
     """Begin `work(*arguments)` in a child; its number. It ends with 0, or with 1 after an exception."""
