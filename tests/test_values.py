@@ -12,6 +12,7 @@ from pipeline.errors import ParamsError
 from pipeline.results import latex, values
 from pipeline.results.readme import check_pages, put, stale
 from pipeline.results.records import read_results
+from pipeline.results.scores import write_csv
 from pipeline.results.table import COLUMNS, csv_row, make_rows, sheet
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
@@ -84,6 +85,34 @@ def test_a_value_is_the_text_of_the_table(folder):
     for row in rows_of(folder):
         assert values.texts_of(csv_row(row))["mIoU"] == COLUMNS["mIoU"](row)
         assert set(values.texts_of(csv_row(row))) == {*values.SHARES, *values.COUNTS}
+
+
+def write_classes(folder, *runs):
+    """The IoU of the classes of CELL: for each seed {class: text}."""
+    rows = [(seed, "single", name, iou, iou, 9) for seed, run in enumerate(runs) for name, iou in run.items()]
+    plots = Places(folder.path).plots(CELL)
+    plots.mkdir(parents=True, exist_ok=True)
+    write_csv(
+        plots / "classes.csv",
+        ("seed", "protocol", "class", "IoU", "accuracy", "pixels"),
+        rows,
+    )
+
+
+def test_the_iou_of_a_class_is_a_value_where_it_belongs_to_the_evaluation_of_the_table(folder):
+    text = " ".join(
+        f"<!-- value: {CELL}.IoU.{name} -->{{}}<!-- /value -->" for name in ("road", "traffic light", "pole")
+    )
+    text += f" <!-- value: {OTHER}.IoU.road -->-<!-- /value -->"
+    runs = {"road": "0.6", "traffic light": "0.22", "pole": ""}, {"road": "0.7", "traffic light": "0.29", "pole": "0.3"}
+    write_classes(folder, *runs)
+    assert fill(folder, text.format(1, 2, 3)) == text.format("65.00% ± 7.07", "25.50% ± 4.95", "-")
+    with pytest.raises(
+        DataError, match=rf"paper\.md:2: value {CELL}\.IoU\.Road: unknown name .*; did you mean 'IoU\.road'"
+    ):
+        fill(folder, f"\n<!-- value: {CELL}.IoU.Road --><!-- /value -->")
+    write_classes(folder, runs[0], {**runs[1], "road": "0.71"})  # of another evaluation
+    assert fill(folder, text.format(1, 2, 3)) == text.format("-", "-", "-")
 
 
 @pytest.mark.fault(

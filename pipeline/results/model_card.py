@@ -9,7 +9,7 @@ from deeplab.config import Protocol
 from pipeline.files import write_whole
 from pipeline.markdown import code, plain
 from pipeline.results.records import Row
-from pipeline.results.table import on_split
+from pipeline.results.splits import on_split
 from pipeline.settings.params import Params
 
 TEMPLATE = "model_card.md"

@@ -167,22 +167,23 @@ class Row:
         return fmean(result.scores[score] for result in self.results)
 
     def mean_end(self, end: str) -> float | None:
-        """The mean over the seeds of an end of their intervals: at least as wide as the interval of their mean.
-
-        Folds have different images: their mean varies as that of independent numbers.
-        """
-        held = [result.scores for result in self.results if end in result.scores]
-        if not held or len(held) < len(self.results):
-            return None
-        if not self.cell.recipe.folds:
-            return fmean(scores[end] for scores in held)
-        away = [scores[end] - scores["mIoU"] for scores in held]
-        return self.mean("mIoU") + copysign(hypot(*away), fsum(away)) / len(away)
+        """An end of the interval of the mean over the seeds; None unless all of them have an interval."""
+        return end_of_mean([result.scores for result in self.results], end, folds=bool(self.cell.recipe.folds))
 
     def spread(self, score: str) -> float | None:
         """Standard deviation over the seeds."""
         values = [result.scores[score] for result in self.results]
         return stdev(values) if len(values) > 1 else None
+
+
+def end_of_mean(scores: list[dict[str, float]], end: str, folds: bool) -> float | None:
+    """An end of the interval of the mean of mIoUs, with `folds` of independent ones; None unless all have it."""
+    if not scores or not all(end in own for own in scores):
+        return None
+    if not folds:
+        return fmean(own[end] for own in scores)  # at least as far away as that of their mean
+    away = [own[end] - own["mIoU"] for own in scores]
+    return fmean(own["mIoU"] for own in scores) + copysign(hypot(*away), fsum(away)) / len(away)
 
 
 def read_results(dataset: str, params: Params, places: Places) -> tuple[dict[Place, Result], dict[str, str]]:

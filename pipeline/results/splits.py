@@ -45,7 +45,11 @@ def split_results(record: "Record", seed: int, params: Params, places: Places) -
     return found
 
 
-def on(row: "Row", split: str) -> "Row":
-    """`row` with the numbers of a further split; without results unless all its seeds were measured on it."""
+def on_split(row: "Row", split: str) -> "Row":
+    """`row` with the numbers of a further split; without results unless all its seeds were measured on it.
+
+    The images there are the same for all runs: folds are no folds there.
+    """
     found = [replace(each, scores=each.splits[split].scores) for each in row.results if split in each.splits]
-    return replace(row, results=tuple(found) if len(found) == len(row.results) else ())
+    cell = replace(row.cell, recipe=replace(row.cell.recipe, folds=None))
+    return replace(row, cell=cell, results=tuple(found) if len(found) == len(row.results) else ())

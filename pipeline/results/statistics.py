@@ -47,10 +47,9 @@ def read_runs(results: list[Result], params: Params, places: Places) -> "list[Co
 
 def describe(found: "dict[str, list[Counts]]", cells: dict[str, Cell]) -> dict[str, Any]:
     """The statistics of the cells in `found`, as plain values; `found` has the counts of each seed of a cell."""
-    from deeplab.intervals import LEVEL, RESAMPLES
+    from deeplab.intervals import LEVEL, RESAMPLES, comparable
 
-    images = {name: {tuple(run.images) for run in runs} for name, runs in found.items()}
-    both = (pair for pair in combinations(found, 2) if images[pair[0]] == images[pair[1]])
+    both = (pair for pair in combinations(found, 2) if comparable(found[pair[0]], found[pair[1]]))
     pairs = sorted(both, key=lambda pair: len(differing(cells[pair[0]], cells[pair[1]])))
     note = NOTE.format(resamples=RESAMPLES)
     if len(pairs) > MAX_PAIRS:

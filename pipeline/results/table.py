@@ -6,7 +6,6 @@ Both are functions of the results and of params.yaml: verify makes them again an
 import csv
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,7 @@ from deeplab.config import Cell
 from pipeline.markdown import plain
 from pipeline.results.columns import asked, extras, texts
 from pipeline.results.records import INTERVAL, SCORES, Place, Result, Row
-from pipeline.results.splits import on
+from pipeline.results.splits import on_split
 from pipeline.results.values import percent
 from pipeline.settings.links import LOG, read_published
 from pipeline.settings.params import Params
@@ -141,12 +140,6 @@ def numbers(row: Row) -> dict[str, float | None]:
         "mIoU_std": row.spread("mIoU"),
         **{end: row.mean_end(end) for end in INTERVAL},
     }
-
-
-def on_split(row: Row, split: str) -> Row:
-    """`row` with the numbers of a further split, whose images are the same for all runs: folds are no folds there."""
-    recipe = replace(row.cell.recipe, folds=None)
-    return replace(on(row, split), cell=replace(row.cell, recipe=recipe))
 
 
 def split_numbers(row: Row, split: str) -> dict[str, Any]:

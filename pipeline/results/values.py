@@ -1,26 +1,29 @@
 """Numbers in prose: `<!-- value: CELL.COLUMN -->41.61%<!-- /value -->` in a Markdown file, filled from the CSV tables.
 
-The comments stay, so a value can be filled again and checked. All other bytes stay as they are.
+CELL.IoU.CLASS is that of a class. The comments stay, so a value can be filled again and checked. All other bytes stay.
 """
 
 import csv
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from deeplab.errors import DataError
 from pipeline.errors import ParamsError
 from pipeline.results.columns import Column, asked
 from pipeline.results.columns import texts as more_texts
+from pipeline.results.scores import first_protocol, read_rows
 from pipeline.settings.messages import unknown
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
 
 SHARES = ("mIoU", "mIoU_low", "mIoU_high", "mIoU_std", "pixel_accuracy", "mean_accuracy")
 COUNTS = ("classes_evaluated", "epochs", "batch_size", "train_images", "eval_images")
+IOU = "IoU."  # and the name of a class
 OF_SPLITS = (*SHARES, "classes_evaluated", "eval_images")
-BLOCK = re.compile(rb"(<!--\s*value:\s*([^\s<>]*)\s*-->)((?:(?!<!--).)*?)(<!--\s*/value\s*-->)", re.DOTALL)
+BLOCK = re.compile(rb"(<!--\s*value:\s*([^<>]*?)\s*-->)((?:(?!<!--).)*?)(<!--\s*/value\s*-->)", re.DOTALL)
 HALF = re.compile(rb"<!--\s*(value:.*?|/value\s*)-->", re.DOTALL)
 
 
@@ -39,6 +42,24 @@ def texts_of(row: Mapping[str, Any], columns: Mapping[str, Column] | None = None
         if value is not None and kind in SHARES:
             texts[name] = percent(value, numbers[f"{name}_std"] if kind == "mIoU" else None)
     return texts | more_texts(row, columns or {})
+
+
+def class_texts(row: Mapping[str, str], places: Places) -> dict[str, str]:
+    """IoU.CLASS -> text, for a row of a CSV table; none where classes.csv is of another evaluation than the row."""
+    try:
+        rows = read_rows(places.plots(row["cell"]) / "classes.csv")
+        seeds = [first_protocol(rows, int(seed)) for seed in row["seeds"].split()]
+        runs = [{each["class"]: float(each["IoU"]) for each in own if each["IoU"]} for own in seeds]
+        if abs(fmean(fmean(run.values()) for run in runs) - float(row["mIoU"])) > 1e-5:
+            return {}
+    except (OSError, ValueError, KeyError, IndexError):
+        return {}
+    texts = {}
+    for name in dict.fromkeys(name for run in runs for name in run):
+        shares = [run[name] for run in runs if name in run]  # none of a run without a pixel of the class
+        whole, spread = len(shares) == len(runs), stdev(shares) if len(shares) > 1 else None
+        texts[IOU + name] = percent(fmean(shares), spread) if whole else "-"
+    return texts
 
 
 def columns_with(splits: Iterable[str]) -> tuple[str, ...]:
@@ -64,8 +85,8 @@ def check_values(text: bytes, path: Path, params: Params) -> None:
     for block in BLOCK.finditer(text):
         cell, _, column = (name := block[2].decode(errors="replace")).partition(".")
         splits = params.further(params.cells[cell].dataset) if cell in params.cells else ()
-        for word, known in ((cell, params.cells), (column, (*columns_with(splits), *params.columns))):
-            if word not in known:
+        for word, known in ((cell, params.cells), (column, (*columns_with(splits), *params.columns, IOU))):
+            if word not in known and not word.startswith(IOU):
                 raise DataError(f"{path}:{line_of(text, block.start())}: value {name}: {unknown(word, known)}")
 
 
@@ -78,9 +99,19 @@ def fill_values(text: bytes, dataset: str, path: Path, params: Params, places: P
     if not sheet.exists():
         raise DataError(f"{sheet}: not found. Run: grid run tables@{dataset}")
     with sheet.open(encoding="utf-8", newline="") as file:
-        texts = {row["cell"]: texts_of(row, asked(params)) for row in csv.DictReader(file)}
-    values = {f"{cell}.{name}".encode(): text.encode() for cell, own in texts.items() for name, text in own.items()}
-    return BLOCK.sub(lambda block: block[1] + values.get(block[2], block[3]) + block[4], text)
+        rows = {row["cell"]: row for row in csv.DictReader(file)}
+    values = {cell: texts_of(row, asked(params)) | class_texts(row, places) for cell, row in rows.items()}
+
+    def fill(block: re.Match[bytes]) -> bytes:
+        cell, _, column = block[2].decode().partition(".")
+        if cell not in values:
+            return block[0]
+        if column not in values[cell] and any(name.startswith(IOU) for name in values[cell]):
+            where = f"{path}:{line_of(text, block.start())}"
+            raise DataError(f"{where}: value {cell}.{column}: {unknown(column, values[cell])}")
+        return block[1] + values[cell].get(column, "-").encode() + block[4]
+
+    return BLOCK.sub(fill, text)
 
 
 def first_difference(old: bytes, new: bytes) -> str:

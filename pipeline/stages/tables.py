@@ -13,7 +13,8 @@ from pipeline.files import write_whole
 from pipeline.results.latex import latex
 from pipeline.results.model_card import make_cards, value, write_cards
 from pipeline.results.records import Row, read_results
-from pipeline.results.table import make_rows, markdown, mean_iou, on_split, plain_table, sheet
+from pipeline.results.splits import on_split
+from pipeline.results.table import make_rows, markdown, mean_iou, plain_table, sheet
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
 from pipeline.tracking.sync import show_rows, synchronise

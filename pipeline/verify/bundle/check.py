@@ -10,7 +10,6 @@ import re
 import tempfile
 from collections.abc import Mapping
 from itertools import zip_longest
-from math import copysign, fsum, hypot
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -21,7 +20,7 @@ from pipeline.data.unpack import unpack
 from pipeline.errors import MismatchError, ParamsError
 from pipeline.files import readable
 from pipeline.results.latex import escape
-from pipeline.results.records import INTERVAL, Record, check_against, numbers_in
+from pipeline.results.records import INTERVAL, Record, check_against, end_of_mean, numbers_in
 from pipeline.results.values import texts_of
 from pipeline.settings.places import Places
 from pipeline.settings.yaml import read_yaml
@@ -121,16 +120,10 @@ def check_record(row: dict[str, str], dataset: str, places: Places) -> None:
 
 
 def means(scores: list[dict[str, float]], folds: bool) -> dict[str, str]:
-    """The mean of each score over the runs. The ends of the intervals are empty unless all runs have them.
-
-    folds: the runs are on different images, so the distances of the ends from the mean add up as those of independent
-    numbers do. Such a record has one split instead of two.
-    """
+    """The mean of each score over the runs. The ends of the intervals are empty unless all runs have them."""
     found = {name: fmean(own[name] for own in scores) for name in scores[0] if all(name in own for own in scores)}
-    for end in found.keys() & set(INTERVAL) if folds else ():
-        away = [own[end] - own["mIoU"] for own in scores]
-        found[end] = found["mIoU"] + copysign(hypot(*away), fsum(away)) / len(away)
-    return dict.fromkeys(INTERVAL, "") | {name: str(value) for name, value in found.items()}
+    found |= {end: end_of_mean(scores, end, folds) for end in INTERVAL}
+    return {name: "" if value is None else str(value) for name, value in found.items()}
 
 
 def require_same(path: Path, said: Mapping[str, str], expected: Mapping[str, str]) -> None:
