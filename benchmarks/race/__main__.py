@@ -163,13 +163,14 @@ def score(data: Path, masks: Path) -> float:
 
 
 def fill(asked: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> None:
-    """Put the rows into the table of the page, by mIoU, in place of those of the same start and minutes."""
-    before, begin, table, end, after = re.split(r"(<!-- /?race -->\n)", PAGE.read_text())
+    """Put the rows into the table, in place of those of the same peers, start and minutes; and mIoU over minutes."""
+    page = PAGE.read_text()
     key = f"| {asked.start} | {asked.minutes:g} |"
-    lines = [line for line in table.splitlines() if not line.startswith(key)]
+    own = tuple(f"{key} {name} " for name in rows)
+    head, rule, *lines = [line for line in block("race").search(page)[2].splitlines() if not line.startswith(own)]
     chip = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     place = f"{asked.cores} x {chip[1] if chip else 'CPU'}, {time.strftime('%Y-%m-%d')}"
-    for name, row in sorted(rows.items(), key=lambda item: -item[1].get("mIoU", 0)):
+    for name, row in rows.items():
         shown = {"version": "", "network": row["status"], "given": "-", **row}
         numbers = (
             ("mIoU", ".1%"),
@@ -181,7 +182,36 @@ def fill(asked: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> None:
         cells = [f"{name} {shown['version']}".strip(), shown["network"]]
         cells += [format(row[each], form) if each in row else "-" for each, form in numbers]
         lines.append(f"{key} {' | '.join(cell.replace('|', '/') for cell in (*cells, shown['given'], place))} |")
-    write_whole(PAGE, before + begin + "\n".join(lines) + "\n" + end + after)
+    lines.sort(key=lambda line: order(columns(line)))
+    for name, table in (("race", [head, rule, *lines]), ("race-minutes", over_minutes(lines))):
+        page = block(name).sub(lambda found, table=table: found[1] + "\n".join(table) + "\n" + found[3], page)
+    write_whole(PAGE, page)
+
+
+def over_minutes(lines: list[str]) -> list[str]:
+    """The table of the mIoU, a row for each start and peer and a column for each number of minutes, of those rows."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for start, minutes, peer, _, miou, *_ in map(columns, lines):
+        found.setdefault((start, peer.split()[0]), {})[minutes] = miou
+    times = sorted({minutes for row in found.values() for minutes in row}, key=float)
+    rows = [("Start", "Peer", *(f"{minutes} min" for minutes in times)), (":-:",) * (2 + len(times))]
+    rows += [(*names, *(row.get(minutes, "-") for minutes in times)) for names, row in found.items()]
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def columns(line: str) -> list[str]:
+    """The entries of a row of a table."""
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def order(row: list[str]) -> tuple[bool, float, float]:
+    """The order of the rows: from scratch first, by minutes, and the best first."""
+    return row[0] != "scratch", float(row[1]), -float(row[4].rstrip("%")) if row[4] != "-" else 0.0
+
+
+def block(name: str) -> re.Pattern[str]:
+    """What is between two comments of the page, and the comments."""
+    return re.compile(rf"(<!-- {name} -->\n)(.*?)(<!-- /{name} -->\n)", re.DOTALL)
 
 
 if __name__ == "__main__":
