@@ -108,7 +108,7 @@ def is_readable_lock(text: str) -> bool:
 
     try:
         COMPILED_LOCKFILE_SCHEMA(parse_yaml(text, "dvc.lock"))
-    except (YAMLFileCorruptedError, Invalid):
+    except (YAMLFileCorruptedError, Invalid, UnicodeError):  # the last one for half a letter
         return False
     return True
 
