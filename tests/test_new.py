@@ -225,6 +225,14 @@ def test_a_list_without_colours_names_grey_masks_that_were_saved_in_colour(tmp_p
     assert source.class_note == "names from class_names.txt in labels"
 
 
+def test_a_label_that_is_not_listed_gets_a_name_that_no_other_class_has(tmp_path):
+    images, masks = folders(tmp_path, ["a1", "a2"], values=(0, 1, 2, 3, 255))
+    (masks / "classes.txt").write_text("0 ignore\n1 road\n2 class_3\n")
+    source = look(images, masks)
+    assert source.classes == ["0 ignore", "1 road", "2 class_3", "3 class_3 2", "255 ignore 2"]
+    assert source.ignore == [0, 255]
+
+
 def test_a_list_that_fits_no_mask_is_not_believed(tmp_path):
     images, masks = folders(tmp_path, ["a1", "a2"], values=((9, 0, 0), (0, 1, 1)))
     (masks / "class_names.txt").write_text("sky\nroad\n")
