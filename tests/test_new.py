@@ -297,6 +297,8 @@ def test_masks_of_one_class_are_refused(tmp_path):
         ("own --images photos --masks labels --weights x.pth", "--weights: got 'x.pth', expected none, imagenet or a file"),
         ("own --images photos --masks labels --classes nowhere", "nowhere: not found."),
         ("own --pairs train.txt --pairs other.txt", "--pairs: got train.txt, other.txt, expected one list, or one with train and one with val in its name"),
+        ("own --pairs train.txt --pairs val.txt --pairs other.txt", "--pairs: got train.txt, val.txt, other.txt, expected one list, or one with train"),
+        ("own --pairs train.txt --pairs val.txt --pairs train_2.txt", "--pairs: got train.txt, val.txt, train_2.txt, expected one list, or one with train"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, monkeypatch, words, message):
@@ -304,7 +306,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, monkeypatch, words, 
     folders(tmp_path, ["a1", "a2"])
     write(tmp_path / "others/b7.png")
     (tmp_path / "taken").mkdir()
-    for name in ("train", "other"):
+    for name in ("train", "train_2", "val", "other"):
         (tmp_path / f"{name}.txt").write_text("photos/a1.jpg labels/a1.png\n")
     before = sorted(tmp_path.rglob("*"))
     result = CliRunner().invoke(cli.grid, ["new", *words.split()])
