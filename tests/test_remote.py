@@ -15,6 +15,7 @@ from pipeline.cluster.engines import ENGINES
 from pipeline.cluster.snapshot import committed, snapshot
 from pipeline.errors import BusyError, ParamsError
 from pipeline.runner.board import plan_board
+from pipeline.runner.dvc import cache_folder
 from pipeline.runner.engine import Order
 from pipeline.runner.graph import outdated, read_stages
 from pipeline.runner.run import Walk
@@ -273,6 +274,18 @@ def test_uncommitted_code_is_refused_with_the_reason(project):
     Path("params.yaml").write_text("{x: 1}")
     with pytest.raises(ParamsError, match="params.yaml: changed and not committed, but a cell on another machine"):
         Remote(order_for("train@a"), Processes())
+
+
+def test_a_cache_that_the_user_has_for_all_projects_is_that_of_the_snapshots(project, monkeypatch):
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(project / "home"))
+    (project / "home").mkdir()
+    (project / "home/config").write_text("[cache]\n    dir = ../shared\n")
+    assert cache_folder(project) == project / "shared"
+    (project / ".dvc/config.local").write_text("[cache]\n    dir = nearer\n")
+    assert cache_folder(project) == project / ".dvc/nearer"
+    (project / ".dvc/config.local").write_text("[cache]\n    dirr = nearer\n")
+    with pytest.raises(ParamsError, match="config file error"):
+        cache_folder(project)
 
 
 def test_a_snapshot_shares_data_checkpoints_and_cache_and_is_gone_afterwards(project):

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster.engines import ENGINES
-from pipeline.cluster.snapshot import cache_folder, committed
+from pipeline.cluster.snapshot import committed
 from pipeline.errors import ParamsError
+from pipeline.runner.dvc import cache_folder
 from pipeline.runner.engine import Order
 from pipeline.runner.local import find_slots, visible_gpus
 from pipeline.settings.params import Params, load_params

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import ParamsError
-from pipeline.runner.dvc import dvc_folder, read_lock, write_lock
+from pipeline.runner.dvc import cache_folder, dvc_folder, read_lock, write_lock
 from pipeline.settings.places import Places
 from pipeline.training.provenance import git
 
@@ -102,15 +102,3 @@ def configure(root: Path, project: Path) -> None:
     local.setdefault("cache", {})["dir"] = str(cache_folder(root))
     local.setdefault("core", {})["site_cache_dir"] = str(clone / "site")  # goes with the snapshot
     local.write()
-
-
-def cache_folder(root: Path) -> Path:
-    """Where the DVC of `root` keeps its cache: `cache.dir` of its configuration, relative to that file."""
-    from configobj import ConfigObj
-
-    own = dvc_folder(root)
-    found = own / "cache"
-    for file in (own / "config", own / "config.local"):
-        if file.exists() and (place := ConfigObj(str(file)).get("cache", {}).get("dir")):
-            found = file.parent / place
-    return found.resolve()
