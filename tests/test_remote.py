@@ -276,6 +276,16 @@ def test_uncommitted_code_is_refused_with_the_reason(project):
         Remote(order_for("train@a"), Processes())
 
 
+def test_a_changed_dvc_of_a_project_in_a_repository_is_refused(project):
+    below = project / "own"
+    (below / ".dvc").mkdir(parents=True)
+    (below / ".dvc/config").touch()
+    with pytest.raises(ParamsError, match="own/.dvc/config: changed and not committed"):
+        committed(below)
+    commit("own")
+    assert committed(below)
+
+
 def test_a_cache_that_the_user_has_for_all_projects_is_that_of_the_snapshots(project, monkeypatch):
     monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(project / "home"))
     (project / "home").mkdir()

@@ -15,7 +15,8 @@ from pipeline.runner.dvc import cache_folder, dvc_folder, read_lock, write_lock
 from pipeline.settings.places import Places
 from pipeline.training.provenance import git
 
-CODE = (":(top)deeplab", ":(top)pipeline", "params.yaml", "dvc.yaml", ":(top).dvc/config", ":(top).dvcignore")
+CODE = (":(top)deeplab", ":(top)pipeline", "params.yaml", "dvc.yaml")
+DVC = (".dvc/config", ".dvcignore", ":(top).dvc/config", ":(top).dvcignore")  # a project may have a DVC of its own
 LOCK = "dvc.lock"
 SHARED = ("data", "runs/.resume")  # linked, not copied: the stores, and the checkpoints from which a cell resumes
 
@@ -23,7 +24,7 @@ SHARED = ("data", "runs/.resume")  # linked, not copied: the stores, and the che
 def committed(root: Path) -> str:
     """The commit that is checked out. Raises ParamsError when code or settings differ from it."""
     try:
-        changed = git("status", "--porcelain", "--", *CODE, folder=root).splitlines()
+        changed = git("status", "--porcelain", "--", *CODE, *DVC, folder=root).splitlines()
         commit = git("rev-parse", "HEAD", folder=root)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
