@@ -302,9 +302,21 @@ def test_plain_dvc_finishes_one_data_set_after_another_and_cityscapes_last():
     assert filled[-1] < names.index("download@cityscapes")
 
 
-def test_a_command_may_speak_of_transfers(tmp_path):
-    (tmp_path / "log").write_text("the ERROR: failed to transfer is DVC's, at the start of a line\n")
-    assert not misses_cache(tmp_path / "log")
+def test_a_failed_stage_without_a_log_does_not_stop_the_runner(tmp_path):
+    class Unwritten(InstantWorkers):
+        def ended(self):
+            for name in self.running:
+                self.log(name).unlink()
+            return super().ended()
+
+    workers = Unwritten(tmp_path / "logs", {"train@voc_a": ("", 74)})
+    states = walked(tmp_path, stages_of("train@voc_a"), workers)
+    assert states == {"prepare@voc": "done", "train@voc_a": "failed"}
+    assert conclude(states, workers, []) == 1
+
+
+def test_a_command_may_speak_of_transfers():
+    assert not misses_cache("the ERROR: failed to transfer is DVC's, at the start of a line\n")
 
 
 # --- real stages in a real DVC repository
