@@ -92,7 +92,7 @@ def as_override(value: Any) -> str:
     """`value` as Hydra reads it: without quotes around keys, and with a backslash as it is."""
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{as_override(each)}" for key, each in value.items()) + "}"
-    return json.dumps(value).replace("\\\\", "\\")
+    return json.dumps(value, ensure_ascii=False).replace("\\\\", "\\")
 
 
 def name_of(cell: str, settings: Sequence[str]) -> str:
