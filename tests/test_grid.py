@@ -502,6 +502,13 @@ def test_the_next_runner_waits_for_what_a_killed_one_has_left_saving(project):
     assert after.returncode == 0
 
 
+def test_a_runner_on_another_machine_is_named_and_not_taken_for_one_that_has_ended():
+    with only_runner(Path("lock")):
+        Path("lock").write_text("1 on login2")
+        with pytest.raises(BusyError, match="another runner .process 1 on login2. works here"):
+            only_runner(Path("lock")).__enter__()
+
+
 @pytest.mark.parametrize("ended", [os.WEXITED, os.WEXITED | os.WNOWAIT], ids=["gone", "zombie"])
 def test_what_a_runner_that_has_ended_left_is_not_waited_for_without_end(ended, monkeypatch):
     monkeypatch.setattr("pipeline.runner.board.PATIENCE", 0.3)
