@@ -71,7 +71,7 @@ stages:
 class Processes:
     """An engine of child processes; as Slurm and Ray do, it only says which have ended."""
 
-    place = "in processes"
+    name, place = "processes", "in processes"
 
     def __init__(self):
         self.children, self.submitted = {}, []
@@ -268,6 +268,19 @@ def test_the_cells_of_another_commit_are_waited_for(project):
     first.kill()
     first.cells.close()
     first.local.__exit__(None, None, None)
+
+
+def test_jobs_that_a_killed_runner_left_on_another_engine_are_not_disturbed(project):
+    call = project / "runs/.cells/1"
+    call.mkdir(parents=True)
+    cells = {"a": ("77_0", ["train"]), "b": ("77_1", ["train"]), "slow": ("", ["train"])}
+    (call / "call.json").write_text(json.dumps({"engine": "slurm", "commit": "x", "cells": cells}))
+    (call / "b.json").touch()  # has ended
+    with pytest.raises(BusyError, match=r"cells on slurm may still run: a \(77_0\). Continue with --on slurm, or end"):
+        Remote(order_for("train@a"), Processes()).__enter__()
+    (call / "a.json").touch()
+    with Remote(order_for("train@a"), Processes()):
+        assert not call.exists()
 
 
 def test_uncommitted_code_is_refused_with_the_reason(project):

@@ -19,6 +19,8 @@ RETRIES = 3  # Ray's own, when a worker or a node is lost
 class RayCells:
     """Queues cells in Ray, which gives each its GPUs or cores and restarts it when its worker is lost."""
 
+    name = "ray"
+
     def __init__(self, order: Order) -> None:
         try:
             import ray

@@ -24,6 +24,8 @@ TIMEOUTS = 1000  # how often a job that runs out of time is queued again: it res
 class SlurmCells:
     """Queues cells in Slurm. Files say how they end, because not every cluster keeps accounts (`sacct`)."""
 
+    name = "slurm"
+
     def __init__(self, order: Order) -> None:
         try:
             from submitit import SlurmExecutor
