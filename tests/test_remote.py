@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.cluster.cells import PACKAGES, Remote
 from pipeline.cluster.engines import ENGINES
+from pipeline.cluster.slurm import SlurmCells
 from pipeline.cluster.snapshot import committed, snapshot
 from pipeline.errors import BusyError, ParamsError
 from pipeline.runner.board import plan_board
@@ -281,6 +282,24 @@ def test_jobs_that_a_killed_runner_left_on_another_engine_are_not_disturbed(proj
     (call / "a.json").touch()
     with Remote(order_for("train@a"), Processes()):
         assert not call.exists()
+
+
+def test_slurm_is_not_asked_to_cancel_ten_times_a_second(monkeypatch):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, "7 PENDING\n8 RUNNING\n", "")
+
+    monkeypatch.setattr("pipeline.cluster.slurm.subprocess.run", run)
+    cells = SlurmCells.__new__(SlurmCells)
+    cells.jobs, cells.listed, cells.asked, cells.killed = {"a": "7", "b": "8"}, {}, float("-inf"), float("-inf")
+    for _ in range(10):
+        cells.ask_to_stop()
+    for _ in range(10):
+        cells.kill()
+    assert [command[0] for command in commands] == ["squeue", "scancel", "scancel"]
+    assert commands[1:] == [["scancel", "--state=PENDING", "7"], ["scancel", "7", "8"]]
 
 
 def test_uncommitted_code_is_refused_with_the_reason(project):
