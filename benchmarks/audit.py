@@ -18,6 +18,8 @@ from typing import Any
 
 from packaging.version import Version
 
+from pipeline.errors import run_command
+
 PIP_AUDIT = "pip-audit==2.10.1"
 COMMAND = ["uv", "tool", "run", PIP_AUDIT, "--require-hashes", "--disable-pip", "--progress-spinner", "off"]
 
@@ -119,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

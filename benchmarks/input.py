@@ -38,6 +38,7 @@ from deeplab.data import Batch, StepKeys, TrainingSamples, batch_layout, network
 from deeplab.ring import Ring
 from deeplab.store import Split, Store
 from deeplab.store_writer import StoreWriter
+from pipeline.errors import run_command
 from pipeline.settings.params import load_params
 
 OURS_CPU, OURS_DEVICE = "this project, colours on the CPU", "this project, colours on the device"
@@ -215,4 +216,4 @@ def noise(rng: np.random.Generator, size: tuple[int, int], side: int, channels: 
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -34,6 +34,7 @@ from deeplab.store_writer import StoreWriter, crc32
 from pipeline.data import pack
 from pipeline.data.formats import voc
 from pipeline.data.formats.base import RawSample
+from pipeline.errors import run_command
 from pipeline.settings.params import load_params
 from pipeline.stages import prepare
 
@@ -163,4 +164,4 @@ def blobs(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -32,7 +32,7 @@ SIDES = ("plain", "ours")
 def run(arguments: argparse.Namespace, precision: str) -> None:
     """Print images per second, peak memory and the profile of each side, and last their ratios as JSON."""
     device, cell = select_device(arguments.device), cell_of(arguments, precision)
-    classes = CLASSES.get(cell.dataset, arguments.classes) if arguments.cell else arguments.classes
+    classes = classes_of(arguments, cell)
     sides = ("ours",) if arguments.cell else SIDES
     steps, memory = {}, {}
     for side in sides:
@@ -74,6 +74,11 @@ def cell_of(arguments: argparse.Namespace, precision: str) -> Cell:
     return in_precision(replace(cell, train=train), precision)
 
 
+def classes_of(arguments: argparse.Namespace, cell: Cell) -> int:
+    """How many classes are predicted: those of a known data set that `--cell` names, else as `--classes` says."""
+    return CLASSES.get(cell.dataset, arguments.classes) if arguments.cell else arguments.classes
+
+
 def build(side: str, arguments: argparse.Namespace, cell: Cell, classes: int, device: torch.device) -> Step:
     """A step of `side`."""
     if side == "plain":
@@ -102,8 +107,7 @@ def print_memory(arguments: argparse.Namespace) -> None:
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]).step()  # imports what a first step imports
     cpu, cell = torch.device("cpu"), cell_of(arguments, arguments.precision[0])
     before = peak_memory(cpu)
-    classes = CLASSES.get(cell.dataset, arguments.classes) if arguments.cell else arguments.classes
-    milliseconds(build(arguments.memory_of, arguments, cell, classes, cpu).run, 3, cpu)
+    milliseconds(build(arguments.memory_of, arguments, cell, classes_of(arguments, cell), cpu).run, 3, cpu)
     print(peak_memory(cpu) - before)
 
 

@@ -15,8 +15,9 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.errors import run_command
-from pipeline.settings.params import Params, load_params, pick
+from deeplab.config import Cell
+from pipeline.errors import ParamsError, run_command
+from pipeline.settings.params import PARAMS, Params, load_params, pick
 from pipeline.stages import prepare
 
 if TYPE_CHECKING:
@@ -31,8 +32,11 @@ def run(dataset: str, raw: Path, scratch: Path, samples: int, rounds: int) -> No
 
     cv2.setNumThreads(0)  # as in a worker
     params = load_params()
+    cell = next(iter(params.cells_of(dataset).values()), None)
+    if cell is None:
+        raise ParamsError(f"{PARAMS}: grid: no cell of {dataset}, whose recipe says how a sample is cut. Add one.")
     with prepared(params, dataset, raw, scratch) as stores:
-        sources = {kind: training_samples(params, dataset, folder) for kind, folder in stores.items()}
+        sources = {kind: training_samples(cell, folder) for kind, folder in stores.items()}
         speeds: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for turn in range(rounds):
             for kind in KINDS:
@@ -59,12 +63,11 @@ def prepared(
         yield stores
 
 
-def training_samples(params: Params, dataset: str, folder: Path) -> "TrainingSamples":
-    """The training split of a store as a cell of the data set cuts it."""
+def training_samples(cell: Cell, folder: Path) -> "TrainingSamples":
+    """The training split of a store as `cell` cuts it."""
     from deeplab.data import TrainingSamples
     from deeplab.store import Store
 
-    cell = next(cell for cell in params.cells.values() if cell.dataset == dataset)
     return TrainingSamples(Store(folder).split(cell.recipe.train_split), cell.recipe, cell.augment, seed=0)
 
 

@@ -491,6 +491,13 @@ def test_the_table_of_a_project_is_of_its_pixels(tmp_path):
         assert f"    {label}  {name:24}{(expected == label).mean():7.1%}      12" in report
 
 
+def test_a_file_of_annotations_may_be_named_from_the_current_folder(tmp_path, monkeypatch):
+    write_export(tmp_path / "export", "coco", MANY)
+    params, _, _ = new(tmp_path, monkeypatch, "--annotations", "export/result.json")
+    assert params.dataset("own").folder.annotations == "annotations/result.json"
+    assert sum(len(each) for each in read(params).values()) == 12
+
+
 def test_images_may_be_elsewhere(tmp_path, monkeypatch):
     root = write_export(tmp_path / "export", "coco", MANY)
     (root / "images").rename(tmp_path / "photos")

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import socket
+import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -40,6 +42,19 @@ def test_what_fails_is_named_and_the_exit_code_is_1(places, capsys, monkeypatch)
     assert doctor.examine("slurm", places=places) == 1
     failed = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
     assert failed == ["GPUs:", "tracking:", "commit:"]
+
+
+def test_a_port_of_something_else_is_no_tracking_server():
+    def greet(server):
+        with server.accept()[0] as caller:
+            caller.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        other = threading.Thread(target=greet, args=[server])
+        other.start()
+        with pytest.raises(OSError, match=r"^http://127.0.0.1:\d+: not a tracking server \(BadStatusLine\)$"):
+            doctor.ask_tracking(f"http://user:secret@127.0.0.1:{server.getsockname()[1]}")
+        other.join()
 
 
 def test_locks_that_keep_nobody_out_are_found(places, monkeypatch):

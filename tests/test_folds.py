@@ -413,7 +413,7 @@ def test_folds_can_be_tried(tmp_path):
 
     places, file = Places(tmp_path), tmp_path / "tried.yaml"
     tiny_params(places.params)
-    key, folds = trial.parse(r"folds={count: 3, group: '^([A-Z]\d+), \w{1,2}:'}")
+    key, folds = trial.parse(r"folds={count: 3, group: '^([A-ZÄ]\d+), \w{1,2}:'}")
     assert trial.check(CELL, [(key, folds)], places) == "tiny"
     file.write_text("grid: {}")
     apply_overrides(file, [f"++grid.{CELL}.{key}={trial.as_override(folds)}"])

@@ -302,9 +302,21 @@ def test_plain_dvc_finishes_one_data_set_after_another_and_cityscapes_last():
     assert filled[-1] < names.index("download@cityscapes")
 
 
-def test_a_command_may_speak_of_transfers(tmp_path):
-    (tmp_path / "log").write_text("the ERROR: failed to transfer is DVC's, at the start of a line\n")
-    assert not misses_cache(tmp_path / "log")
+def test_a_failed_stage_without_a_log_does_not_stop_the_runner(tmp_path):
+    class Unwritten(InstantWorkers):
+        def ended(self):
+            for name in self.running:
+                self.log(name).unlink()
+            return super().ended()
+
+    workers = Unwritten(tmp_path / "logs", {"train@voc_a": ("", 74)})
+    states = walked(tmp_path, stages_of("train@voc_a"), workers)
+    assert states == {"prepare@voc": "done", "train@voc_a": "failed"}
+    assert conclude(states, workers, []) == 1
+
+
+def test_a_command_may_speak_of_transfers():
+    assert not misses_cache("the ERROR: failed to transfer is DVC's, at the start of a line\n")
 
 
 # --- real stages in a real DVC repository
@@ -488,6 +500,13 @@ def test_the_next_runner_waits_for_what_a_killed_one_has_left_saving(project):
     assert [process for process in left if is_at_work(process)] == []
     assert (project / "saved").read_text() == "SIGINT"
     assert after.returncode == 0
+
+
+def test_a_runner_on_another_machine_is_named_and_not_taken_for_one_that_has_ended():
+    with only_runner(Path("lock")):
+        Path("lock").write_text("1 on login2")
+        with pytest.raises(BusyError, match="another runner .process 1 on login2. works here"):
+            only_runner(Path("lock")).__enter__()
 
 
 @pytest.mark.parametrize("ended", [os.WEXITED, os.WEXITED | os.WNOWAIT], ids=["gone", "zombie"])

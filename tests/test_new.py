@@ -225,6 +225,14 @@ def test_a_list_without_colours_names_grey_masks_that_were_saved_in_colour(tmp_p
     assert source.class_note == "names from class_names.txt in labels"
 
 
+def test_a_label_that_is_not_listed_gets_a_name_that_no_other_class_has(tmp_path):
+    images, masks = folders(tmp_path, ["a1", "a2"], values=(0, 1, 2, 3, 255))
+    (masks / "classes.txt").write_text("0 ignore\n1 road\n2 class_3\n")
+    source = look(images, masks)
+    assert source.classes == ["0 ignore", "1 road", "2 class_3", "3 class_3 2", "255 ignore 2"]
+    assert source.ignore == [0, 255]
+
+
 def test_a_list_that_fits_no_mask_is_not_believed(tmp_path):
     images, masks = folders(tmp_path, ["a1", "a2"], values=((9, 0, 0), (0, 1, 1)))
     (masks / "class_names.txt").write_text("sky\nroad\n")
@@ -289,6 +297,8 @@ def test_masks_of_one_class_are_refused(tmp_path):
         ("own --images photos --masks labels --weights x.pth", "--weights: got 'x.pth', expected none, imagenet or a file"),
         ("own --images photos --masks labels --classes nowhere", "nowhere: not found."),
         ("own --pairs train.txt --pairs other.txt", "--pairs: got train.txt, other.txt, expected one list, or one with train and one with val in its name"),
+        ("own --pairs train.txt --pairs val.txt --pairs other.txt", "--pairs: got train.txt, val.txt, other.txt, expected one list, or one with train"),
+        ("own --pairs train.txt --pairs val.txt --pairs train_2.txt", "--pairs: got train.txt, val.txt, train_2.txt, expected one list, or one with train"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, monkeypatch, words, message):
@@ -296,7 +306,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, monkeypatch, words, 
     folders(tmp_path, ["a1", "a2"])
     write(tmp_path / "others/b7.png")
     (tmp_path / "taken").mkdir()
-    for name in ("train", "other"):
+    for name in ("train", "train_2", "val", "other"):
         (tmp_path / f"{name}.txt").write_text("photos/a1.jpg labels/a1.png\n")
     before = sorted(tmp_path.rglob("*"))
     result = CliRunner().invoke(cli.grid, ["new", *words.split()])

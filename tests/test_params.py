@@ -143,6 +143,13 @@ def test_a_file_that_is_no_settings_at_all_is_refused(tmp_path, content):
         load_params(path)
 
 
+@pytest.mark.parametrize("key", ["2024-01-01", "? [a, b]\n  "])
+@tried.SETTINGS
+def test_a_key_that_yaml_takes_for_a_date_or_a_list_is_one_line(edited, key):
+    with pytest.raises(ParamsError, match=r"params\.yaml: a key is a date or a list for YAML. Write it in quotes."):
+        edited("  shapes_resnet18_os8:", f"  {key}:")
+
+
 @tried.SETTINGS
 def test_an_unknown_cell_is_answered_with_the_nearest_one():
     with pytest.raises(ParamsError, match="unknown name 'voc_resnet5_os8'; did you mean 'voc_resnet50_os8'"):

@@ -167,6 +167,8 @@ def test_missing_data_and_weights_are_named(params, places):
     places.pretrained.mkdir()
     (places.pretrained / "resnet18.a1_in1k.safetensors").touch()
     assert cost(asked, places).missing == ("tiny is not prepared",)
+    tagged = replace(pretrained, model=replace(pretrained.model, backbone="resnet18.a1_in1k"))
+    assert cost(replace(asked, cells={"tiny_os8": tagged}), places).missing == ("tiny is not prepared",)
 
 
 def test_weights_that_hugging_face_has_cached_are_found(places):

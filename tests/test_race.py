@@ -11,6 +11,8 @@ from PIL import Image
 
 from benchmarks.race import __main__ as race
 from benchmarks.race.job import Clock, Job
+from pipeline.errors import BusyError
+from pipeline.files import claimed
 
 PAGE = """# Race
 
@@ -172,6 +174,18 @@ def test_with_imagenet_weights_only_peers_run_that_can_take_them(run, tmp_path):
 def test_bad_input_is_refused_before_anything_runs(run, words, wrong):
     with pytest.raises(race.ParamsError, match=re.escape(wrong)):
         run(*words, good=PERFECT)
+
+
+def test_a_second_race_in_the_same_folder_leaves_the_first_one_alone(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.files.PATIENCE", 0)
+    (tmp_path / "cache/camvid").mkdir(parents=True)
+    with (
+        claimed(tmp_path / "cache/.lock", "the first race"),
+        pytest.raises(BusyError, match=r"cache: already being used \(process \d+ on "),
+    ):
+        run(good=PERFECT)
+    assert (tmp_path / "cache/camvid").exists()
+    assert run(good=PERFECT)[0]["good"]["status"] == "ok"
 
 
 def test_an_image_without_a_mask_is_refused(run, camvid):

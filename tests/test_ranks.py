@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from deeplab.data import StepKeys
 from deeplab.errors import SettingsError
@@ -20,6 +21,8 @@ from deeplab.losses import choice
 from deeplab.losses.choice import fastest
 from deeplab.ranks import ALONE, Ranks
 from deeplab.step import build_optimizer, step_loss, train_step
+from pipeline.errors import StoppedError
+from pipeline.training.launch import launch
 from tests.fitting import run
 from tests.forked import forked
 from tests.tiny import recipe_config, tiny_cell, tiny_params, write_store
@@ -202,3 +205,28 @@ def test_the_stage_starts_its_processes_itself_and_goes_on_after_a_signal(tmp_pa
     assert facts["gpus_per_cell"] == [2]
     rows = (tmp_path / "runs/tiny_os8/history.csv").read_text().splitlines()[1:]
     assert [row.split(",")[1] for row in rows] == [str(step) for step in range(1, 19)]
+
+
+@pytest.mark.parametrize(
+    ("codes", "ends", "says"),
+    [
+        ([-signal.SIGTERM], StoppedError, "killed by signal 15"),  # by somebody, while it imports torch
+        ([-signal.SIGTERM, -signal.SIGKILL], StoppedError, "killed by signal 9"),
+        ([-signal.SIGTERM, 65], SystemExit, "65"),
+    ],
+)
+def test_a_group_ends_as_the_process_that_failed(monkeypatch, codes, ends, says):
+    def fail(*_):
+        def agent(*_):
+            failures = {rank: SimpleNamespace(exitcode=code) for rank, code in enumerate(codes)}
+            error = ChildFailedError.__new__(ChildFailedError)
+            error.failures = failures
+            raise error
+
+        return agent
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", fail)
+    monkeypatch.setattr("pipeline.training.launch.die_with_parent", lambda: None)
+    monkeypatch.setattr("logging.disable", lambda _: None)
+    with pytest.raises(ends, match=says):
+        launch("pipeline.stages.train", ["tiny_os8"], 2)

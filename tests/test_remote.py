@@ -12,9 +12,11 @@ import pytest
 
 from pipeline.cluster.cells import PACKAGES, Remote
 from pipeline.cluster.engines import ENGINES
+from pipeline.cluster.slurm import SlurmCells
 from pipeline.cluster.snapshot import committed, snapshot
 from pipeline.errors import BusyError, ParamsError
 from pipeline.runner.board import plan_board
+from pipeline.runner.dvc import cache_folder
 from pipeline.runner.engine import Order
 from pipeline.runner.graph import outdated, read_stages
 from pipeline.runner.run import Walk
@@ -70,7 +72,7 @@ stages:
 class Processes:
     """An engine of child processes; as Slurm and Ray do, it only says which have ended."""
 
-    place = "in processes"
+    name, place = "processes", "in processes"
 
     def __init__(self):
         self.children, self.submitted = {}, []
@@ -269,10 +271,63 @@ def test_the_cells_of_another_commit_are_waited_for(project):
     first.local.__exit__(None, None, None)
 
 
+def test_jobs_that_a_killed_runner_left_on_another_engine_are_not_disturbed(project):
+    call = project / "runs/.cells/1"
+    call.mkdir(parents=True)
+    cells = {"a": ("77_0", ["train"]), "b": ("77_1", ["train"]), "slow": ("", ["train"])}
+    (call / "call.json").write_text(json.dumps({"engine": "slurm", "commit": "x", "cells": cells}))
+    (call / "b.json").touch()  # has ended
+    with pytest.raises(BusyError, match=r"cells on slurm may still run: a \(77_0\). Continue with --on slurm, or end"):
+        Remote(order_for("train@a"), Processes()).__enter__()
+    (call / "a.json").touch()
+    with Remote(order_for("train@a"), Processes()):
+        assert not call.exists()
+
+
+def test_slurm_is_not_asked_to_cancel_ten_times_a_second(monkeypatch):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, "7 PENDING\n8 RUNNING\n", "")
+
+    monkeypatch.setattr("pipeline.cluster.slurm.subprocess.run", run)
+    cells = SlurmCells.__new__(SlurmCells)
+    cells.jobs, cells.listed, cells.asked, cells.killed = {"a": "7", "b": "8"}, {}, float("-inf"), float("-inf")
+    for _ in range(10):
+        cells.ask_to_stop()
+    for _ in range(10):
+        cells.kill()
+    assert [command[0] for command in commands] == ["squeue", "scancel", "scancel"]
+    assert commands[1:] == [["scancel", "--state=PENDING", "7"], ["scancel", "7", "8"]]
+
+
 def test_uncommitted_code_is_refused_with_the_reason(project):
     Path("params.yaml").write_text("{x: 1}")
     with pytest.raises(ParamsError, match="params.yaml: changed and not committed, but a cell on another machine"):
         Remote(order_for("train@a"), Processes())
+
+
+def test_a_changed_dvc_of_a_project_in_a_repository_is_refused(project):
+    below = project / "own"
+    (below / ".dvc").mkdir(parents=True)
+    (below / ".dvc/config").touch()
+    with pytest.raises(ParamsError, match="own/.dvc/config: changed and not committed"):
+        committed(below)
+    commit("own")
+    assert committed(below)
+
+
+def test_a_cache_that_the_user_has_for_all_projects_is_that_of_the_snapshots(project, monkeypatch):
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(project / "home"))
+    (project / "home").mkdir()
+    (project / "home/config").write_text("[cache]\n    dir = ../shared\n")
+    assert cache_folder(project) == project / "shared"
+    (project / ".dvc/config.local").write_text("[cache]\n    dir = nearer\n")
+    assert cache_folder(project) == project / ".dvc/nearer"
+    (project / ".dvc/config.local").write_text("[cache]\n    dirr = nearer\n")
+    with pytest.raises(ParamsError, match="config file error"):
+        cache_folder(project)
 
 
 def test_a_snapshot_shares_data_checkpoints_and_cache_and_is_gone_afterwards(project):

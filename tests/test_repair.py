@@ -63,6 +63,16 @@ def test_a_torn_dvc_lock_keeps_its_whole_entries(record_property):
     assert sorted(path.name for path in Path().iterdir()) == [".dvc", "dvc.lock"]
 
 
+def test_a_dvc_lock_that_was_cut_within_a_letter_is_repaired():
+    whole = (FIRST + "  train@b:\n    cmd: python train.py \u00e4").encode()
+    Path("dvc.lock").write_bytes(whole[:-1])
+    (line,) = repair()
+    assert line.startswith("dvc.lock: damaged by a kill or a full disk, ")
+    assert Path("dvc.lock").read_text() == FIRST
+    Path("dvc.lock").write_bytes(whole[:-1] + b"\n" + LOCK[len(FIRST) :].encode())  # in the middle: nobody's repair
+    assert repair() == []
+
+
 @pytest.mark.parametrize(
     "text",
     [

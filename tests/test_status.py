@@ -60,6 +60,26 @@ def test_a_training_shows_step_speed_time_left_and_its_last_validation(board, fo
     assert (row.step, row.speed, row.left, row.miou) == ("100/400", "13.0", "0:03:05", "12.34%")
 
 
+@pytest.mark.parametrize("speeds", ["20,10.0\n40,140,35.2\n", "20,\n40,x\n"])
+def test_a_line_torn_by_a_full_disk_does_not_stop_the_runner(board, folder, speeds):
+    write_training(folder, "b", speeds, "step,val/mIoU\n")
+    row = next(row for row in read_rows(board, alive=True) if row.cell == "b")
+    assert (row.state, row.step) == ("training", "")
+
+
+def test_a_training_that_ends_while_it_is_looked_at_does_not_stop_the_runner(board, folder, monkeypatch):
+    write_training(folder, "b", "20,10.0\n", "step,val/mIoU\n")
+    stat = Path.stat
+
+    def gone(path, **options):
+        if path.name == "facts.json":
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", gone)
+    assert next(row for row in read_rows(board, alive=True) if row.cell == "b").state == "training"
+
+
 def test_a_finished_cell_shows_its_result(board, folder):
     metrics = folder / "reports/metrics"
     metrics.mkdir(parents=True)

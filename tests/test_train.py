@@ -22,7 +22,8 @@ from pipeline.settings.code import code_of
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
 from pipeline.stages import check, train
-from pipeline.training import publish, seed
+from pipeline.training import publish, reuse, seed
+from pipeline.training.facts import Facts, WeightsFile
 from pipeline.training.provenance import file_sha256, git, git_state
 from pipeline.training.reuse import take_trained
 from tests.tiny import tiny_params, write_store
@@ -181,6 +182,32 @@ def test_finished_seeds_are_taken_in_a_project_below_the_root_of_the_repository(
     tiny_params(place / "params.yaml", lambda params: params.update(seeds=[0, 1]))
     take_trained("tiny_os8", (0, 1), inputs, places, lambda seed: tmp_path / f"seed{seed}")
     assert (tmp_path / "seed0/weights.safetensors").exists()
+
+
+def test_a_seed_that_is_taken_is_in_its_folder_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    facts = Facts(
+        cell="a",
+        dataset="b",
+        seed=0,
+        started="now",
+        iterations=1,
+        fingerprint={},
+        settings={},
+        weights=WeightsFile(file="seed0.safetensors", sha256=""),
+    )
+
+    def taken():
+        reuse.write_seed(tmp_path / "work/seed0", facts, {"seed0.safetensors": b"x"}, ["seed,step", "0,1"])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reuse, "write_json", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            taken()
+    assert list((tmp_path / "work").iterdir()) == []
+    (tmp_path / "work/.seed0.part").mkdir()  # of a kill
+    taken()
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["seed0"]
+    assert (tmp_path / "work/seed0/history.csv").read_text() == "step\n1\n"
 
 
 def test_a_signal_saves_and_the_same_command_ends_where_an_unbroken_run_does(place, monkeypatch, capsys):

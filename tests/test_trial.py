@@ -4,15 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from deeplab.config import InitConfig
 from deeplab.errors import DataError
 from pipeline.errors import ParamsError
 from pipeline.runner import trial
 from pipeline.settings.places import Places
-from tests.tiny import tiny_params
+from tests.tiny import tiny_cell, tiny_params
 
 ROOT = Path(__file__).parents[1]
 # The learning rate is the score.
@@ -86,6 +88,32 @@ def test_data_that_is_not_prepared_is_named(places):
 )
 def test_a_key_is_found_in_its_section_and_where_a_row_has_it(setting, key, value):
     assert trial.parse(setting) == (key, value)
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("data/weights/a.safetensors", ["data/weights"]),
+        ("data/a.safetensors", ["data/a.safetensors"]),
+        ("data/pretrained/a.safetensors", []),  # copied with its folder for every cell
+        ("committed/a.safetensors", []),
+        ("committed/b.safetensors", ["committed/b.safetensors"]),
+        ("model", ["model"]),  # a folder in the form of a Hugging Face repository
+        ("/a.safetensors", []),
+        ("data/missing.safetensors", []),
+    ],
+)
+def test_the_file_that_a_cell_starts_from_is_copied(places, folder, file, expected):
+    for name in ("tiny/manifest.json", "pretrained/a.safetensors", "weights/a.safetensors", "a.safetensors"):
+        (folder / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "data" / name).touch()
+    for name in ("committed/a.safetensors", "committed/b.safetensors", "model/model.safetensors"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    run("git", "init", "-q", "..")
+    run("git", "add", "committed/a.safetensors")
+    cell = replace(tiny_cell(), init=InitConfig(file=file, sha256="0" * 64))
+    assert [str(path) for path in trial.copied(cell, places)] == ["data/tiny", "data/pretrained", *expected]
 
 
 def test_another_setting_is_tried_and_nothing_here_changes(places, folder, monkeypatch):

@@ -25,7 +25,7 @@ from PIL import Image
 
 from benchmarks.race.job import CLASSES, IGNORE, call
 from pipeline.errors import ParamsError, run_command
-from pipeline.files import write_whole
+from pipeline.files import claimed, write_whole
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/race.md"
@@ -71,11 +71,13 @@ def race(asked: argparse.Namespace) -> None:
         print(f"{name}: left out: it cannot take these ImageNet weights")
     print(f"{len(names)} peers, about {len(names) * (asked.minutes + OVERHEAD):.0f} minutes in all", flush=True)
     os.sched_setaffinity(0, own[: asked.cores])
-    data, rows = convert(asked.camvid.resolve(), cache / "camvid"), {}
-    for name in names:
-        rows[name] = one(name, asked, data, cache)
-        print(f"{name}: {rows[name]['status']}", flush=True)
-    fill(asked, rows)
+    rows = {}
+    with claimed(cache / ".lock", str(cache), "used"):  # a second race would remove the data and results of this one
+        data = convert(asked.camvid.resolve(), cache / "camvid")
+        for name in names:
+            rows[name] = one(name, asked, data, cache)
+            print(f"{name}: {rows[name]['status']}", flush=True)
+        fill(asked, rows)
     print(json.dumps(rows))
 
 

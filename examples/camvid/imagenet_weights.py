@@ -40,6 +40,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheel", type=Path, help="the wheel, if pip cannot reach a package index from here")
     wheel = parser.parse_args().wheel
+    if wheel and not wheel.is_file():
+        sys.exit(f"error: --wheel: {wheel}: no such file")
     with tempfile.TemporaryDirectory() as folder:
         content = (wheel or download(Path(folder))).read_bytes()
     if (found := hashlib.sha256(content).hexdigest()) != WHEEL:

@@ -48,6 +48,7 @@ class Task:
 class Cells(Protocol):
     """What Ray and Slurm offer."""
 
+    name: str  # after --on
     place: str
 
     def submit(self, tasks: Sequence[Task]) -> None:
@@ -116,13 +117,17 @@ class Remote:
     def take_over(self, call: Path) -> None:
         """Take over the cells that an earlier runner left running in `call`, or remove its folder.
 
-        Raises BusyError when they run another commit, or stop.
+        Raises BusyError when they run another commit, or stop, or may run on another engine.
         """
         try:
             earlier = json.loads((call / CALL).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             earlier = {"commit": self.commit, "cells": {}}
-        alive = self.cells.recall({cell: token for cell, (token, _) in earlier["cells"].items()})
+        tokens = {cell: token for cell, (token, _) in earlier["cells"].items()}
+        if (engine := earlier.get("engine", self.cells.name)) != self.cells.name:
+            require_ended(call, engine, tokens)
+            tokens = {}
+        alive = self.cells.recall(tokens)
         if not alive:
             shutil.rmtree(call, ignore_errors=True)
             return
@@ -136,7 +141,7 @@ class Remote:
         """Write down what was submitted, for a later runner."""
         own = {cell: unit for cell, unit in self.units.items() if unit.call == self.call}
         cells = {cell: (self.cells.token(cell), unit.kinds) for cell, unit in own.items()}
-        write_whole(self.call / CALL, json.dumps({"commit": self.commit, "cells": cells}))
+        write_whole(self.call / CALL, json.dumps({"engine": self.cells.name, "commit": self.commit, "cells": cells}))
 
     @property
     def free(self) -> list[dict[str, str]]:
@@ -247,6 +252,16 @@ class Remote:
         self.ask_to_stop()
         self.cells.kill()
         self.local.kill()
+
+
+def require_ended(call: Path, engine: str, tokens: Mapping[str, str]) -> None:
+    """Raise BusyError when cells of `call` may still run on another `engine`, which is not asked here."""
+    left = [f"{cell} ({token})" for cell, token in tokens.items() if token and not (call / f"{cell}.json").exists()]
+    if left and not (call / STOP).exists():
+        raise BusyError(
+            f"cells on {engine} may still run: {', '.join(left)}. Continue with --on {engine}, or end them and remove "
+            f"{call}."
+        )
 
 
 def install_line(engine: str) -> ParamsError:

@@ -4,6 +4,7 @@ Locks, cache, tracking and data are checked from a second process as well.
 """
 
 import fcntl
+import http.client
 import multiprocessing
 import os
 import shutil
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster.engines import ENGINES
-from pipeline.cluster.snapshot import cache_folder, committed
+from pipeline.cluster.snapshot import committed
 from pipeline.errors import ParamsError
+from pipeline.runner.dvc import cache_folder
 from pipeline.runner.engine import Order
 from pipeline.runner.local import find_slots, visible_gpus
 from pipeline.settings.params import Params, load_params
@@ -196,8 +198,11 @@ def ask_tracking(uri: str) -> str:
         return "cannot check this kind of tracking server"
     # This address needs no password, which urllib would take for a port and repeat in its error.
     address = f"{without_password(uri).rstrip('/')}/health"
-    with urllib.request.urlopen(address, timeout=10) as reply:  # noqa: S310  checked above
-        return "answers" if reply.status == 200 else f"answers with {reply.status}"
+    try:
+        with urllib.request.urlopen(address, timeout=10) as reply:  # noqa: S310  checked above
+            return "answers" if reply.status == 200 else f"answers with {reply.status}"
+    except (http.client.HTTPException, ValueError) as error:
+        raise OSError(f"{without_password(uri)}: not a tracking server ({type(error).__name__})") from None
 
 
 def check_data(params: Params, places: Places) -> str:

@@ -19,24 +19,31 @@ RETRIES = 3  # Ray's own, when a worker or a node is lost
 class RayCells:
     """Queues cells in Ray, which gives each its GPUs or cores and restarts it when its worker is lost."""
 
+    name = "ray"
+
     def __init__(self, order: Order) -> None:
         try:
             import ray
         except ImportError:
             raise install_line("ray") from None
         self.ray: Any = ray
-        self.waiting: dict[Any, str] = {}  # reference of a task -> its cell
+        self.most = order.count  # cells at a time, if somebody said so
+        self.held: list[Task] = []  # until fewer cells run
+        self.cells: set[str] = set()  # that were submitted
+        self.tasks: dict[Any, str] = {}  # reference of a task -> its cell; of a cell that was lost, several
         self.connect(order.address)
-        total = ray.cluster_resources()
-        gpus = self.gpus_per_cell(order, total)
-        needs = {"num_gpus": gpus, "num_cpus": 0} if gpus else {"num_cpus": order.threads}
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus, cores = ([int(node.get(kind, 0)) for node in nodes] for kind in ("GPU", "CPU"))
+        wanted = self.gpus_per_cell(order, max(gpus, default=0))
+        threads = max(1, min(order.threads, max(cores, default=0)))  # a task that fits no node would wait for ever
+        needs = {"num_gpus": wanted, "num_cpus": 0} if wanted else {"num_cpus": threads}
         # By default Ray ends its process after each task with a GPU (max_calls=1): 12 tasks took 39 s instead of 2.
         # Ray tries again when a worker is lost, and not when a cell fails.
         options = {**needs, "max_calls": 0, "max_retries": RETRIES, "retry_exceptions": False}
         self.run = ray.remote(**options)(run_task)
-        size = int(total["GPU"]) // gpus if gpus else int(total.get("CPU", 1)) // order.threads
-        nodes = sum(node["Alive"] for node in ray.nodes())
-        self.place = f"on Ray, {order.count or max(1, size)} cells at a time on {nodes} node{'s' * (nodes != 1)}"
+        size = sum(each // wanted for each in gpus) if wanted else sum(each // threads for each in cores)
+        count = order.count or max(1, size)
+        self.place = f"on Ray, {count} cells at a time on {len(nodes)} node{'s' * (len(nodes) != 1)}"
 
     def connect(self, address: str | None) -> None:
         """Connect to the Ray at `address`, or start one that ends with this process. Raises ParamsError on failure."""
@@ -47,37 +54,44 @@ class RayCells:
                 # Ray itself ends this process without a useful message.
                 socket.create_connection((place[1], int(place[2])), timeout=10).close()
             self.ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except (ConnectionError, RuntimeError, ValueError, OverflowError, OSError) as error:
             raise ParamsError(
                 f"--address: no Ray answers at {address!r} ({str(error).splitlines()[0]}). `ray status` and "
                 f"`ray start --head` print the address of one that runs."
             ) from None
 
-    def gpus_per_cell(self, order: Order, total: dict[str, float]) -> int:
-        """How many GPUs a cell gets. Raises ParamsError when it asks for more than Ray has."""
-        device, wanted, available = order.params.device, order.params.gpus_per_cell, int(total.get("GPU", 0))
+    def gpus_per_cell(self, order: Order, available: int) -> int:
+        """How many GPUs a cell gets. Raises ParamsError when it asks for more than a node has: `available`."""
+        device, wanted = order.params.device, order.params.gpus_per_cell
         if device == "cpu" or (device == "auto" and not available):
             return 0
         if available < wanted:
             raise ParamsError(
                 f"params.yaml: runtime.device: got {device!r} with gpus_per_cell {wanted}, "
-                f"but this Ray has {available} GPUs"
+                f"but no node of this Ray has more than {available} GPUs"
             )
         return wanted
 
     def submit(self, tasks: Sequence[Task]) -> None:
-        """Queue `tasks`."""
-        for task in tasks:
+        """Queue `tasks`; those beyond the number of cells at a time once others have ended."""
+        self.held += tasks
+        self.cells |= {task.cell for task in tasks}
+        self.release()
+
+    def release(self) -> set[str]:
+        """Give to Ray what is held, as far as it may run. Returns the cells whose task waits there or runs."""
+        left = self.ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=0)[1] if self.tasks else []
+        busy = {self.tasks[reference] for reference in left}
+        while self.held and (self.most is None or len(busy) < self.most):
+            task = self.held.pop(0)
             reference = self.run.remote(str(Path.cwd()), task.command, os.environ.get("MLFLOW_TRACKING_URI"))
-            self.waiting[reference] = task.cell
+            self.tasks[reference] = task.cell
+            busy.add(task.cell)
+        return busy
 
     def over(self) -> set[str]:
-        """The cells whose task has ended in any way."""
-        if not self.waiting:
-            return set()
-        done, _ = self.ray.wait(list(self.waiting), num_returns=len(self.waiting), timeout=0)
-        again = {cell for reference, cell in self.waiting.items() if reference not in set(done)}
-        return {self.waiting[reference] for reference in done} - again
+        """The cells whose task has ended in any way, or was withdrawn."""
+        return self.cells - self.release() - {task.cell for task in self.held}
 
     def token(self, cell: str) -> str:  # noqa: ARG002
         """An empty name: a task ends with the runner that queued it."""
@@ -88,11 +102,13 @@ class RayCells:
         return set()
 
     def ask_to_stop(self) -> None:
-        """Do nothing: a task that starts later sees at once that it has to stop."""
+        """Withdraw what is held. A task that waits in Ray sees at once that it has to stop."""
+        self.held.clear()
 
     def kill(self) -> None:
         """End the processes of all tasks."""
-        for reference in self.waiting:
+        self.held.clear()
+        for reference in self.tasks:
             self.ray.cancel(reference, force=True)
 
     def close(self) -> None:

@@ -16,13 +16,15 @@ from pipeline.runner.engine import Order
 from pipeline.settings.places import Places
 
 FOLDER = Places().runs / ".slurm"  # the scripts and logs of submitit
-ASK = 5.0  # seconds between two calls of squeue
+ASK = 5.0  # seconds between two calls of squeue, or of scancel
 TAKEN_AWAY = 300.0  # seconds until Slurm ends a preempted job
 TIMEOUTS = 1000  # how often a job that runs out of time is queued again: it resumes from its checkpoint
 
 
 class SlurmCells:
     """Queues cells in Slurm. Files say how they end, because not every cluster keeps accounts (`sacct`)."""
+
+    name = "slurm"
 
     def __init__(self, order: Order) -> None:
         try:
@@ -47,7 +49,7 @@ class SlurmCells:
         self.executor.update_parameters(**parameters)
         self.jobs: dict[str, str] = {}  # cell -> id of its last job
         self.listed: dict[str, str] = {}  # id -> state, of all jobs of this user
-        self.asked = float("-inf")
+        self.asked = self.killed = float("-inf")
         self.place = "on Slurm, a job per cell"
 
     def submit(self, tasks: Sequence[Task]) -> None:
@@ -86,14 +88,16 @@ class SlurmCells:
         return alive
 
     def ask_to_stop(self) -> None:
-        """Withdraw the jobs that have not begun."""
+        """Withdraw the jobs that have not begun, once for each time that Slurm lists them."""
         self.over()
         if waiting := [job for job in self.jobs.values() if self.listed.get(job) == "PENDING"]:
             subprocess.run(["scancel", "--state=PENDING", *waiting], capture_output=True, check=False)
+            self.listed.update(dict.fromkeys(waiting, "WITHDRAWN"))
 
     def kill(self) -> None:
-        """End all jobs."""
-        if self.jobs:
+        """End all jobs. The runner calls this ten times a second, and Slurm is asked every ASK seconds."""
+        if self.jobs and time.monotonic() - self.killed > ASK:
+            self.killed = time.monotonic()
             subprocess.run(["scancel", *self.jobs.values()], capture_output=True, check=False)
 
     def close(self) -> None:

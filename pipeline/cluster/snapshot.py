@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import ParamsError
-from pipeline.runner.dvc import dvc_folder, read_lock, write_lock
+from pipeline.runner.dvc import cache_folder, dvc_folder, read_lock, write_lock
 from pipeline.settings.places import Places
 from pipeline.training.provenance import git
 
-CODE = (":(top)deeplab", ":(top)pipeline", "params.yaml", "dvc.yaml", ":(top).dvc/config", ":(top).dvcignore")
+CODE = (":(top)deeplab", ":(top)pipeline", "params.yaml", "dvc.yaml")
+DVC = (".dvc/config", ".dvcignore", ":(top).dvc/config", ":(top).dvcignore")  # a project may have a DVC of its own
 LOCK = "dvc.lock"
 SHARED = ("data", "runs/.resume")  # linked, not copied: the stores, and the checkpoints from which a cell resumes
 
@@ -23,7 +24,7 @@ SHARED = ("data", "runs/.resume")  # linked, not copied: the stores, and the che
 def committed(root: Path) -> str:
     """The commit that is checked out. Raises ParamsError when code or settings differ from it."""
     try:
-        changed = git("status", "--porcelain", "--", *CODE, folder=root).splitlines()
+        changed = git("status", "--porcelain", "--", *CODE, *DVC, folder=root).splitlines()
         commit = git("rev-parse", "HEAD", folder=root)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
@@ -102,15 +103,3 @@ def configure(root: Path, project: Path) -> None:
     local.setdefault("cache", {})["dir"] = str(cache_folder(root))
     local.setdefault("core", {})["site_cache_dir"] = str(clone / "site")  # goes with the snapshot
     local.write()
-
-
-def cache_folder(root: Path) -> Path:
-    """Where the DVC of `root` keeps its cache: `cache.dir` of its configuration, relative to that file."""
-    from configobj import ConfigObj
-
-    own = dvc_folder(root)
-    found = own / "cache"
-    for file in (own / "config", own / "config.local"):
-        if file.exists() and (place := ConfigObj(str(file)).get("cache", {}).get("dir")):
-            found = file.parent / place
-    return found.resolve()

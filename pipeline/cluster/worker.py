@@ -80,7 +80,7 @@ def run_stage(name: str, folder: Path, logs: Path, stop: Callable[[], bool]) -> 
                 time.sleep(0.2)
             text = workers.log(name).read_bytes()[start:].decode(errors="replace")
             code = ends[0][1]
-            if code == 0 and misses_cache(workers.log(name)):
+            if code == 0 and misses_cache(text):  # this time: an earlier attempt has the same log
                 return FULL
         if code and (said := re.findall(r"exited with (\d+)", text)):
             code = int(said[-1])

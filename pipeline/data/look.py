@@ -1,5 +1,6 @@
 """What other people's masks mean: the labels or colours that occur, their names, and which looks like "no label"."""
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -187,8 +188,8 @@ def settle(seen: Seen, listed: Sequence[Listed]) -> list[Row]:
     if not listed and len(pixels) == 2 and min(pixels) in (0, (0, 0, 0)):
         names = dict(zip(sorted(pixels), ("background", "foreground"), strict=True))
     for key, _ in pixels.most_common() if colored else sorted(pixels.items()):
-        usual = f"class_{len(names) if colored else key}"
-        names.setdefault(key, "ignore" if key in (255, BORDER) else usual)
+        usual = "ignore" if key in (255, BORDER) else f"class_{len(names) if colored else key}"
+        names.setdefault(key, unused(usual, names.values()))
     if len(names) > MOST:
         raise DataError(f"{len(names)} colours, expected at most {MOST}, one for each class. Are these masks?")
     # Where most pixels have such a name, it is the background.
@@ -206,6 +207,12 @@ def settle(seen: Seen, listed: Sequence[Listed]) -> list[Row]:
         )
         for place, (key, name) in enumerate(names.items())
     ]
+
+
+def unused(name: str, taken: Collection[str]) -> str:
+    """`name`, with a number behind it when a class of the list has it."""
+    others = (f"{name} {number}" for number in itertools.count(2))
+    return next(each for each in itertools.chain([name], others) if each not in taken)
 
 
 def holds_colors(values: Collection[Value], listed: Sequence[Listed]) -> bool:

@@ -141,7 +141,8 @@ def listed_files(lists: Sequence[Path]) -> Found:
     if len(lists) == 1:
         return Found(images, masks, *split(below(every), images), [])
     splits = {split_of(path.name): below(each) for path, each in pairs.items()}
-    if "train" not in splits or not splits.keys() & {"val", "test"}:
+    is_complete = "train" in splits and bool(splits.keys() & {"val", "test"})
+    if not is_complete or "" in splits or len(splits) < len(pairs):  # no list is left out silently
         names = ", ".join(path.name for path in lists)
         raise ParamsError(f"--pairs: got {names}, expected one list, or one with train and one with val in its name")
     return Found(images, masks, ordered(splits), f"by the lists {', '.join(path.name for path in lists)}", [])

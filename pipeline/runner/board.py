@@ -88,7 +88,7 @@ def only_runner(path: Path = LOCK) -> Iterator[int]:
     Waits for the stages that a killed runner left running. Raises BusyError while another runner works.
     """
     with wait_for(path) as file:
-        sign(file, path, str(os.getpid()))
+        sign(file, path, f"{os.getpid()} on {socket.gethostname()}")
         yield file.fileno()
 
 
@@ -96,8 +96,10 @@ def wait_for(path: Path) -> TextIO:
     """The file `path`, locked. Raises BusyError when its runner works, or has ended and its stages do not end."""
     deadline, printed = time.monotonic() + PATIENCE, False
     while not (file := take(path)):
-        runner = path.read_text().strip()
-        if not runner or is_alive(int(runner), path.stat().st_mtime):
+        runner, _, host = path.read_text().strip().partition(" on ")
+        if host not in ("", socket.gethostname()):
+            runner = f"{runner} on {host}"  # whose processes are not to be seen here
+        if not runner.isdecimal() or is_alive(int(runner), path.stat().st_mtime):
             raise BusyError(
                 f"{path}: another runner (process {runner}) works here. Wait for it, or end it. `grid status` shows "
                 f"what it does."

@@ -80,6 +80,21 @@ def dvc_folder(root: Path) -> Path:
     return next((place for place in places if place.is_dir()), places[0])
 
 
+def cache_folder(root: Path) -> Path:
+    """Where the DVC of `root` keeps its cache: as its configuration says, or that of the user or the machine.
+
+    Raises ParamsError when DVC cannot read one of these files.
+    """
+    from dvc.config import Config, ConfigError
+
+    own = dvc_folder(root)
+    try:
+        place = Config(str(own)).get("cache", {}).get("dir")
+    except ConfigError as error:
+        raise ParamsError(" ".join(str(error).split())) from None
+    return Path(place or own / "cache").resolve()
+
+
 def find(repo: Any, name: str) -> Any:
     """DVC's stage `name`."""
     return next(stage for stage in repo.index.stages if stage.addressing == name)
@@ -108,7 +123,7 @@ def is_readable_lock(text: str) -> bool:
 
     try:
         COMPILED_LOCKFILE_SCHEMA(parse_yaml(text, "dvc.lock"))
-    except (YAMLFileCorruptedError, Invalid):
+    except (YAMLFileCorruptedError, Invalid, UnicodeError):  # the last one for half a letter
         return False
     return True
 

@@ -121,9 +121,9 @@ def dvc_command(stage: str) -> list[str]:
     return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
 
 
-def misses_cache(log: Path) -> bool:
+def misses_cache(log: str) -> bool:
     """Whether DVC could not put an output into its cache. On a full disk it may say so and still exit with 0."""
-    return re.search(r"^ERROR: .*(failed to transfer|not in cache)", log.read_text(errors="replace"), re.M) is not None
+    return re.search(r"^ERROR: .*(failed to transfer|not in cache)", log, re.M) is not None
 
 
 def environment(slot: Slot) -> dict[str, str]:

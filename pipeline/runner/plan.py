@@ -138,7 +138,7 @@ def find_missing(params: Params, places: Places, cell: Cell, weights: set[str]) 
             yield f"{name} will be downloaded"
         else:
             yield f"{raw}"
-    if cell.model.pretrained and cell.model.backbone not in weights:
+    if cell.model.pretrained and cell.model.backbone.partition(".")[0] not in weights:  # a name may have a tag
         yield f"ImageNet weights of {cell.model.backbone}, fetched by the first training"
     if cell.init and cell.init.file and not (places.root / cell.init.file).exists():
         yield cell.init.file

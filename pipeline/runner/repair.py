@@ -27,7 +27,8 @@ def repair(places: Places = Places()) -> list[str]:
 
 def cut_damaged(lock: Path) -> int:
     """Cut the last entry, if it was not written to its end, off dvc.lock. Returns how many bytes that was."""
-    text = lock.read_text(encoding="utf-8") if lock.exists() else EMPTY
+    # A kill may cut a letter of several bytes in two. What is left of it is no YAML, so it is never written back.
+    text = lock.read_text(encoding="utf-8", errors="surrogateescape") if lock.exists() else EMPTY
     begins = [match.start() for match in re.finditer(r"^  \S", text, re.M)]
     # A kill damages the end, so only that is read: all of a long file takes DVC's reader seconds.
     end = EMPTY + STAGES + text[begins[-1] :] if begins else text

@@ -169,14 +169,14 @@ class Walk:
 
     def note(self, name: str, code: int, seconds: float) -> None:
         """Note how a stage has ended."""
-        log = self.engine.log(name)
+        log = read_log(self.engine.log(name))
         if code == 0 and not misses_cache(log):
             self.failures.forget(name)
             self.end(name, "done", f" {seconds:.0f} s" + (" from cache" if came_from_cache(log) else ""))
         elif self.stops:
             self.end(name, "stopped", f" after {seconds:.0f} s")
         else:
-            message = "DVC could not cache the result" if misses_cache(log) else last_message(read_log(log))
+            message = "DVC could not cache the result" if misses_cache(log) else last_message(log)
             self.failures.note(name, message, seconds)
             self.end(name, "failed", f" after {seconds:.0f} s: {message}")
 
@@ -225,9 +225,9 @@ def conclude(states: Mapping[str, State], engine: Engine, stops: Sequence[int]) 
     """Print what failed, with the end of its log, and how to continue. Returns the exit code."""
     failed, stopped, done = ([name for name in states if states[name] == end] for end in ("failed", "stopped", "done"))
     for name in failed:
-        log = engine.log(name)
-        print(f"\n{name} failed ({log}):")
-        print("\n".join(f"    {line}" for line in read_log(log).splitlines()[-TAIL:] if line.strip()))
+        log = read_log(engine.log(name))
+        print(f"\n{name} failed ({engine.log(name)}):")
+        print("\n".join(f"    {line}" for line in log.splitlines()[-TAIL:] if line.strip()))
         if misses_cache(log):
             print(f"    DVC could not cache the result. Free some space, then keep it with: dvc commit -f {name}")
     failures = f", {len(failed)} failed: {', '.join(failed)}" if failed else ""
@@ -246,9 +246,9 @@ def last_message(text: str) -> str:
     return (own or lines or [""])[-1].strip()[:300]
 
 
-def came_from_cache(log: Path) -> bool:
+def came_from_cache(log: str) -> bool:
     """Whether DVC took the result of a stage from its run cache instead of running it."""
-    return "' is cached - skipping run" in read_log(log)
+    return "' is cached - skipping run" in log
 
 
 def read_log(log: Path) -> str:

@@ -114,15 +114,18 @@ def summary(stages: dict[str, Entry]) -> tuple[str, str]:
 
 
 def progress(folder: Path, moving: bool) -> dict[str, str]:
-    """The step, speed, left and miou of a training, from its unfinished work in `folder`."""
-    seeds = sorted(folder.glob("seed*/facts.json"), key=lambda path: path.stat().st_mtime)
+    """The step, speed, left and miou of a training, from its unfinished work in `folder`. Nothing for what cannot be
+    read: the runner shows it, and does not end because of a view.
+    """
     try:
+        seeds = sorted(folder.glob("seed*/facts.json"), key=lambda path: path.stat().st_mtime)
         facts = read_facts(seeds[-1]) if seeds else None
-    except (DataError, OSError):  # of another version, or removed at this moment
-        facts = None
-    if not facts:
+        if not facts:
+            return {}
+        points = read_curves(seeds[-1].with_name("speed.csv"), columns=("step", "speed"))
+        history = read_curves(seeds[-1].with_name("history.csv"))
+    except (DataError, OSError):  # of another version, torn by a full disk, or removed at this moment
         return {}
-    points = read_curves(seeds[-1].with_name("speed.csv"), columns=("step", "speed"))
     step = points[-1][0] if points else 0
     seed = f" (seed {facts.seed})" if len(seeds) > 1 or facts.seed else ""
     found = {"step": f"{step}/{facts.iterations}{seed}"}
@@ -130,7 +133,6 @@ def progress(folder: Path, moving: bool) -> dict[str, str]:
         speed = median(values["speed"] for _, values in points[-RECENT:])
         found["speed"] = f"{speed:.1f}"
         found["left"] = duration((facts.iterations - step) * facts.settings["batch_size"] / speed)
-    history = read_curves(seeds[-1].with_name("history.csv"))
     if scores := [values["val/mIoU"] for _, values in history if "val/mIoU" in values]:
         found["miou"] = f"{scores[-1]:.2%}"
     return found

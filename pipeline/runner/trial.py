@@ -92,7 +92,7 @@ def as_override(value: Any) -> str:
     """`value` as Hydra reads it: without quotes around keys, and with a backslash as it is."""
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{as_override(each)}" for key, each in value.items()) + "}"
-    return json.dumps(value).replace("\\\\", "\\")
+    return json.dumps(value, ensure_ascii=False).replace("\\\\", "\\")
 
 
 def name_of(cell: str, settings: Sequence[str]) -> str:
@@ -103,11 +103,30 @@ def name_of(cell: str, settings: Sequence[str]) -> str:
 
 def copied(cell: Cell, places: Places) -> Iterator[Path]:
     """What git ignores and the experiment needs."""
-    yield from filter(
-        Path.exists, (places.store(cell.dataset), places.download(cell.dataset).parent, places.pretrained)
-    )
-    if cell.init and cell.init.cell and places.run(cell.init.cell).exists():
-        yield places.run(cell.init.cell)
+    found = [places.store(cell.dataset), places.download(cell.dataset).parent, places.pretrained]
+    if cell.init and cell.init.cell:
+        found.append(places.run(cell.init.cell))
+    if cell.init and cell.init.file and (start := with_its_folder(Path(cell.init.file), places)):
+        found += [start] if not {start, *start.parents} & set(found) else []
+    yield from filter(Path.exists, found)
+
+
+def with_its_folder(file: Path, places: Places) -> Path | None:
+    """What to copy for the `file` that a cell starts from: its folder, which DVC does not make for a file alone.
+
+    None for a file that the copy has, because it is committed or named from the root of the machine.
+    """
+    path = places.root / file
+    if file.is_absolute() or ".." in file.parts or is_tracked(path, places):
+        return None
+    has_folder = path.parent in (places.root, places.data) or is_tracked(path.parent, places)
+    return path if path.is_dir() or has_folder else path.parent
+
+
+def is_tracked(path: Path, places: Places) -> bool:
+    """Whether git knows a file at or below `path`."""
+    command = ["git", "ls-files", "--", str(path.absolute())]
+    return bool(subprocess.run(command, cwd=places.root, capture_output=True, check=False).stdout)
 
 
 def compare(cell: str, name: str, places: Places) -> str:

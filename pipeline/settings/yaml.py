@@ -25,6 +25,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raw = YAML(typ="safe", pure=True).load(text)
         json.dumps(raw, default=str)  # an alias inside of itself has no end
         YAML(typ="safe").load(text)  # DVC's reader is in C, and does not take a bare address within brackets
+    except TypeError:
+        raise ParamsError(f"{path}: a key is a date or a list for YAML. Write it in quotes.") from None
     except (RecursionError, ValueError) as error:
         raise ParamsError(f"{path}: nested without end ({type(error).__name__})") from None
     except YAMLError as error:

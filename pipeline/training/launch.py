@@ -61,10 +61,11 @@ def launch(module: str, arguments: Sequence[str], processes: int) -> None:
     except ChildFailedError as error:
         codes = [failure.exitcode for _, failure in sorted(error.failures.items())]
         killed = [-code for code in codes if code < 0 and -code != signal.SIGTERM]  # which the agent sends
-        if not killed:
-            sys.exit(next(code for code in codes if code > 0))
+        if not killed and (failed := [code for code in codes if code > 0]):
+            sys.exit(failed[0])
+        number = killed[0] if killed else signal.SIGTERM.value  # of somebody else, before a process handles it
         raise StoppedError(
-            f"{arguments[0]}: a process was killed by signal {killed[0]}. Run the same command again to continue from "
+            f"{arguments[0]}: a process was killed by signal {number}. Run the same command again to continue from "
             f"the last checkpoint."
         ) from None
 

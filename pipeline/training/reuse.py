@@ -4,6 +4,7 @@ DVC deletes the outs of a stage before it runs it. dvc.lock still names them, an
 """
 
 import hashlib
+import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -72,16 +73,22 @@ def is_of(facts: Facts, inputs: Inputs) -> bool:
 
 
 def write_seed(folder: Path, facts: Facts, contents: dict[str, bytes], history: list[str]) -> None:
-    """Undo `publish` for one seed. The facts come last, because they show that it is finished."""
+    """Undo `publish` for one seed. `folder` appears in one step: what a kill leaves would be trained again."""
     from deeplab.checkpoint import write_durably
     from deeplab.spots import state_file
 
-    (folder / "spots").mkdir(parents=True)
-    head, *rows = (line.partition(",") for line in history)
-    own = [head[2], *(row for seed, _, row in rows if seed == str(facts.seed))]
-    write_durably(folder / "history.csv", ("\n".join(own) + "\n").encode())
-    for spot in facts.spots:
-        write_durably(state_file(folder / "spots", spot.start), contents.pop(spot.file(facts.seed)))
-    (weights,) = contents.values()
-    write_durably(folder / "weights.safetensors", weights)
-    write_json(folder / "facts.json", facts.plain())
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed here
+    try:
+        (part / "spots").mkdir(parents=True)
+        head, *rows = (line.partition(",") for line in history)
+        own = [head[2], *(row for seed, _, row in rows if seed == str(facts.seed))]
+        write_durably(part / "history.csv", ("\n".join(own) + "\n").encode())
+        for spot in facts.spots:
+            write_durably(state_file(part / "spots", spot.start), contents.pop(spot.file(facts.seed)))
+        (weights,) = contents.values()
+        write_durably(part / "weights.safetensors", weights)
+        write_json(part / "facts.json", facts.plain())
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -135,7 +135,7 @@ def mask_folder(root: Path) -> Path | None:
 
 def find_place(root: Path, folder: Path) -> Place:
     """The annotations in `root`. Raises DataError when there are none, those of several tools, or none of ours."""
-    _, others = find_pictures(folder) if root.is_dir() else ([], [root])
+    _, others = find_pictures(folder) if root.is_dir() else ([], [folder / root.name])
     found: dict[str, set[str]] = defaultdict(set)
     for path in others:
         tool, file = tool_of(path), path.relative_to(folder)
