@@ -127,6 +127,22 @@ def test_several_seeds_show_their_spread_in_every_form_of_the_table(folder):
     assert r"\begin{tabular}{llllrrr}" in paper
 
 
+def test_a_measure_on_a_further_split_moves_no_number(folder):
+    """`evaluate` measures it there too; the table has it of the validation split."""
+    folder.raw["eval_splits"] = {"shapes": ["val", "train"]}
+    folder.ask("boundary_iou")
+    record = folder.places.record("shapes", CELL)
+    value = json.loads(record.read_text())
+    scores = value["seeds"]["0"]["single_scale"]
+    own, there = scores | {"measures": {"boundary_iou": 0.4}}, scores | {"measures": {"boundary_iou": 0.9}}
+    value["seeds"] = {"0": dict.fromkeys(folder.params.protocols, own)}
+    value["splits"] = {
+        "train": {"images": 320, "data": folder.data, "seeds": {"0": dict.fromkeys(folder.params.protocols, there)}}
+    }
+    record.write_text(json.dumps(value))
+    assert folder.shown() == {"mIoU (train)": "50.00%", "Boundary IoU": "40.00%"}
+
+
 def test_a_record_without_the_measure_shows_a_dash_and_the_command(folder, monkeypatch):
     from pipeline.stages import tables
 
