@@ -107,6 +107,25 @@ def test_another_protocol_is_a_column_of_its_name(folder):
     assert folder.shown() == {"mIoU (flip)": "51.20%"}
 
 
+def test_a_measure_is_that_of_the_first_protocol_of_today(folder):
+    """A record holds all protocols, so another order of them in params.yaml does not make it out of date."""
+    flip = {"scales": [1.0], "flip": True, "window": None, "stride": None}
+    first = folder.raw["protocols"]
+    folder.raw["protocols"] = first | {"flip": flip}
+    folder.ask("boundary_iou")
+    folder.measure(CELL, 0.5)
+    record = folder.places.record("shapes", CELL)
+    value = json.loads(record.read_text())
+    scores = value["seeds"]["0"]
+    for name, share in zip(scores, (0.4, 0.6), strict=True):
+        scores[name] = scores[name] | {"measures": {"boundary_iou": share}}
+    record.write_text(json.dumps(value))
+    assert folder.shown() == {"Boundary IoU": "40.00%"}
+    folder.raw["protocols"] = {"flip": flip} | first
+    folder.write_params()
+    assert folder.shown() == {"Boundary IoU": "60.00%"}
+
+
 def test_several_seeds_show_their_spread_in_every_form_of_the_table(folder):
     folder.raw["seeds"] = [0, 1]
     folder.ask("dice", "boundary_iou")

@@ -54,7 +54,7 @@ def extras(name: str, results: tuple[Result, ...], own: bool, params: Params, pl
         for scores, result in zip(seeds, results, strict=True):
             found = record.seeds[str(result.seed)]
             miou = {f"mIoU_{protocol}": each.mIoU for protocol, each in found.items()}
-            scores |= next(iter(found.values())).measures | miou | class_means(name, result, places)
+            scores |= found[next(iter(params.protocols))].measures | miou | class_means(name, result, places)
     cost = read_cost(name, params, places)
     for key, column in columns.items():
         if column.beside != "std":
