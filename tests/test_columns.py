@@ -175,6 +175,21 @@ def test_a_record_without_the_measure_shows_a_dash_and_the_command(folder, monke
     assert f"{CELL}: latency: shown as -. Run: grid measure {CELL}\n" in said.getvalue()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text + "x" * 200_000,
+        lambda text: text.replace("0.25", "nan"),
+        lambda text: text.replace(",80\n", ",0\n").replace(",20\n", ",0\n"),
+    ],
+)
+def test_a_damaged_table_of_classes_is_a_dash(folder, damage):
+    folder.ask("dice", "recall")
+    classes = folder.path / f"reports/plots/{CELL}/classes.csv"
+    classes.write_text(damage(classes.read_text()))
+    assert set(folder.shown().values()) == {"-"}
+
+
 def test_a_number_in_prose_may_be_that_of_a_column(folder):
     folder.ask("dice", "latency")
     folder.cost()
@@ -196,6 +211,7 @@ def test_a_number_in_prose_may_be_that_of_a_column(folder):
         (["dise"], "params.yaml: columns: unknown name 'dise'; did you mean 'dice'?"),
         (["mIoU_flip"], "columns: unknown name 'mIoU_flip'; known: dice, .*, mIoU_single_scale"),
         (["mIoU_low"], "columns: unknown name 'mIoU_low'"),
+        (["mIoU_flip_std"], "columns: unknown name 'mIoU_flip_std'"),  # the spread of mIoU_flip
         (["recal"], "columns: unknown name 'recal'; did you mean 'recall'"),
         (["Dice"], "columns: unknown name 'Dice'; did you mean 'dice'"),
         (["dice", "dice"], r"columns: got \['dice', 'dice'\], expected each column once"),
@@ -207,6 +223,8 @@ def test_a_number_in_prose_may_be_that_of_a_column(folder):
 )
 def test_a_wrong_column_is_one_line_with_the_nearest_name(folder, columns, message):
     folder.raw["columns"] = columns
+    if columns == ["mIoU_flip_std"]:
+        folder.raw["protocols"]["flip_std"] = folder.raw["protocols"]["single_scale"]
     folder.write_params()
     with pytest.raises(ParamsError, match=message) as error:
         check.run(folder.places)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ParamsError
+from pipeline.files import BROKEN
 from pipeline.results.costs import read_cost
 from pipeline.results.records import INTERVAL, Record, Result
 from pipeline.results.scores import first_protocol, read_rows
@@ -34,7 +35,9 @@ class Column:
 def asked(params: Params) -> dict[str, Column]:
     """The columns that params.yaml asks for. Raises ParamsError with the nearest name for an unknown one."""
     others = {f"mIoU_{name}": Column(f"mIoU ({name})") for name in params.protocols}
-    known = EXTRAS | {name: column for name, column in others.items() if name not in (*INTERVAL, "mIoU_std")}
+    known = EXTRAS | {
+        name: column for name, column in others.items() if name not in INTERVAL and not name.endswith("_std")
+    }
     if odd := [name for name in params.columns if name not in known]:
         raise ParamsError(f"params.yaml: columns: {unknown(odd[0], known)}")
     return {name: known[name] for name in params.columns}
@@ -78,9 +81,9 @@ def class_means(name: str, result: Result, places: Places) -> dict[str, float]:
         iou, recall, pixels = (
             np.array([float(row[key] or 0) for row in rows]) for key in ("IoU", "accuracy", "pixels")
         )
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+    except (OSError, *BROKEN):
         return {}
-    if not len(rows) or abs(iou.mean() - result.scores["mIoU"]) > 1e-5:
+    if not len(rows) or not abs(iou.mean() - result.scores["mIoU"]) <= 1e-5 or not pixels.sum() > 0:  # nan too
         return {}
     hit, share = iou > 0, np.zeros((3, len(rows)))
     for place, (shift, whole) in enumerate(((-ROUNDING, np.floor), (0, np.rint), (ROUNDING, np.ceil))):
