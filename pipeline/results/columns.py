@@ -3,7 +3,7 @@
 Each is a function of committed files: the record of a cell, its classes.csv, and the costs of its data set.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -34,13 +34,18 @@ class Column:
 
 def asked(params: Params) -> dict[str, Column]:
     """The columns that params.yaml asks for. Raises ParamsError with the nearest name for an unknown one."""
-    others = {f"mIoU_{name}": Column(f"mIoU ({name})") for name in params.protocols}
+    return columns_of(params.columns, params.protocols)
+
+
+def columns_of(names: Iterable[str], protocols: Iterable[str]) -> dict[str, Column]:
+    """`columns` of a params.yaml with `protocols`. Raises ParamsError as above."""
+    others = {f"mIoU_{name}": Column(f"mIoU ({name})") for name in protocols}
     known = EXTRAS | {
         name: column for name, column in others.items() if name not in INTERVAL and not name.endswith("_std")
     }
-    if odd := [name for name in params.columns if name not in known]:
+    if odd := [name for name in names if name not in known]:
         raise ParamsError(f"params.yaml: columns: {unknown(odd[0], known)}")
-    return {name: known[name] for name in params.columns}
+    return {name: known[name] for name in names}
 
 
 def extras(name: str, results: tuple[Result, ...], own: bool, params: Params, places: Places) -> dict[str, Any]:
