@@ -96,6 +96,17 @@ def test_without_the_key_or_with_an_empty_list_every_file_is_as_before(folder):
     assert code.entries(folder.params, folder.places) == hashes
 
 
+def test_a_record_without_the_images_of_a_split_is_damaged(folder):
+    record = folder.places.record("shapes", CELL)
+    value = json.loads(record.read_text())
+    record.write_text(json.dumps(value | {"images": {"train": 320}}))
+    message = (
+        rf"{CELL}\.json: damaged, .* images: got those of \['train'\], expected \['train', 'val'\]\)\. Run: dvc repro"
+    )
+    with pytest.raises(DataError, match=message):
+        folder.rows()
+
+
 def test_another_protocol_is_a_column_of_its_name(folder):
     folder.raw["protocols"]["flip"] = {"scales": [1.0], "flip": True, "window": None, "stride": None}
     folder.ask("mIoU_flip")
