@@ -84,11 +84,11 @@ def check_files(dataset: str, params: Params, places: Places, fast: bool) -> Sho
     differing = compare_lines(places.table(dataset), markdown(rows), rows, outdated, unknown)
     compare_lines(places.sheet(dataset), sheet(rows), rows, outdated, unknown)
     paper = places.latex(dataset)
-    if not differing and (not paper.exists() or paper.read_text(encoding="utf-8") != latex(dataset, rows)):
+    if not differing and (not paper.exists() or text_of(paper) != latex(dataset, rows)):
         raise MismatchError(f"{paper}: missing, or not what the records give. Run: dvc repro -f tables@{dataset}")
     cards = {places.cards(dataset) / name: text for name, text in make_cards(dataset, rows, params).items()}
     for path, text in cards.items():
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
+        if not path.exists() or text_of(path) != text:
             raise MismatchError(f"{path}: missing, or not what the records give. Run: dvc repro -f tables@{dataset}")
     found = {row.name: [] if row.name in reasons else list(row.results) for row in rows if row.results}
     for name, own in found.items():
@@ -101,6 +101,11 @@ def check_files(dataset: str, params: Params, places: Places, fast: bool) -> Sho
     return {row.name: found.get(row.name, []) for row in rows if row.name in found or row.name in differing}
 
 
+def text_of(path: Path) -> str:
+    """The content of `path`; bytes that are no text are what no stage writes."""
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
 def compare_lines(path: Path, text: str, rows: list[Row], outdated: dict[str, str], unknown: set[str]) -> set[str]:
     """Compare `path` with `text`: a head, a line for each of `rows`, and in a Markdown table perhaps a note.
 
@@ -109,7 +114,7 @@ def compare_lines(path: Path, text: str, rows: list[Row], outdated: dict[str, st
     """
     if not path.exists():
         raise MismatchError(f"{path}: not found. Run: grid run tables@{path.stem}")
-    said, expected = (content.splitlines() for content in (path.read_text(encoding="utf-8"), text))
+    said, expected = (content.splitlines() for content in (text_of(path), text))
     head = [""] * (2 if path.suffix == ".md" else 1)
     names = [*head, *(row.name for row in rows), *[""] * (len(expected) - len(head) - len(rows))]
     if len(said) != len(expected):
