@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from datetime import datetime
 from pathlib import Path
 from random import Random
 
@@ -25,7 +26,7 @@ from tests.records import CELL, ROOT, Folder
 
 pytest.importorskip("rocrate", reason="needs requirements/bundle.txt")
 pytest.importorskip("mlcroissant", reason="needs requirements/bundle.txt")
-from pipeline.verify.bundle.write import write
+from pipeline.verify.bundle.write import describe, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the libraries of the formats
 
@@ -456,6 +457,16 @@ def test_a_number_that_does_not_hold_gets_no_bundle(here, tmp_path, monkeypatch)
     with pytest.raises(MismatchError, match="README"):
         write(Path("a.zip"), None, Places())
     assert not Path("a.zip").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"classes": [], "splits": {"val": 1}, "fingerprint": ""}'])
+def test_a_damaged_data_card_names_the_stage(text, tmp_path):
+    shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
+    card = Places(tmp_path).data_card("shapes") / "card.json"
+    card.parent.mkdir(parents=True)
+    card.write_text(text)
+    with pytest.raises(DataError, match=r"card\.json: damaged, .* Run: dvc repro -f prepare@shapes"):
+        describe(tmp_path, datetime(2026, 1, 2), Places(tmp_path), signed=False)
 
 
 def test_outside_of_git_and_without_the_packages_nothing_is_written(here, tmp_path, monkeypatch):
