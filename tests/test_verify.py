@@ -143,6 +143,7 @@ def test_a_verified_number_is_one_line(folder):
         (lambda folder: edit("reports/statistics/shapes.json", "0.6615", "0.7615"), "shapes.json says mIoU 0.7615"),
         (lambda folder: Path(f"reports/cards/shapes/{CELL}.md").unlink(), f"cards/shapes/{CELL}.md: missing, or not what the records give"),
         (lambda folder: edit(f"reports/cards/shapes/{CELL}.md", "epochs", "years"), f"cards/shapes/{CELL}.md: missing, or not what"),
+        (lambda folder: edit("README.md", "# Mine", "# Mine\n<!-- results:old -->\n| 99.00% |\n<!-- /results:old -->"), "README.md:2: the block results:old is of no data set of params.yaml. Remove it"),
         (lambda folder: Path(TEX).write_bytes(b"\xff"), "shapes.tex: missing, or not what the records give"),
         (lambda folder: Path(f"reports/cards/shapes/{CELL}.md").write_bytes(b"\xff"), f"cards/shapes/{CELL}.md: missing, or not what"),
         (lambda folder: Path(CSV).write_bytes(Path(CSV).read_bytes().replace(b"64x64", b"64\xff64")), "shapes.csv says .* expected"),

@@ -23,7 +23,7 @@ from pipeline.errors import MismatchError
 from pipeline.files import readable
 from pipeline.results.latex import latex
 from pipeline.results.model_card import make_cards
-from pipeline.results.readme import stale
+from pipeline.results.readme import left_behind, stale
 from pipeline.results.records import Result, Row, read_results
 from pipeline.results.statistics import read_runs
 from pipeline.results.table import make_rows, markdown, sheet
@@ -62,6 +62,8 @@ def run(names: list[str], places: Places, fast: bool) -> list[str]:
                 check_runs(name, results, params)
                 recompute(name, results, params, places)
             lines.append(f"{name}: {describe(results, fast)}")
+    if not names and (message := left_behind(params, places)):
+        raise MismatchError(message)
     return lines
 
 
