@@ -6,22 +6,27 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from datetime import datetime
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from deeplab.errors import DataError
 from pipeline.__main__ import main
 from pipeline.errors import MismatchError, ParamsError
+from pipeline.results.latex import latex
+from pipeline.results.records import read_results
+from pipeline.results.table import make_rows, markdown, sheet
 from pipeline.settings.places import Places
-from pipeline.verify.bundle.check import MAX_BYTES, check
+from pipeline.verify.bundle.check import MAX_BYTES, check, check_tables
 from pipeline.verify.bundle.keys import SIGNATURE, SUMS, read_private, read_public
 from tests.archives import write_tar, write_zip
-from tests.records import CELL, ROOT
+from tests.records import CELL, ROOT, Folder
 
 pytest.importorskip("rocrate", reason="needs requirements/bundle.txt")
 pytest.importorskip("mlcroissant", reason="needs requirements/bundle.txt")
-from pipeline.verify.bundle.write import write
+from pipeline.verify.bundle.write import describe, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the libraries of the formats
 
@@ -266,6 +271,58 @@ def test_a_number_that_is_not_the_recorded_one_is_named_also_with_a_new_list(bun
     assert named in refused(again(files | {name: changed.encode()}, listed=True))
 
 
+@pytest.fixture
+def columned(tmp_path):
+    """The places of a project with a further split and a column of its own."""
+    folder = Folder(tmp_path)
+    folder.raw["eval_splits"] = {"shapes": ["val", "train"]}
+    folder.raw |= {"columns": ["dice", "pixel_accuracy"], "seeds": [0, 1]}
+    folder.write_params()
+    folder.measure(CELL, 0.5, 0.5)
+    folder.evaluate(CELL, 0, 1)
+    places = Places(tmp_path)
+    record = json.loads(places.record("shapes", CELL).read_text())
+    record["splits"] = {"train": {"images": 320, "data": folder.data, "seeds": record["seeds"]}}
+    places.record("shapes", CELL).write_text(json.dumps(record))
+    results, reasons = read_results("shapes", folder.params, places)
+    rows = make_rows("shapes", results, reasons, folder.params, places)
+    places.tables.mkdir()
+    places.table("shapes").write_text(markdown(rows))
+    places.sheet("shapes").write_text(sheet(rows))
+    places.latex("shapes").write_text(latex("shapes", rows))
+    return places
+
+
+def test_columns_and_further_splits_are_checked_too(columned):
+    assert check_tables(columned) == [f"{CELL}: 50.00% ± 0.00, as recorded"]
+
+
+@CHANGED
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        (RECORD, '"splits": {', '"versions": {}, "split": {', "damaged"),
+        (RECORD, '"mIoU": 0.5,', '"mIoU": 0.51,', "mIoU is 0.5, expected 0.51"),
+        (CSV, ",,0.5,", ",,0.51,", r"train\.mIoU(\\endcsname)? is"),
+        (CSV, ",0.6285", ",0.6385", r"\.dice is 62\.86"),
+        (MD, "| mIoU |", "| miou |", r"shapes\.md: damaged"),
+        (TEX, "& mIoU &", "& miou &", r"shapes\.tex: damaged"),
+        (TEX, r"dice\endcsname{62", r"dice\endcsname{63", r"\.dice is 63\.86"),
+        ("params.yaml", '"columns": [', '"columns": 5, "grids": [', r"params\.yaml: damaged"),
+        ("params.yaml", '"single_scale"', '"twice"', r"\.json: damaged"),
+        ("params.yaml", '"protocols": {', '"protocols": {}, "others": {', r"\.json: damaged"),
+    ],
+)
+def test_a_changed_column_or_split_is_named(columned, name, old, new, message):
+    path = columned.root / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises((DataError, MismatchError), match=message) as error:
+        check_tables(columned)
+    assert "\n" not in str(error.value)
+
+
 @CHANGED
 def test_a_number_without_its_record_is_named(bundle):
     files = content(bundle)
@@ -400,6 +457,16 @@ def test_a_number_that_does_not_hold_gets_no_bundle(here, tmp_path, monkeypatch)
     with pytest.raises(MismatchError, match="README"):
         write(Path("a.zip"), None, Places())
     assert not Path("a.zip").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"classes": [], "splits": {"val": 1}, "fingerprint": ""}'])
+def test_a_damaged_data_card_names_the_stage(text, tmp_path):
+    shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
+    card = Places(tmp_path).data_card("shapes") / "card.json"
+    card.parent.mkdir(parents=True)
+    card.write_text(text)
+    with pytest.raises(DataError, match=r"card\.json: damaged, .* Run: dvc repro -f prepare@shapes"):
+        describe(tmp_path, datetime(2026, 1, 2), Places(tmp_path), signed=False)
 
 
 def test_outside_of_git_and_without_the_packages_nothing_is_written(here, tmp_path, monkeypatch):

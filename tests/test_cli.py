@@ -11,6 +11,7 @@ from pipeline.__main__ import main
 from pipeline.cluster.engines import ENGINES
 from pipeline.predict.predict import tiling_of
 from pipeline.settings.places import Places
+from pipeline.verify.verbs import complete_cell
 
 ROOT = Path(__file__).parents[1]
 VERBS = list(cli.grid.commands)
@@ -88,6 +89,13 @@ def test_a_shell_completes_verbs_options_and_cells(words, answers, monkeypatch):
     done = call()
     assert done.stderr == ""
     assert {line.partition(",")[2] for line in done.stdout.splitlines()} == answers
+
+
+@pytest.mark.parametrize("text", ["grid:", "grid: [1, 2]", "grid: {1: {}}", "grid: ["])
+def test_a_shell_completes_nothing_from_a_wrong_file(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(text)
+    assert complete_cell(None, None, "a") == []
 
 
 @pytest.mark.parametrize("below", [".", "examples/camvid"])

@@ -96,6 +96,17 @@ def test_without_the_key_or_with_an_empty_list_every_file_is_as_before(folder):
     assert code.entries(folder.params, folder.places) == hashes
 
 
+def test_a_record_without_the_images_of_a_split_is_damaged(folder):
+    record = folder.places.record("shapes", CELL)
+    value = json.loads(record.read_text())
+    record.write_text(json.dumps(value | {"images": {"train": 320}}))
+    message = (
+        rf"{CELL}\.json: damaged, .* images: got those of \['train'\], expected \['train', 'val'\]\)\. Run: dvc repro"
+    )
+    with pytest.raises(DataError, match=message):
+        folder.rows()
+
+
 def test_another_protocol_is_a_column_of_its_name(folder):
     folder.raw["protocols"]["flip"] = {"scales": [1.0], "flip": True, "window": None, "stride": None}
     folder.ask("mIoU_flip")
@@ -105,6 +116,25 @@ def test_another_protocol_is_a_column_of_its_name(folder):
     value["seeds"]["0"]["flip"] = value["seeds"]["0"]["flip"] | {"mIoU": 0.512}
     record.write_text(json.dumps(value))
     assert folder.shown() == {"mIoU (flip)": "51.20%"}
+
+
+def test_a_measure_is_that_of_the_first_protocol_of_today(folder):
+    """A record holds all protocols, so another order of them in params.yaml does not make it out of date."""
+    flip = {"scales": [1.0], "flip": True, "window": None, "stride": None}
+    first = folder.raw["protocols"]
+    folder.raw["protocols"] = first | {"flip": flip}
+    folder.ask("boundary_iou")
+    folder.measure(CELL, 0.5)
+    record = folder.places.record("shapes", CELL)
+    value = json.loads(record.read_text())
+    scores = value["seeds"]["0"]
+    for name, share in zip(scores, (0.4, 0.6), strict=True):
+        scores[name] = scores[name] | {"measures": {"boundary_iou": share}}
+    record.write_text(json.dumps(value))
+    assert folder.shown() == {"Boundary IoU": "40.00%"}
+    folder.raw["protocols"] = {"flip": flip} | first
+    folder.write_params()
+    assert folder.shown() == {"Boundary IoU": "60.00%"}
 
 
 def test_several_seeds_show_their_spread_in_every_form_of_the_table(folder):
@@ -127,6 +157,22 @@ def test_several_seeds_show_their_spread_in_every_form_of_the_table(folder):
     assert r"\begin{tabular}{llllrrr}" in paper
 
 
+def test_a_measure_on_a_further_split_moves_no_number(folder):
+    """`evaluate` measures it there too; the table has it of the validation split."""
+    folder.raw["eval_splits"] = {"shapes": ["val", "train"]}
+    folder.ask("boundary_iou")
+    record = folder.places.record("shapes", CELL)
+    value = json.loads(record.read_text())
+    scores = value["seeds"]["0"]["single_scale"]
+    own, there = scores | {"measures": {"boundary_iou": 0.4}}, scores | {"measures": {"boundary_iou": 0.9}}
+    value["seeds"] = {"0": dict.fromkeys(folder.params.protocols, own)}
+    value["splits"] = {
+        "train": {"images": 320, "data": folder.data, "seeds": {"0": dict.fromkeys(folder.params.protocols, there)}}
+    }
+    record.write_text(json.dumps(value))
+    assert folder.shown() == {"mIoU (train)": "50.00%", "Boundary IoU": "40.00%"}
+
+
 def test_a_record_without_the_measure_shows_a_dash_and_the_command(folder, monkeypatch):
     from pipeline.stages import tables
 
@@ -138,6 +184,21 @@ def test_a_record_without_the_measure_shows_a_dash_and_the_command(folder, monke
     assert set(folder.shown().values()) == {"-"}
     assert f"{CELL}: calibration_error, dice: shown as -. Run: dvc repro evaluate@{CELL}\n" in said.getvalue()
     assert f"{CELL}: latency: shown as -. Run: grid measure {CELL}\n" in said.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text + "x" * 200_000,
+        lambda text: text.replace("0.25", "nan"),
+        lambda text: text.replace(",80\n", ",0\n").replace(",20\n", ",0\n"),
+    ],
+)
+def test_a_damaged_table_of_classes_is_a_dash(folder, damage):
+    folder.ask("dice", "recall")
+    classes = folder.path / f"reports/plots/{CELL}/classes.csv"
+    classes.write_text(damage(classes.read_text()))
+    assert set(folder.shown().values()) == {"-"}
 
 
 def test_a_number_in_prose_may_be_that_of_a_column(folder):
@@ -161,6 +222,7 @@ def test_a_number_in_prose_may_be_that_of_a_column(folder):
         (["dise"], "params.yaml: columns: unknown name 'dise'; did you mean 'dice'?"),
         (["mIoU_flip"], "columns: unknown name 'mIoU_flip'; known: dice, .*, mIoU_single_scale"),
         (["mIoU_low"], "columns: unknown name 'mIoU_low'"),
+        (["mIoU_flip_std"], "columns: unknown name 'mIoU_flip_std'"),  # the spread of mIoU_flip
         (["recal"], "columns: unknown name 'recal'; did you mean 'recall'"),
         (["Dice"], "columns: unknown name 'Dice'; did you mean 'dice'"),
         (["dice", "dice"], r"columns: got \['dice', 'dice'\], expected each column once"),
@@ -172,6 +234,8 @@ def test_a_number_in_prose_may_be_that_of_a_column(folder):
 )
 def test_a_wrong_column_is_one_line_with_the_nearest_name(folder, columns, message):
     folder.raw["columns"] = columns
+    if columns == ["mIoU_flip_std"]:
+        folder.raw["protocols"]["flip_std"] = folder.raw["protocols"]["single_scale"]
     folder.write_params()
     with pytest.raises(ParamsError, match=message) as error:
         check.run(folder.places)

@@ -93,6 +93,12 @@ def test_a_later_call_into_the_same_folder_keeps_the_rows_of_other_images(model,
     before = (out / "classes.csv").read_bytes()
     segmented(model, photos / "b.png")
     assert sorted(before.splitlines()) == sorted((out / "classes.csv").read_bytes().splitlines())
+    (out / "classes.csv").write_bytes(b"\xef\xbb\xbf" + before.replace(b"\n", b"\r\n") + b"\r\n")  # by an editor
+    segmented(model, photos / "b.png")
+    assert sorted(before.splitlines()) == sorted((out / "classes.csv").read_bytes().splitlines())
+    (out / "classes.csv").write_bytes(before + b"caf\xe9")
+    with pytest.raises(DataError, match=r"classes\.csv: damaged, .* Move it away, or name another --out"):
+        segmented(model, photos / "b.png")
     (out / "classes.csv").write_text("of,somebody,else\n1,2,3\n")
     segmented(model, photos / "b.png")
     assert {row["image"] for row in rows(out)} == {"b"}

@@ -168,6 +168,33 @@ def test_a_value_without_its_table_names_the_stage(folder):
         fill(folder, f"<!-- value: {CELL}.mIoU --><!-- /value -->")
 
 
+@pytest.mark.parametrize("change", [("0.42", "x"), ("mIoU,", "miou,"), ("cell,", "CELL,"), ("cell,", '"cell,')])
+def test_a_damaged_table_names_the_stage(folder, change):
+    sheet = Places(folder.path).sheet("shapes")
+    sheet.write_text(sheet.read_text().replace(*change, 1))
+    message = r"shapes\.csv: damaged, or edited by hand \(.*\)\. Run: dvc repro -f tables@shapes"
+    with pytest.raises(DataError, match=message):
+        fill(folder, f"<!-- value: {CELL}.mIoU --><!-- /value -->")
+
+
+def test_the_name_of_a_class_in_another_encoding_is_an_unknown_name(folder):
+    write_classes(folder, {"café": "0.41"}, {"café": "0.43"})
+    page = folder.path / "docs/paper.md"
+    page.write_bytes(f"<!-- value: {CELL}.IoU.café -->-<!-- /value -->".encode("latin-1"))
+    with pytest.raises(DataError, match=rf"paper\.md:1: value {CELL}\.IoU\.caf\ufffd: unknown name .* 'IoU\.café'"):
+        put("shapes", Places(folder.path))
+
+
+@pytest.mark.parametrize("damage", [lambda text: text + "x" * 200_000, lambda text: text.replace("0.41", "nan")])
+def test_classes_that_cannot_be_read_are_a_dash(folder, damage):
+    write_classes(folder, {"road": "0.41"}, {"road": "0.43"})
+    classes = Places(folder.path).plots(CELL) / "classes.csv"
+    text = f"<!-- value: {CELL}.IoU.road -->{{}}<!-- /value -->"
+    assert fill(folder, text.format("")) == text.format("42.00% ± 1.41")
+    classes.write_text(damage(classes.read_text()))
+    assert fill(folder, text.format("")) == text.format("-")
+
+
 def test_latex_escapes_what_it_would_run(folder):
     first, second = rows_of(folder)
     text = latex.latex("shapes", [replace(first, overrides=r"loss=a_b&c#1 50% $x$ {~^\input"), second])

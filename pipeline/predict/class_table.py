@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.files import whole
+from pipeline.files import readable, whole
 
 if TYPE_CHECKING:
     from deeplab.segmenter import Segmenter
@@ -54,9 +54,12 @@ def class_table(path: Path, keys: tuple[str, ...], model: "Segmenter") -> Iterat
 
 
 def read_rows(path: Path, head: tuple[str, ...]) -> list[list[str]]:
-    """The rows of a table with the columns `head`; none where there is no such table."""
+    """The rows of a table with the columns `head`, none where there is none. Raises DataError for a damaged table.
+
+    An editor may have added empty lines, or the mark that it puts before UTF-8.
+    """
     if head[0] != "image" or not path.exists():  # frames of another video have the same numbers
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        first, *rows = list(csv.reader(file)) or [[]]
+    with readable(path, "Move it away, or name another --out."), path.open(encoding="utf-8-sig", newline="") as file:
+        first, *rows = [row for row in csv.reader(file) if row] or [[]]
     return rows if first == list(head) else []

@@ -25,6 +25,7 @@ from pipeline.files import writable, write_whole
 from pipeline.predict import submission
 from pipeline.predict.predict import allow_tf32, pick_device
 from pipeline.predict.weights import find_weights, is_cell
+from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
 
 TOLERANCE = 1e-3  # on logits
@@ -52,8 +53,13 @@ def run(
         model = load_model(file, pick_device(None))
         allow_tf32(model.settings.tf32)
         return submission.write(model, images, out, places)
-    card = next(places.reports.glob(f"cards/*/{name}.md"), None) if is_cell(name) else None
-    return write(load_model(file), file, kind, out, card)
+    return write(load_model(file), file, kind, out, card_of(name, places) if is_cell(name) else None)
+
+
+def card_of(cell: str, places: Places) -> Path | None:
+    """The model card of `cell`, if it has one; a data set that was removed may have left one of the same name."""
+    card = places.cards(load_params(places.params).cell(cell).dataset) / f"{cell}.md"
+    return card if card.exists() else None
 
 
 def check_format(kind: str) -> None:

@@ -3,7 +3,7 @@
 Each is a function of committed files: the record of a cell, its classes.csv, and the costs of its data set.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ParamsError
+from pipeline.files import BROKEN
 from pipeline.results.costs import read_cost
 from pipeline.results.records import INTERVAL, Record, Result
 from pipeline.results.scores import first_protocol, read_rows
@@ -33,11 +34,18 @@ class Column:
 
 def asked(params: Params) -> dict[str, Column]:
     """The columns that params.yaml asks for. Raises ParamsError with the nearest name for an unknown one."""
-    others = {f"mIoU_{name}": Column(f"mIoU ({name})") for name in params.protocols}
-    known = EXTRAS | {name: column for name, column in others.items() if name not in (*INTERVAL, "mIoU_std")}
-    if odd := [name for name in params.columns if name not in known]:
+    return columns_of(params.columns, params.protocols)
+
+
+def columns_of(names: Iterable[str], protocols: Iterable[str]) -> dict[str, Column]:
+    """`columns` of a params.yaml with `protocols`. Raises ParamsError as above."""
+    others = {f"mIoU_{name}": Column(f"mIoU ({name})") for name in protocols}
+    known = EXTRAS | {
+        name: column for name, column in others.items() if name not in INTERVAL and not name.endswith("_std")
+    }
+    if odd := [name for name in names if name not in known]:
         raise ParamsError(f"params.yaml: columns: {unknown(odd[0], known)}")
-    return {name: known[name] for name in params.columns}
+    return {name: known[name] for name in names}
 
 
 def extras(name: str, results: tuple[Result, ...], own: bool, params: Params, places: Places) -> dict[str, Any]:
@@ -54,7 +62,7 @@ def extras(name: str, results: tuple[Result, ...], own: bool, params: Params, pl
         for scores, result in zip(seeds, results, strict=True):
             found = record.seeds[str(result.seed)]
             miou = {f"mIoU_{protocol}": each.mIoU for protocol, each in found.items()}
-            scores |= next(iter(found.values())).measures | miou | class_means(name, result, places)
+            scores |= found[next(iter(params.protocols))].measures | miou | class_means(name, result, places)
     cost = read_cost(name, params, places)
     for key, column in columns.items():
         if column.beside != "std":
@@ -78,9 +86,9 @@ def class_means(name: str, result: Result, places: Places) -> dict[str, float]:
         iou, recall, pixels = (
             np.array([float(row[key] or 0) for row in rows]) for key in ("IoU", "accuracy", "pixels")
         )
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+    except (OSError, *BROKEN):
         return {}
-    if not len(rows) or abs(iou.mean() - result.scores["mIoU"]) > 1e-5:
+    if not len(rows) or not abs(iou.mean() - result.scores["mIoU"]) <= 1e-5 or not pixels.sum() > 0:  # nan too
         return {}
     hit, share = iou > 0, np.zeros((3, len(rows)))
     for place, (shift, whole) in enumerate(((-ROUNDING, np.floor), (0, np.rint), (ROUNDING, np.ceil))):

@@ -1,13 +1,16 @@
 """The tables in the README, each between two marker lines, and numbers in prose; all other bytes as they are."""
 
+import re
 import shutil
 from pathlib import Path
 
 from deeplab.errors import DataError
 from pipeline.files import locked, whole
-from pipeline.results.values import check_values, fill_values, first_difference, pages
+from pipeline.results.values import check_values, fill_values, first_difference, line_of, pages
 from pipeline.settings.params import Params, load_params
 from pipeline.settings.places import Places
+
+BEGIN = re.compile(rb"<!-- results:(\S+) -->")
 
 
 def put(dataset: str, places: Places) -> None:
@@ -42,6 +45,16 @@ def stale(dataset: str, places: Places) -> str:
         old = path.read_bytes()
         if said := first_difference(old, fill_values(old, dataset, path, params, places)):
             return f"{path}:{said}, by {places.sheet(dataset)}. {remedy}"
+    return ""
+
+
+def left_behind(params: Params, places: Places) -> str:
+    """A message when the README has the block of a data set that params.yaml no longer has: nothing checks it."""
+    text = places.readme.read_bytes()
+    for block in BEGIN.finditer(text):
+        if (name := block[1].decode(errors="replace")) not in params.datasets:
+            said = f"the block results:{name} is of no data set of {places.params}. Remove it, or rename it"
+            return f"{places.readme}:{line_of(text, block.start())}: {said}"
     return ""
 
 

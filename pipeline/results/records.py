@@ -194,9 +194,7 @@ def read_results(dataset: str, params: Params, places: Places) -> tuple[dict[Pla
     results: dict[Place, Result] = {}
     reasons: dict[str, str] = {}
     data = manifest_fingerprint(places.manifest(dataset))
-    for name, cell in params.cells.items():
-        if cell.dataset != dataset:
-            continue
+    for name, cell in params.cells_of(dataset).items():
         path, stage = places.record(dataset, name), params.stage("evaluate", name)
         if not path.exists():
             reasons[name] = f"not measured yet. Run: dvc repro {stage}"
@@ -204,6 +202,9 @@ def read_results(dataset: str, params: Params, places: Places) -> tuple[dict[Pla
         with readable(path, f"Run: dvc repro -f {stage}"):
             record = Record.read(path)
             check_against(record, name, places.metrics(name))
+            splits = {cell.recipe.train_split, cell.recipe.eval_split}
+            if record.fingerprint.cell == cell.fingerprint and splits - record.images.keys():
+                raise ValueError(f"images: got those of {list(record.images)}, expected {sorted(splits)}")
         if parent := trained_since(record, params, places):
             again = f"dvc repro -f -s {params.stage('train', name)} && dvc repro {stage}"
             reasons[name] = f"{path}: {parent}, from which it started, was trained again since. Run: {again}"

@@ -39,7 +39,7 @@ def split_results(record: "Record", seed: int, params: Params, places: Places) -
         measured = (record.splits or {}).get(split)
         folder = folder_of(split, record.dataset, params, places)
         if measured and manifest_fingerprint(folder / "manifest.json") in (None, measured.data):
-            scores = measured.seeds[str(seed)][protocol].model_dump(exclude_unset=True)
+            scores = measured.seeds[str(seed)][protocol].model_dump(exclude_unset=True, exclude={"measures"})
             numbers = {name: float(value) for name, value in scores.items()}
             found[split] = SplitResult(images=measured.images, data=measured.data, scores=numbers)
     return found

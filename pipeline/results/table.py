@@ -42,9 +42,7 @@ def make_rows(
     """
     rows = []
     published = read_published(places.published(dataset))
-    for name, cell in params.cells.items():
-        if cell.dataset != dataset:
-            continue
+    for name, cell in params.cells_of(dataset).items():
         found = tuple(results[name, seed] for seed in params.runs[name] if (name, seed) in results)
         if len(found) < len(params.runs[name]):
             found = ()

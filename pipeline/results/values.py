@@ -12,6 +12,7 @@ from typing import Any
 
 from deeplab.errors import DataError
 from pipeline.errors import ParamsError
+from pipeline.files import BROKEN, readable
 from pipeline.results.columns import Column, asked
 from pipeline.results.columns import texts as more_texts
 from pipeline.results.scores import first_protocol, read_rows
@@ -50,9 +51,9 @@ def class_texts(row: Mapping[str, str], places: Places) -> dict[str, str]:
         rows = read_rows(places.plots(row["cell"]) / "classes.csv")
         seeds = [first_protocol(rows, int(seed)) for seed in row["seeds"].split()]
         runs = [{each["class"]: float(each["IoU"]) for each in own if each["IoU"]} for own in seeds]
-        if abs(fmean(fmean(run.values()) for run in runs) - float(row["mIoU"])) > 1e-5:
+        if not abs(fmean(fmean(run.values()) for run in runs) - float(row["mIoU"])) <= 1e-5:  # nan too
             return {}
-    except (OSError, ValueError, KeyError, IndexError):
+    except (OSError, *BROKEN):
         return {}
     texts = {}
     for name in dict.fromkeys(name for run in runs for name in run):
@@ -83,7 +84,7 @@ def check_values(text: bytes, path: Path, params: Params) -> None:
             f"{path}:{line}: {found} is half a pair, expected <!-- value: CELL.COLUMN -->...<!-- /value -->"
         )
     for block in BLOCK.finditer(text):
-        cell, _, column = (name := block[2].decode(errors="replace")).partition(".")
+        cell, _, column = (name := name_in(block)).partition(".")
         splits = params.further(params.cells[cell].dataset) if cell in params.cells else ()
         for word, known in ((cell, params.cells), (column, (*columns_with(splits), *params.columns, IOU))):
             if word not in known and not word.startswith(IOU):
@@ -93,22 +94,25 @@ def check_values(text: bytes, path: Path, params: Params) -> None:
 def fill_values(text: bytes, dataset: str, path: Path, params: Params, places: Places) -> bytes:
     """`text` with the values of the cells of `dataset`. Raises DataError as `check_values`, or without their table."""
     check_values(text, path, params)
-    if not {block[2].decode().partition(".")[0] for block in BLOCK.finditer(text)} & params.cells_of(dataset).keys():
+    named = {name_in(block).partition(".")[0] for block in BLOCK.finditer(text)}
+    if not named & params.cells_of(dataset).keys():
         return text
     sheet = places.sheet(dataset)
     if not sheet.exists():
         raise DataError(f"{sheet}: not found. Run: grid run tables@{dataset}")
-    with sheet.open(encoding="utf-8", newline="") as file:
-        rows = {row["cell"]: row for row in csv.DictReader(file)}
-    values = {cell: texts_of(row, asked(params)) | class_texts(row, places) for cell, row in rows.items()}
+    columns = asked(params)
+    with readable(sheet, f"Run: dvc repro -f tables@{dataset}"), sheet.open(encoding="utf-8", newline="") as file:
+        rows = {row["cell"]: row for row in csv.DictReader(file, strict=True)}
+        values = {cell: texts_of(row, columns) | class_texts(row, places) for cell, row in rows.items()}
 
     def fill(block: re.Match[bytes]) -> bytes:
-        cell, _, column = block[2].decode().partition(".")
+        cell, _, column = name_in(block).partition(".")
         if cell not in values:
             return block[0]
-        if column not in values[cell] and any(name.startswith(IOU) for name in values[cell]):
+        classes = [name for name in values[cell] if name.startswith(IOU)]
+        if column.startswith(IOU) and classes and column not in classes:
             where = f"{path}:{line_of(text, block.start())}"
-            raise DataError(f"{where}: value {cell}.{column}: {unknown(column, values[cell])}")
+            raise DataError(f"{where}: value {cell}.{column}: {unknown(column, classes)}")
         return block[1] + values[cell].get(column, "-").encode() + block[4]
 
     return BLOCK.sub(fill, text)
@@ -118,9 +122,14 @@ def first_difference(old: bytes, new: bytes) -> str:
     """Line, name and both texts of the first value that is not the same in two versions of a file; else nothing."""
     for one, other in zip(BLOCK.finditer(old), BLOCK.finditer(new), strict=True):
         if one[3] != other[3]:
-            name, said, expected = (word.decode(errors="replace") for word in (one[2], one[3], other[3]))
-            return f"{line_of(old, one.start())}: value {name} says {said!r}, expected {expected!r}"
+            said, expected = (word.decode(errors="replace") for word in (one[3], other[3]))
+            return f"{line_of(old, one.start())}: value {name_in(one)} says {said!r}, expected {expected!r}"
     return ""
+
+
+def name_in(block: re.Match[bytes]) -> str:
+    """CELL.COLUMN in the first comment of a BLOCK."""
+    return block[2].decode(errors="replace")
 
 
 def line_of(text: bytes, place: int) -> int:

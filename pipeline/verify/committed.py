@@ -23,7 +23,7 @@ from pipeline.errors import MismatchError
 from pipeline.files import readable
 from pipeline.results.latex import latex
 from pipeline.results.model_card import make_cards
-from pipeline.results.readme import stale
+from pipeline.results.readme import left_behind, stale
 from pipeline.results.records import Result, Row, read_results
 from pipeline.results.statistics import read_runs
 from pipeline.results.table import make_rows, markdown, sheet
@@ -62,6 +62,8 @@ def run(names: list[str], places: Places, fast: bool) -> list[str]:
                 check_runs(name, results, params)
                 recompute(name, results, params, places)
             lines.append(f"{name}: {describe(results, fast)}")
+    if not names and (message := left_behind(params, places)):
+        raise MismatchError(message)
     return lines
 
 
@@ -84,11 +86,11 @@ def check_files(dataset: str, params: Params, places: Places, fast: bool) -> Sho
     differing = compare_lines(places.table(dataset), markdown(rows), rows, outdated, unknown)
     compare_lines(places.sheet(dataset), sheet(rows), rows, outdated, unknown)
     paper = places.latex(dataset)
-    if not differing and (not paper.exists() or paper.read_text(encoding="utf-8") != latex(dataset, rows)):
+    if not differing and (not paper.exists() or text_of(paper) != latex(dataset, rows)):
         raise MismatchError(f"{paper}: missing, or not what the records give. Run: dvc repro -f tables@{dataset}")
     cards = {places.cards(dataset) / name: text for name, text in make_cards(dataset, rows, params).items()}
     for path, text in cards.items():
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
+        if not path.exists() or text_of(path) != text:
             raise MismatchError(f"{path}: missing, or not what the records give. Run: dvc repro -f tables@{dataset}")
     found = {row.name: [] if row.name in reasons else list(row.results) for row in rows if row.results}
     for name, own in found.items():
@@ -101,6 +103,11 @@ def check_files(dataset: str, params: Params, places: Places, fast: bool) -> Sho
     return {row.name: found.get(row.name, []) for row in rows if row.name in found or row.name in differing}
 
 
+def text_of(path: Path) -> str:
+    """The content of `path`; bytes that are no text are what no stage writes."""
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
 def compare_lines(path: Path, text: str, rows: list[Row], outdated: dict[str, str], unknown: set[str]) -> set[str]:
     """Compare `path` with `text`: a head, a line for each of `rows`, and in a Markdown table perhaps a note.
 
@@ -109,7 +116,7 @@ def compare_lines(path: Path, text: str, rows: list[Row], outdated: dict[str, st
     """
     if not path.exists():
         raise MismatchError(f"{path}: not found. Run: grid run tables@{path.stem}")
-    said, expected = (content.splitlines() for content in (path.read_text(encoding="utf-8"), text))
+    said, expected = (content.splitlines() for content in (text_of(path), text))
     head = [""] * (2 if path.suffix == ".md" else 1)
     names = [*head, *(row.name for row in rows), *[""] * (len(expected) - len(head) - len(rows))]
     if len(said) != len(expected):

@@ -13,7 +13,7 @@ def complete_cell(_: click.Context, __: click.Parameter, typed: str) -> list[str
     """The cells of params.yaml that begin with what was typed; none where the file is missing or wrong."""
     from pipeline.settings.yaml import read_yaml
 
-    with suppress(ParamsError):
+    with suppress(ParamsError, TypeError, AttributeError):
         return [name for name in read_yaml(Path("params.yaml")).get("grid", {}) if name.startswith(typed)]
     return []
 

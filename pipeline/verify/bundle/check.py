@@ -1,7 +1,7 @@
 """Check a bundle, anywhere and without a project: every file, the signature, and the numbers against the records.
 
 Numbers are compared, not layouts, and nothing is read from the settings or the code of this version: a later one gives
-the same answer.
+the same answer. The numbers of `columns` in params.yaml are compared between CSV and LaTeX alone.
 """
 
 import csv
@@ -19,8 +19,9 @@ from deeplab.errors import DataError
 from pipeline.data.unpack import unpack
 from pipeline.errors import MismatchError, ParamsError
 from pipeline.files import readable
+from pipeline.results.columns import columns_of
 from pipeline.results.latex import escape
-from pipeline.results.records import INTERVAL, Record, check_against, end_of_mean, numbers_in
+from pipeline.results.records import INTERVAL, SCORES, Record, Scores, check_against, end_of_mean, numbers_in
 from pipeline.results.values import texts_of
 from pipeline.settings.places import Places
 from pipeline.settings.yaml import read_yaml
@@ -29,7 +30,7 @@ from pipeline.verify.bundle.keys import SIGNATURE, SUMS, check_signature
 
 MAX_BYTES = 1 << 28  # of text; that of the demo is below 1 MB
 IN_LATEX = re.compile(r"gridvalue:(\S+)\\endcsname\{(.*)\}\n")
-LAST_COLUMN = re.compile(r" & ([^&\n]*) \\\\\n")
+LATEX_LINE = re.compile(r"(.* & .*) \\\\\n")
 NOT_PROVEN = "not proven: that the networks give these numbers. That takes their weights and data; README.md says how"
 
 
@@ -88,17 +89,28 @@ def check_tables(places: Places) -> list[str]:
 def read_table(dataset: str, places: Places) -> list[dict[str, str]]:
     """The measured rows of a CSV table. Raises MismatchError where the Markdown or the LaTeX shows something else."""
     sheet, table, paper = places.sheet(dataset), places.table(dataset), places.latex(dataset)
+    settings = read_yaml(places.params)
+    with readable(places.params, ""):
+        columns = columns_of(settings.get("columns", ()), settings["protocols"])
     with readable(sheet, ""):
         rows = list(csv.DictReader(io.StringIO(text_of(sheet)), strict=True))
-        texts = {row["cell"]: texts_of(row) for row in rows}
+        texts = {row["cell"]: texts_of(row, columns) for row in rows}
     shown = {cell: own["mIoU"] for cell, own in texts.items()}
-    lines = [line.rsplit(" | ", 2)[-2] for line in text_of(table).splitlines() if line.count(" | ") > 1]
-    require_same(table, dict(zip_longest(shown, lines[2:], fillvalue="")), shown)
-    printed = dict(zip_longest(shown, LAST_COLUMN.findall(text_of(paper))[1:], fillvalue=""))
+    lines = [line.strip("| ").split(" | ") for line in text_of(table).splitlines() if line.count(" | ") > 1]
+    require_same(table, dict(zip_longest(shown, column("mIoU", lines, table)[1:], fillvalue="")), shown)
+    lines = [line.split(" & ") for line in LATEX_LINE.findall(text_of(paper))]
+    printed = dict(zip_longest(shown, column("mIoU", lines, paper), fillvalue=""))
     require_same(paper, printed, {cell: escape(text) for cell, text in shown.items()})
     values = {f"{cell}.{name}": escape(text) for cell, own in texts.items() for name, text in own.items()}
     require_same(paper, dict(IN_LATEX.findall(text_of(paper))), values)
     return [row for row in rows if row["mIoU"]]
+
+
+def column(title: str, lines: list[list[str]], path: Path) -> list[str]:
+    """The texts below `title`, which is in the first of `lines`. Raises DataError where there are none."""
+    with readable(path, ""):
+        place = lines[0].index(title)
+        return [line[place] for line in lines[1:]]
 
 
 def check_record(row: dict[str, str], dataset: str, places: Places) -> None:
@@ -108,21 +120,26 @@ def check_record(row: dict[str, str], dataset: str, places: Places) -> None:
         text_of(path)
         record = Record.read(path)
         check_against(record, row["cell"], places.metrics(row["cell"]))
-        protocol, seeds = next(iter(read_yaml(places.params)["protocols"])), row["seeds"].split()
-        scores = [numbers_in(record.seeds[seed][protocol].model_dump(exclude_unset=True)) for seed in seeds]
+        protocol, *_ = read_yaml(places.params)["protocols"]
+        seeds = row["seeds"].split()
         expected = {
-            **means(scores, folds=len(record.images) == 1),
-            "mIoU_std": str(stdev(own["mIoU"] for own in scores)) if len(scores) > 1 else "",
+            **means([record.seeds[seed][protocol] for seed in seeds], folds=len(record.images) == 1),
             "weights_sha256": " ".join(record.weights[seed].sha256 for seed in seeds),
             **{f"{name}_fingerprint": value for name, value in record.fingerprint.model_dump().items()},
         }
+        for split in [name.removesuffix(".mIoU") for name in row if name.endswith(".mIoU") and row[name]]:
+            there = (record.splits or {})[split].seeds
+            found = means([there[seed][protocol] for seed in seeds], folds=False)
+            expected |= {f"{split}.{name}": value for name, value in found.items()}
     require_same(places.sheet(dataset), row, row | expected)
 
 
-def means(scores: list[dict[str, float]], folds: bool) -> dict[str, str]:
-    """The mean of each score over the runs. The ends of the intervals are empty unless all runs have them."""
-    found = {name: fmean(own[name] for own in scores) for name in scores[0] if all(name in own for own in scores)}
+def means(runs: list[Scores], folds: bool) -> dict[str, str]:
+    """The mean of each score over `runs`, as in a CSV table: empty for ends and spread that do not exist."""
+    scores = [numbers_in(run.model_dump(exclude_unset=True)) for run in runs]
+    found = {name: fmean(own[name] for own in scores) for name in SCORES}
     found |= {end: end_of_mean(scores, end, folds) for end in INTERVAL}
+    found["mIoU_std"] = stdev(own["mIoU"] for own in scores) if len(scores) > 1 else None
     return {name: "" if value is None else str(value) for name, value in found.items()}
 
 

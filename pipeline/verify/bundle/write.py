@@ -12,7 +12,7 @@ from pathlib import Path
 from subprocess import SubprocessError
 
 from pipeline.errors import ParamsError
-from pipeline.files import whole
+from pipeline.files import readable, whole
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
 from pipeline.training.provenance import LOCK, file_sha256, git, git_state
@@ -83,7 +83,9 @@ def describe(folder: Path, written: datetime, places: Places, signed: bool) -> N
     (folder / "croissant").mkdir()
     for name, config in datasets.items():
         if (card := own.data_card(name) / "card.json").exists():
-            (folder / "croissant" / f"{name}.json").write_text(dataset(config, card), encoding="utf-8")
+            with readable(places.data_card(name) / "card.json", f"Run: dvc repro -f prepare@{name}"):
+                text = dataset(config, card)
+            (folder / "croissant" / f"{name}.json").write_text(text, encoding="utf-8")
     (folder / "packages.cdx.json").write_text(packages(written), encoding="utf-8")
     rows = [row | {"dataset": name} for name in datasets for row in read_table(name, own)]
     template = Template(Path(__file__).with_name("README.md").read_text(encoding="utf-8"), trim_blocks=True)
