@@ -50,11 +50,8 @@ def install(root: Path = Path()) -> str:
         "merge.generated.name": "written again by the next grid run",
         "merge.generated.driver": "true",
     }
-    try:
-        for key, value in settings.items():
-            git("config", "--local", key, value, folder=root)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise ParamsError(f"git config: {(getattr(error, 'stderr', '') or str(error)).strip()}") from None
+    for key, value in settings.items():
+        git("config", "--local", key, value, folder=root)
     path = root / ".gitattributes"
     known = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     if missing := [line for line in ATTRIBUTES if line not in known]:

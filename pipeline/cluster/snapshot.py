@@ -5,7 +5,6 @@ inputs as they are after a command (treeverse/dvc 11058), so an edit meanwhile w
 """
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,10 +25,9 @@ def committed(root: Path) -> str:
     try:
         changed = git("status", "--porcelain", "--", *CODE, *DVC, folder=root).splitlines()
         commit = git("rev-parse", "HEAD", folder=root)
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
+    except ParamsError as error:
         raise ParamsError(
-            f"{root}: a cell on another machine runs a snapshot of the commit, but git has no commit here ({reason})"
+            f"{root}: a cell on another machine runs a snapshot of the commit, but git has no commit here ({error})"
         ) from None
     if changed:
         files = ", ".join(line[3:] for line in changed[:3]) + ", ..." * (len(changed) > 3)

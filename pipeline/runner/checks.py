@@ -1,6 +1,5 @@
 """Mistakes that only a stage would find, or nobody: checked before the first stage runs and after the last one."""
 
-import subprocess
 from collections.abc import Iterable
 
 from deeplab.errors import DataError
@@ -61,7 +60,7 @@ def uncommitted_line(stages: Iterable[str]) -> str:
         return ""
     try:
         changed = uncommitted()
-    except (OSError, subprocess.SubprocessError):  # outside of git the record says that no commit is known
+    except ParamsError:  # outside of git the record says that no commit is known
         return ""
     if not changed:
         return ""

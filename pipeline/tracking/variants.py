@@ -3,7 +3,6 @@
 The runs of a variant are recorded beside the others. What belongs to the table of the recipe stays with the project.
 """
 
-import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,6 +34,6 @@ def changes_of(name: str, cell: Cell, places: Places) -> str:
             before = Path(folder) / places.params.name
             before.write_text(git("show", f"HEAD:./{places.params.name}", folder=places.root), encoding="utf-8")
             old = load_params(before).cells.get(name)
-    except (OSError, subprocess.SubprocessError, ParamsError):
+    except (OSError, ParamsError):
         return ""
     return ", ".join(differences(asdict(old) if old else {}, asdict(cell)))

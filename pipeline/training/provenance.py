@@ -11,6 +11,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import ParamsError
+
 LOCK = Path(__file__).parents[2] / "requirements" / "run.txt"  # not in a wheel
 PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)", re.MULTILINE)
 MOVE_BITS = ("torch", "timm", "numpy", "opencv-python-headless", "numba")
@@ -28,9 +30,8 @@ def git_state() -> dict[str, Any]:
     try:
         commit = git("rev-parse", "HEAD")
         changed = uncommitted()
-    except (OSError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "stderr", None) or str(error)
-        return {"commit": "unknown", "dirty": None, "why_unknown": reason.strip().partition("\n")[0]}
+    except ParamsError as error:
+        return {"commit": "unknown", "dirty": None, "why_unknown": str(error)}
     return {"commit": commit, "dirty": bool(changed)}
 
 
@@ -40,8 +41,12 @@ def uncommitted() -> list[str]:
 
 
 def git(*arguments: str, folder: Path = Path()) -> str:
-    """The output of git, run in `folder`. Raises CalledProcessError, with git's message in `stderr`, when git fails."""
-    done = subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True, timeout=300)
+    """The output of git, run in `folder`. Raises ParamsError, with the first line of its message, when git fails."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True, timeout=300)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", "") or str(error)).strip().partition("\n")[0]
+        raise ParamsError(f"git {arguments[0]}: {said}") from None
     return done.stdout.rstrip("\n")
 
 

@@ -1,6 +1,5 @@
 """The code of a commit, module by module, and which modules compute something else in another one."""
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,20 +14,11 @@ PACKAGES = ("deeplab", "pipeline")
 MAX_BYTES = 1 << 28  # of code
 
 
-def ask_git(root: Path, *arguments: str) -> str:
-    """The answer of git in the folder `root`. Raises ParamsError with git's message."""
-    try:
-        return git(*arguments, folder=root)
-    except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", "") or str(error)).strip().partition("\n")[0]
-        raise ParamsError(f"git {arguments[0]}: {said}. The history of a project is in its git repository.") from None
-
-
 def file_at(root: Path, commit: str, path: Path) -> str:
     """The text of `path`, a file below `root`, in `commit`; empty where the commit does not have it."""
     try:
         return git("show", f"{commit}:./{path.relative_to(root).as_posix()}", folder=root)
-    except subprocess.CalledProcessError:
+    except ParamsError:
         return ""
 
 
@@ -41,7 +31,7 @@ def code_at(root: Path, commit: str) -> Iterator[Path]:
         try:
             top = Path(git("rev-parse", "--show-toplevel", folder=root))
             git("archive", f"--output={archive}", commit, *PACKAGES, folder=top)
-        except subprocess.CalledProcessError:
+        except ParamsError:
             yield out
             return
         unpack(archive, out, PACKAGES, MAX_BYTES)

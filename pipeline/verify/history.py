@@ -20,7 +20,8 @@ from pipeline.settings.params import load_params, resolve
 from pipeline.settings.places import Places
 from pipeline.settings.yaml import stage_in
 from pipeline.training.facts import differences
-from pipeline.verify.code_diff import ask_git, changed_modules, code_at, file_at
+from pipeline.training.provenance import git
+from pipeline.verify.code_diff import changed_modules, code_at, file_at
 
 SHORT = 8  # digits of a hash that are shown
 NOTHING = "nothing that is recorded: another machine, or a training that is not deterministic"
@@ -111,7 +112,7 @@ def read_measured(path: Path, places: Places) -> Iterator[Measured]:
     A merged branch is one step, its merge, so that two neighbours always follow each other.
     """
     wanted = ("log", "--first-parent", "--format=%H %cs", "--")
-    for line in ask_git(places.root, *wanted, path.relative_to(places.root).as_posix()).splitlines():
+    for line in git(*wanted, path.relative_to(places.root).as_posix(), folder=places.root).splitlines():
         commit, date = line.split()
         with suppress(ValueError, KeyError, TypeError, AttributeError, StopIteration):
             measured = Measured(commit, date, json.loads(file_at(places.root, commit, path)), places)

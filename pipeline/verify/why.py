@@ -1,9 +1,9 @@
 """What makes a stage stale, in full: each value with the old and the new one, and the lines of the code."""
 
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.errors import ParamsError
 from pipeline.runner.dvc import read_lock
 from pipeline.runner.graph import look_up, outdated, read_params
 from pipeline.runner.run import load_settings, read_fresh_stages
@@ -13,7 +13,7 @@ from pipeline.settings.params import Params
 from pipeline.settings.places import Places
 from pipeline.training.facts import differences
 from pipeline.training.provenance import git
-from pipeline.verify.code_diff import ask_git, changed_modules, code_at, file_at
+from pipeline.verify.code_diff import changed_modules, code_at, file_at
 
 LINES = 60  # of a diff of code that are shown
 
@@ -68,7 +68,7 @@ class CodeLines:
     def compare(self, stage: str, recorded: str, chosen: frozenset[str]) -> tuple[str, list[str]]:
         """What differs from the commit whose code.json has `recorded`, and the lines of the diff, if known."""
         root = self.places.root
-        found = ask_git(root, "log", f"-S{recorded}", "--format=%H", "--", CODE).split()
+        found = git("log", f"-S{recorded}", "--format=%H", "--", CODE, folder=root).split()
         commit = next((each for each in found if recorded in file_at(root, each, self.places.code)), None)
         if commit is None:
             return "no commit has the reports/code.json of dvc.lock, so the lines are unknown", []
@@ -79,7 +79,7 @@ class CodeLines:
         files = [code.file_of(module, code.ROOT).relative_to(code.ROOT).as_posix() for module in modules]
         try:
             lines = git("diff", commit, "--", *files, folder=code.ROOT).splitlines()
-        except (OSError, subprocess.SubprocessError):  # an installed package is no part of a repository
+        except ParamsError:  # an installed package is no part of a repository
             lines = []
         if len(lines) > LINES:
             more = f"... {len(lines) - LINES} more lines: git diff {commit[:8]} -- {' '.join(files)}"

@@ -9,7 +9,6 @@ import zipfile
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from subprocess import SubprocessError
 
 from pipeline.errors import ParamsError
 from pipeline.files import readable, whole
@@ -43,7 +42,7 @@ def write(bundle: Path | None, key: Path | None, places: Places) -> list[str]:
         raise ParamsError(f"--bundle: the package {missing[0]} is missing. Run: {install}")
     try:
         written = datetime.fromisoformat(git("log", "-1", "--format=%cI", folder=places.root))
-    except SubprocessError:
+    except ParamsError:
         raise ParamsError("--bundle: found no commit to name. Run: git init && git add . && git commit") from None
     committed.run([], places, fast=True)
     with tempfile.TemporaryDirectory() as name:
