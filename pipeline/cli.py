@@ -1,6 +1,5 @@
 """What people type: `grid VERB`. The stages themselves are `python -m pipeline.stages.NAME`, typed by dvc.yaml."""
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,6 @@ class Verbs(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  named by click
         return list(self.commands)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command, or a UsageError with the nearest name."""
-        if cmd_name not in self.commands and ctx.resilient_parsing:  # a shell asks for completions
-            return None
-        if cmd_name not in self.commands:
-            near = difflib.get_close_matches(cmd_name, self.commands, n=1)
-            ctx.fail(f"unknown command {cmd_name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
-        return self.commands[cmd_name]
 
 
 @click.group(cls=Verbs, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})

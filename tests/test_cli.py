@@ -59,8 +59,8 @@ def test_grid_alone_lists_the_verbs_and_is_python_m_pipeline():
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["statsu"], 2, "unknown command 'statsu'; did you mean 'status'? Run: grid --help"),
-        (["xyz"], 2, "unknown command 'xyz'. Run: grid --help"),
+        (["statsu"], 2, "No such command 'statsu'. Did you mean 'status'? Run: grid --help"),
+        (["xyz"], 2, "No such command 'xyz'. Run: grid --help"),
         (["run", "--on", "slrum"], 2, "Invalid value for '--on': 'slrum' is not one of 'here', 'ray', 'slurm'. Run: grid run --help"),
         (["run", "--slots", "0"], 2, "Invalid value for '--slots': 0 is not in the range x>=1. Run: grid run --help"),
         (["predict", "cell"], 2, "Missing argument 'SOURCE'. Run: grid predict --help"),
