@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pipeline.errors import ParamsError
 from pipeline.runner.dvc import open_repo
 from pipeline.settings.stage_names import kind_and_name
-from pipeline.settings.yaml import read_yaml
+from pipeline.settings.yaml import look_up, read_yaml
 
 PARTIAL = ("tables", "compare", "report")  # these leave out what is missing, so they run even when cells failed
 
@@ -100,15 +100,6 @@ def read_params(path: str) -> Any:
         return json.loads(Path(path).read_bytes()) if path.endswith(".json") else read_yaml(Path(path))
     except (OSError, ValueError):
         return None
-
-
-def look_up(values: Any, key: str) -> Any:
-    """The value of a dotted `key` in nested mappings; a new object when there is none."""
-    for word in key.split("."):
-        if not isinstance(values, dict) or word not in values:
-            return object()
-        values = values[word]
-    return values
 
 
 def choose(needs: Mapping[str, Sequence[str]], targets: Sequence[str]) -> list[str]:

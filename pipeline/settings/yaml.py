@@ -40,6 +40,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
+def look_up(values: Any, key: str) -> Any:
+    """The value of a dotted `key` in nested mappings; a new object when there is none."""
+    for word in key.split("."):
+        if not isinstance(values, dict) or word not in values:
+            return object()
+        values = values[word]
+    return values
+
+
 def stage_in(text: str, name: str) -> dict[str, Any]:
     """The entry of the stage `name` in the text of a dvc.lock, of which nothing else is parsed; {} without one, and for
     one that cannot be read.

@@ -7,10 +7,9 @@ import hashlib
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
 
 from pipeline.settings.places import Places
-from pipeline.settings.yaml import read_yaml, stage_in
+from pipeline.settings.yaml import look_up, read_yaml, stage_in
 from pipeline.training.facts import CellFacts, Facts, Inputs
 from pipeline.training.publish import write_json
 
@@ -56,14 +55,7 @@ def has_same_params(name: str, places: Places) -> bool:
     text = places.lock.read_text(encoding="utf-8") if places.lock.exists() else ""
     before = stage_in(text, f"train@{name}").get("params", {}).get(places.params.name, {})
     now = read_yaml(places.params) if before else {}
-    return all(value_at(now, key) == value for key, value in before.items())
-
-
-def value_at(settings: Any, key: str) -> Any:
-    """The value at `key`, such as grid.voc_resnet50_os8; None without one."""
-    for word in key.split("."):
-        settings = settings.get(word) if isinstance(settings, dict) else None
-    return settings
+    return all(look_up(now, key) == value for key, value in before.items())
 
 
 def is_of(facts: Facts, inputs: Inputs) -> bool:

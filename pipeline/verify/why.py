@@ -5,12 +5,13 @@ from typing import Any
 
 from pipeline.errors import ParamsError
 from pipeline.runner.dvc import read_lock
-from pipeline.runner.graph import look_up, outdated, read_params
+from pipeline.runner.graph import outdated, read_params
 from pipeline.runner.run import load_settings, read_fresh_stages
 from pipeline.settings import code
 from pipeline.settings.equivalent import CODE
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
+from pipeline.settings.yaml import look_up
 from pipeline.training.facts import differences
 from pipeline.training.provenance import git
 from pipeline.verify.code_diff import changed_modules, code_at, file_at
