@@ -137,7 +137,7 @@ def check_record(row: dict[str, str], dataset: str, places: Places) -> None:
 def means(runs: list[Scores], folds: bool) -> dict[str, str]:
     """The mean of each score over `runs`, as in a CSV table: empty for ends and spread that do not exist."""
     scores = [numbers_in(run.model_dump(exclude_unset=True)) for run in runs]
-    found = {name: fmean(own[name] for own in scores) for name in SCORES}
+    found: dict[str, float | None] = {name: fmean(own[name] for own in scores) for name in SCORES}
     found |= {end: end_of_mean(scores, end, folds) for end in INTERVAL}
     found["mIoU_std"] = stdev(own["mIoU"] for own in scores) if len(scores) > 1 else None
     return {name: "" if value is None else str(value) for name, value in found.items()}
