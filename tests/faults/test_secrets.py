@@ -53,6 +53,7 @@ def test_the_snapshot_of_a_cell_has_no_remote_and_none_of_its_passwords(tmp_path
     root, folder = tmp_path / "root", tmp_path / "cell"
     for each in (root, folder):
         (each / ".dvc").mkdir(parents=True)
+    (root / ".dvc/config").write_text('[remote "other"]\n    url = https://other.example\n')
     (root / ".dvc/config.local").write_text(
         f"[core]\n    remote = mine\n['remote \"mine\"']\n    url = https://host.example\n    password = {SECRET}\n"
         f'[remote "other"]\n    password = {SECRET}\n[cache]\n    type = copy\n'
