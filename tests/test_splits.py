@@ -21,6 +21,7 @@ from pipeline.runner.run import starts_after
 from pipeline.settings.code import code_of, entries
 from pipeline.settings.params import load_params
 from pipeline.settings.places import Places
+from pipeline.settings.yaml import read_yaml
 from pipeline.stages import evaluate, extend, prepare, tables
 from pipeline.tracking import sync
 from pipeline.tracking.client import open_experiment
@@ -124,6 +125,14 @@ def test_an_evaluation_measures_every_split_and_val_alone_decides(places, capsys
     found = csv_row(row)
     assert (found["mIoU"], found["test.mIoU"], found["train.mIoU"]) == tuple(scores.mIoU for scores in seen)
     assert (found["test.eval_images"], found["test.data_fingerprint"]) == (3, record.splits["test"].data)
+
+
+def test_the_measures_of_columns_are_those_of_the_validation_split_alone(places):
+    places.params.write_text(json.dumps(read_yaml(places.params) | {"columns": ["boundary_iou"]}))
+    evaluate.run(NAME, places)
+    record = Record.read(places.record("tiny", NAME))
+    assert record.seeds["0"]["single_scale"].measures.keys() == {"boundary_iou"}
+    assert not any(each.seeds["0"]["single_scale"].measures for each in record.splits.values())
 
 
 def test_a_number_on_other_images_is_not_shown_and_the_one_on_val_is(places, capsys, monkeypatch):

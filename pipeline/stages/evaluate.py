@@ -150,7 +150,8 @@ def measure(
         network = load_network(file, name, cell, len(store.classes)).to(device)
         for title, protocol in params.protocols.items():
             progress = partial(shown, title=f"{name} seed {seed} {title}{on}")
-            measures = {key: each(len(store.classes)) for key, each in MEASURES.items() if key in params.columns}
+            wanted = () if on else params.columns  # no table shows those of a further split
+            measures = {key: each(len(store.classes)) for key, each in MEASURES.items() if key in wanted}
             confidence = next(filter(None, (each.confidence for each in measures.values())), None)
             seen = predict_each(network, images[seed], cell.inference, protocol, device, progress, confidence)
             matrices = count(watch(seen, measures.values()), len(store.classes))
