@@ -116,6 +116,18 @@ def test_another_protocol_is_a_column_of_its_name(folder):
     value["seeds"]["0"]["flip"] = value["seeds"]["0"]["flip"] | {"mIoU": 0.512}
     record.write_text(json.dumps(value))
     assert folder.shown() == {"mIoU (flip)": "51.20%"}
+    folder.raw["protocols"]["flip"]["scales"] = [0.5, 1.0]  # measured with another one of this name
+    folder.write_params()
+    assert folder.shown() == {"mIoU (flip)": "-"}
+
+
+def test_a_new_protocol_leaves_the_number_of_the_first_one(folder):
+    folder.measure(CELL, 0.5)
+    folder.raw["protocols"]["flip"] = {"scales": [1.0], "flip": True, "window": None, "stride": None}
+    folder.ask("mIoU_flip")
+    (row,) = [row for row in folder.rows() if row.name == CELL]
+    assert row.mean("mIoU") == 0.5
+    assert folder.shown() == {"mIoU (flip)": "-"}
 
 
 def test_a_measure_is_that_of_the_first_protocol_of_today(folder):
@@ -158,7 +170,7 @@ def test_several_seeds_show_their_spread_in_every_form_of_the_table(folder):
 
 
 def test_a_measure_on_a_further_split_moves_no_number(folder):
-    """`evaluate` measures it there too; the table has it of the validation split."""
+    """Records of before have it there too; the table has it of the validation split."""
     folder.raw["eval_splits"] = {"shapes": ["val", "train"]}
     folder.ask("boundary_iou")
     record = folder.places.record("shapes", CELL)

@@ -149,7 +149,7 @@ def test_the_means_from_classes_csv_are_those_of_torchmetrics(tmp_path):
     write_plots(places.plots("a"), tuple("abcdef"), {(0, "p"): matrix}, {(0, "p"): found})
     scores = {"mIoU": found.mean_iou}
     result = Result(cell="a", seed=0, scores=scores, images={}, fingerprint={}, weights={})
-    means = class_means("a", result, places)
+    means = class_means("a", result, "p", places)
     pair = torch.from_numpy(labels), torch.from_numpy(truth)
     oracles = {
         "dice": MulticlassF1Score(K, average="macro"),
@@ -168,6 +168,7 @@ def test_precision_is_left_out_where_the_digits_of_the_file_do_not_give_it(tmp_p
     found = score(matrix)
     write_plots(places.plots("a"), ("a", "b"), {(0, "p"): matrix}, {(0, "p"): found})
     result = Result(cell="a", seed=0, scores={"mIoU": found.mean_iou}, images={}, fingerprint={}, weights={})
-    assert set(class_means("a", result, places)) == {"dice", "recall", "frequency_weighted_iou"}
+    assert set(class_means("a", result, "p", places)) == {"dice", "recall", "frequency_weighted_iou"}
     other = Result(cell="a", seed=0, scores={"mIoU": 0.1}, images={}, fingerprint={}, weights={})
-    assert class_means("a", other, places) == {}  # of another evaluation
+    assert class_means("a", other, "p", places) == {}  # of another evaluation
+    assert class_means("a", result, "q", places) == {}

@@ -201,7 +201,7 @@ def test_a_fresh_clone_with_metrics_alone_is_recorded_and_shows_the_same_table(f
 
 @pytest.mark.parametrize(
     ("section", "key", "value", "changed"),
-    [("recipes", "shapes", {"epochs": 5}, "settings"), ("protocols", "single_scale", {"flip": True}, "protocols")],
+    [("recipes", "shapes", {"epochs": 5}, "settings"), ("protocols", "single_scale", {"flip": True}, "protocol")],
 )
 def test_other_settings_show_no_number_and_the_old_ones_show_it_again(folder, capsys, section, key, value, changed):
     folder.measure(CELL, 0.5)

@@ -87,9 +87,9 @@ def test_a_value_is_the_text_of_the_table(folder):
         assert set(values.texts_of(csv_row(row))) == {*values.SHARES, *values.COUNTS}
 
 
-def write_classes(folder, *runs):
-    """The IoU of the classes of CELL: for each seed {class: text}."""
-    rows = [(seed, "single", name, iou, iou, 9) for seed, run in enumerate(runs) for name, iou in run.items()]
+def write_classes(folder, *runs, protocol="single_scale"):
+    """The IoU of the classes of CELL under a protocol: for each seed {class: text}."""
+    rows = [(seed, protocol, name, iou, iou, 9) for seed, run in enumerate(runs) for name, iou in run.items()]
     plots = Places(folder.path).plots(CELL)
     plots.mkdir(parents=True, exist_ok=True)
     write_csv(
@@ -111,6 +111,8 @@ def test_the_iou_of_a_class_is_a_value_where_it_belongs_to_the_evaluation_of_the
         DataError, match=rf"paper\.md:2: value {CELL}\.IoU\.Road: unknown name .*; did you mean 'IoU\.road'"
     ):
         fill(folder, f"\n<!-- value: {CELL}.IoU.Road --><!-- /value -->")
+    write_classes(folder, *runs, protocol="flip")  # the first one when it was evaluated
+    assert fill(folder, text.format(1, 2, 3)) == text.format("-", "-", "-")
     write_classes(folder, runs[0], {**runs[1], "road": "0.71"})  # of another evaluation
     assert fill(folder, text.format(1, 2, 3)) == text.format("-", "-", "-")
 

@@ -38,6 +38,7 @@ class CellPage:
     cell: Cell
     row: dict[str, str]  # of the CSV table
     comparison: Comparison
+    protocol: str  # the first one, which fills the tables
     facts: dict[str, Facts] = field(default_factory=dict)  # seed -> what the training recorded
     history: pd.DataFrame | None = None  # seed, step, train/loss, train/lr, val/mIoU
     classes: pd.DataFrame | None = None  # class, IoU (mean over seeds, nan without pixels), accuracy, pixels
@@ -147,7 +148,9 @@ def read_cell(row: dict[str, str], params: Params, reference: pd.DataFrame) -> C
         raise DataError(f"{name} was made with other settings than those in params.yaml")
     cell = params.cells[name]
     title = title_of(cell, params.overrides[name])
-    return CellPage(name=name, title=title, cell=cell, row=row, comparison=compare(row, cell, reference, params))
+    comparison = compare(row, cell, reference, params)
+    protocol = next(iter(params.protocols))
+    return CellPage(name=name, title=title, cell=cell, row=row, comparison=comparison, protocol=protocol)
 
 
 def read_run(cell: CellPage, params: Params, places: Places, gaps: list[str]) -> None:
@@ -180,17 +183,16 @@ def read_history(path: Path, _: CellPage) -> pd.DataFrame:
     return history[[*CURVES, *({"val/mIoU"} & set(history))]].astype(dict.fromkeys(CURVES[1:], float))
 
 
-def read_plot(path: Path, seeds: list[str]) -> pd.DataFrame:
-    """The rows of `seeds` under the first protocol."""
+def read_plot(path: Path, seeds: list[str], protocol: str) -> pd.DataFrame:
     names = dict.fromkeys(("seed", "class", "truth", "predicted"), str)
     rows = pd.read_csv(path, dtype=names, keep_default_na=False)  # a class may be called NA
-    own: pd.DataFrame = rows[(rows["protocol"] == rows["protocol"].iloc[0]) & rows["seed"].isin(seeds)]
+    own: pd.DataFrame = rows[(rows["protocol"] == protocol) & rows["seed"].isin(seeds)]
     return own
 
 
 def read_classes(path: Path, cell: CellPage) -> pd.DataFrame:
     """The mean over the seeds; its mIoU is that of the row."""
-    classes = read_plot(path, cell.seeds)
+    classes = read_plot(path, cell.seeds, cell.protocol)
     scores = ["IoU", "accuracy", "pixels"]
     classes[scores] = classes[scores].apply(pd.to_numeric)  # an empty field is a class that did not occur
     require(abs(classes.groupby("seed")["IoU"].mean().mean() - float(cell.row["mIoU"])) < 1e-5)
@@ -200,7 +202,7 @@ def read_classes(path: Path, cell: CellPage) -> pd.DataFrame:
 
 def read_pairs(path: Path, cell: CellPage) -> pd.DataFrame:
     assert cell.classes is not None
-    pairs = read_plot(path, cell.seeds[:1])
+    pairs = read_plot(path, cell.seeds[:1], cell.protocol)
     require(set(pairs["truth"]) | set(pairs["predicted"]) <= set(cell.classes["class"]))
     pairs["share"] = pd.to_numeric(pairs["share"])  # empty for a class without pixels
     return pairs

@@ -14,7 +14,7 @@ from pipeline.errors import ParamsError
 from pipeline.files import BROKEN
 from pipeline.results.costs import read_cost
 from pipeline.results.records import INTERVAL, Record, Result
-from pipeline.results.scores import first_protocol, read_rows
+from pipeline.results.scores import read_rows, rows_of
 from pipeline.settings.messages import unknown
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
@@ -58,11 +58,13 @@ def extras(name: str, results: tuple[Result, ...], own: bool, params: Params, pl
         return {}
     seeds, row = [dict(result.scores) for result in results], {}
     if own:
+        main_protocol = next(iter(params.protocols))
         record = Record.read(places.record(params.cell(name).dataset, name))
+        same = params.same_protocols(record.protocols)
         for scores, result in zip(seeds, results, strict=True):
             found = record.seeds[str(result.seed)]
-            miou = {f"mIoU_{protocol}": each.mIoU for protocol, each in found.items()}
-            scores |= found[next(iter(params.protocols))].measures | miou | class_means(name, result, places)
+            miou = {f"mIoU_{title}": each.mIoU for title, each in found.items() if title in same}
+            scores |= found[main_protocol].measures | miou | class_means(name, result, main_protocol, places)
     cost = read_cost(name, params, places)
     for key, column in columns.items():
         if column.beside != "std":
@@ -75,14 +77,15 @@ def extras(name: str, results: tuple[Result, ...], own: bool, params: Params, pl
     return row
 
 
-def class_means(name: str, result: Result, places: Places) -> dict[str, float]:
+def class_means(name: str, result: Result, protocol: str, places: Places) -> dict[str, float]:
     """Means over the classes that occur in truth or prediction, from classes.csv; none if it is of another evaluation.
 
     A class without a hit has 0. Precision follows from whole pixels that give the digits of the file, which are exact
     below a million pixels of a class, and is left out where the digits leave more than 0.01 % open.
     """
     try:
-        rows = [row for row in first_protocol(read_rows(places.plots(name) / "classes.csv"), result.seed) if row["IoU"]]
+        all_rows = read_rows(places.plots(name) / "classes.csv")
+        rows = [row for row in rows_of(all_rows, result.seed, protocol) if row["IoU"]]
         iou, recall, pixels = (
             np.array([float(row[key] or 0) for row in rows]) for key in ("IoU", "accuracy", "pixels")
         )

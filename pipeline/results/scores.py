@@ -104,7 +104,6 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def first_protocol(rows: list[dict[str, str]], seed: int) -> list[dict[str, str]]:
-    """The rows of one seed under its first protocol."""
-    own = [row for row in rows if row["seed"] == str(seed)]
-    return [row for row in own if row["protocol"] == own[0]["protocol"]]
+def rows_of(rows: list[dict[str, str]], seed: int, protocol: str) -> list[dict[str, str]]:
+    """The rows of one seed under one protocol."""
+    return [row for row in rows if (row["seed"], row["protocol"]) == (str(seed), protocol)]

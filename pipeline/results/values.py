@@ -15,7 +15,7 @@ from pipeline.errors import ParamsError
 from pipeline.files import BROKEN, readable
 from pipeline.results.columns import Column, asked
 from pipeline.results.columns import texts as more_texts
-from pipeline.results.scores import first_protocol, read_rows
+from pipeline.results.scores import read_rows, rows_of
 from pipeline.settings.messages import unknown
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
@@ -45,11 +45,11 @@ def texts_of(row: Mapping[str, Any], columns: Mapping[str, Column] | None = None
     return texts | more_texts(row, columns or {})
 
 
-def class_texts(row: Mapping[str, str], places: Places) -> dict[str, str]:
+def class_texts(row: Mapping[str, str], protocol: str, places: Places) -> dict[str, str]:
     """IoU.CLASS -> text, for a row of a CSV table; none where classes.csv is of another evaluation than the row."""
     try:
         rows = read_rows(places.plots(row["cell"]) / "classes.csv")
-        seeds = [first_protocol(rows, int(seed)) for seed in row["seeds"].split()]
+        seeds = [rows_of(rows, int(seed), protocol) for seed in row["seeds"].split()]
         runs = [{each["class"]: float(each["IoU"]) for each in own if each["IoU"]} for own in seeds]
         if not abs(fmean(fmean(run.values()) for run in runs) - float(row["mIoU"])) <= 1e-5:  # nan too
             return {}
@@ -100,10 +100,10 @@ def fill_values(text: bytes, dataset: str, path: Path, params: Params, places: P
     sheet = places.sheet(dataset)
     if not sheet.exists():
         raise DataError(f"{sheet}: not found. Run: grid run tables@{dataset}")
-    columns = asked(params)
+    columns, main_protocol = asked(params), next(iter(params.protocols))
     with readable(sheet, f"Run: dvc repro -f tables@{dataset}"), sheet.open(encoding="utf-8", newline="") as file:
         rows = {row["cell"]: row for row in csv.DictReader(file, strict=True)}
-        values = {cell: texts_of(row, columns) | class_texts(row, places) for cell, row in rows.items()}
+        values = {cell: texts_of(row, columns) | class_texts(row, main_protocol, places) for cell, row in rows.items()}
 
     def fill(block: re.Match[bytes]) -> bytes:
         cell, _, column = name_in(block).partition(".")

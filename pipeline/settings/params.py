@@ -59,6 +59,11 @@ class Params:
         """The protocols as records have them, without settings at their default."""
         return {name: without_defaults(protocol) for name, protocol in self.protocols.items()}
 
+    def same_protocols(self, held: Mapping[str, Any]) -> set[str]:
+        """The names of the protocols that have the settings of today in `held`, those of a record."""
+        now = self.protocol_settings
+        return {name for name in held.keys() & now.keys() if digest(held[name]) == digest(now[name])}
+
     @property
     def protocol_fingerprint(self) -> str:
         """SHA-256 of the protocol that fills the tables."""

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.files import BROKEN, readable
 from pipeline.pictures.colors import COLORS
 from pipeline.results.records import FINGERPRINTS, Result, numbers_in
-from pipeline.results.scores import first_protocol, read_rows
+from pipeline.results.scores import read_rows, rows_of
 from pipeline.results.splits import SplitResult
 from pipeline.settings.params import Params
 from pipeline.settings.places import Places
@@ -38,6 +38,7 @@ class Recording:
     def __init__(self, experiment: Experiment, result: Result, params: Params, places: Places) -> None:
         self.experiment, self.result, self.places = experiment, result, places
         self.cell, self.client = params.cell(result.cell), experiment.client
+        self.protocol = next(iter(params.protocols))
         own = changes_of(result.cell, self.cell, places) or params.overrides[result.cell]
         self.name = run_name(result.cell, result.seed, own)
         self.facts = training_facts(result, places)
@@ -127,10 +128,10 @@ class Recording:
             with readable(plots, f"Run: dvc repro -f evaluate@{name}"):
                 rows = read_rows(plots / "classes.csv")
                 is_first = rows[0]["seed"] == str(seed)
-                classes = first_protocol(rows, seed)
+                classes = rows_of(rows, seed, self.protocol)
                 pictures = {"classes.png": class_picture(classes)}
                 if (plots / "confusion.csv").exists():
-                    pairs = first_protocol(read_rows(plots / "confusion.csv"), seed)
+                    pairs = rows_of(read_rows(plots / "confusion.csv"), seed, self.protocol)
                     pictures["confusion.png"] = confusion_picture([row["class"] for row in classes], pairs)
             self.client.log_artifact(run, str(plots / "classes.csv"))
             # Not log_table, which appends to the table of an interrupted call.
