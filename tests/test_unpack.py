@@ -2,6 +2,7 @@ import gzip
 import resource
 import stat
 import tarfile
+import zipfile
 from random import Random
 
 import pytest
@@ -269,6 +270,18 @@ def test_flipped_bytes_in_packed_archives_are_found(tmp_path):
     path = tmp_path / "x.tgz"
     path.write_bytes(content)
     assert refused(path).startswith("broken or cut short (")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@tried.ARCHIVES
+def test_flipped_bytes_are_found_in_every_compression_of_zip(tmp_path, method):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a/1", Random(0).randbytes(100_000))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    assert refused(path, 10**6).startswith("broken or cut short (")
 
 
 @pytest.mark.parametrize("name", ["x.tar", "x.tgz", "x.zip"])

@@ -5,6 +5,7 @@ Python's `extractall` is not used: in 3.11 it follows links out of the folder, a
 
 import errno
 import gzip
+import lzma
 import stat
 import struct
 import tarfile
@@ -28,6 +29,7 @@ BROKEN: Final = (
     zipfile.BadZipFile,
     gzip.BadGzipFile,
     zlib.error,
+    lzma.LZMAError,
     struct.error,
     EOFError,
     NotImplementedError,
@@ -70,9 +72,10 @@ def unpack(
     except BROKEN as error:
         raise DataError(f"{archive}: broken or cut short ({error or type(error).__name__})") from None
     except OSError as error:
-        if error.errno != errno.EINVAL:
+        reasons = {errno.EINVAL: "a member is outside of it", None: error}  # None: from bz2, not from the system
+        if error.errno not in reasons:
             raise
-        raise DataError(f"{archive}: broken or cut short (a member is outside of it)") from None
+        raise DataError(f"{archive}: broken or cut short ({reasons[error.errno]})") from None
     if missing := [str(folder) for folder in wanted if folder not in found]:
         raise DataError(f"{archive}: holds no files in {' and '.join(missing)}. Is it the right archive?")
 
