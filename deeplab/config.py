@@ -185,6 +185,7 @@ class Protocol:
     window: tuple[Positive, Positive] | None  # height, width of a sliding window; null is the whole image
     stride: tuple[Positive, Positive] | None  # of the window
     align: bool = False  # as `align` of the recipe, for this protocol
+    output_stride: Literal[8, 16] | None = None  # null: that of training (section 4, inference strategy)
 
     def __post_init__(self) -> None:
         if (self.window is None) != (self.stride is None):

@@ -203,7 +203,7 @@ def one_pass(model: nn.Module, x: Tensor, settings: Inference, protocol: Protoco
         x = x.flip(-1)
     height, width = x.shape[2:]
     if settings.align or protocol.align:
-        x = pad_to_multiple(x, settings.model.output_stride)
+        x = pad_to_multiple(x, protocol.output_stride or settings.model.output_stride)
     return Pass(
         logits=logits_of(model, x, settings, protocol),
         covered=(height / x.shape[2], width / x.shape[3]),

@@ -183,7 +183,7 @@ def test_every_convolution_of_a_training_gets_channels_last():
 @pytest.mark.parametrize("load", ["evaluate", "predict"])
 def test_every_convolution_of_a_prediction_gets_channels_last(load, tmp_path):
     cell, file = tiny_cell(), write_weights(tmp_path / "seed0.safetensors")
-    network = load_model(file).network if load == "predict" else load_network(file, "tiny", cell, 3)
+    network = load_model(file).network if load == "predict" else load_network(file, "tiny", cell, 3, PROTOCOLS["whole"])
     images = as_input(np.zeros((2, 40, 48, 3), np.uint8), cell.inference, torch.device("cpu"))
     assert odd_layouts(network, images) == []
     assert odd_layouts(network, images.flip(-1)) == []

@@ -3,6 +3,7 @@ import hashlib
 import json
 import re
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -124,6 +125,38 @@ def test_the_metrics_are_those_of_the_library_and_their_mean_over_seeds(done):
     assert set(metrics) == {"mIoU", "pixel_accuracy", "mean_accuracy", "classes_evaluated"}
     assert metrics["mIoU"] == pytest.approx((expected[0].mean_iou + expected[1].mean_iou) / 2, abs=1e-6)
     assert expected[0].mean_iou != expected[1].mean_iou
+
+
+def test_a_protocol_evaluates_the_same_weights_at_another_output_stride(place):
+    text = PARAMS.replace(
+        "protocols:\n",
+        "protocols:\n  at_8: {scales: [1.0], flip: false, window: null, stride: null, align: true, output_stride: 8}\n",
+    ).replace("flip: true", "flip: false")
+    place.places.params.write_text(text)
+    found = json.loads((place.run() / f"records/shapes/{CELL}.json").read_text())
+    assert found["protocols"]["at_8"] == {
+        "scales": [1.0],
+        "flip": False,
+        "window": None,
+        "stride": None,
+        "align": True,
+        "output_stride": 8,
+    }
+    assert "output_stride" not in found["protocols"]["first"]
+    for seed in (0, 1):
+        network = DeepLabV3(replace(place.cell.model, output_stride=8), len(CLASSES)).eval()
+        network.load_state_dict(load_file(place.weights / f"seed{seed}.safetensors"))
+        settings = replace(place.cell.inference, model=replace(place.cell.model, output_stride=8), align=True)
+        split, whole = place.store.split("val"), Protocol(scales=(1.0,), flip=False, window=None, stride=None)
+        expected = score(evaluate(network, split, len(CLASSES), settings, whole, torch.device("cpu")))
+        assert found["seeds"][str(seed)]["at_8"]["mIoU"] == round(expected.mean_iou, 6)
+        assert found["seeds"][str(seed)]["at_8"]["mIoU"] != found["seeds"][str(seed)]["first"]["mIoU"]
+
+
+def test_an_output_stride_that_no_network_has_is_refused(place):
+    place.places.params.write_text(PARAMS.replace("flip: true", "flip: true, output_stride: 4"))
+    with pytest.raises(ParamsError, match=r"protocols\.first\.output_stride.*4"):
+        run(CELL, place.places)
 
 
 def test_the_record_has_its_documented_form(done):

@@ -38,7 +38,8 @@ def run(name: str, device_name: str | None = None, places: Places = Places()) ->
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     set_arithmetic(cell.train)
     torch.manual_seed(0)
-    model = replace(cell.model, pretrained=False, auxiliary_channels=0)
+    stride = protocol.output_stride or cell.model.output_stride
+    model = replace(cell.model, pretrained=False, auxiliary_channels=0, output_stride=stride)
     network = DeepLabV3(model, len(store.classes)).eval().to(device).to(memory_format=torch.channels_last)
     with FlopCounterMode(display=False) as counter:
         predict(network, image, cell.inference, protocol, device)

@@ -147,8 +147,8 @@ def measure(
     found: Found = {}
     measured: Measured = {}
     for seed, file in files.items():
-        network = load_network(file, name, cell, len(store.classes)).to(device)
         for title, protocol in params.protocols.items():
+            network = load_network(file, name, cell, len(store.classes), protocol).to(device)
             progress = partial(shown, title=f"{name} seed {seed} {title}{on}")
             wanted = () if on else params.columns  # no table shows those of a further split
             measures = {key: each(len(store.classes)) for key, each in MEASURES.items() if key in wanted}
@@ -157,11 +157,10 @@ def measure(
             matrices = count(watch(seen, measures.values()), len(store.classes))
             found[seed, title] = gather(matrices, [record.id for record in images[seed].records], store.classes)
             measured[seed, title] = measures
-        if figures and seed == next(iter(files)):
-            each_image = image_scores(*found[seed, main_protocol].totals())
-            protocol = params.protocols[main_protocol]
-            segment = partial(predict, network, settings=cell.inference, protocol=protocol, device=device)
-            write_figures(figures, store, images[seed], segment, file_sha256(file), each_image)
+            if figures and (seed, title) == (next(iter(files)), main_protocol):
+                each_image = image_scores(*found[seed, title].totals())
+                segment = partial(predict, network, settings=cell.inference, protocol=protocol, device=device)
+                write_figures(figures, store, images[seed], segment, file_sha256(file), each_image)
     return found, measured
 
 

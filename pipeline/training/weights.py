@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deeplab.config import Cell
+from deeplab.config import Cell, Protocol
 from deeplab.errors import DataError
 
 if TYPE_CHECKING:
@@ -44,17 +44,18 @@ def check_weights(files: Iterable[Path], name: str, cell: Cell, store: "Store") 
     return codes.pop()
 
 
-def load_network(file: Path, name: str, cell: Cell, classes: int) -> "nn.Module":
-    """The network of `cell` with the weights in `file`, in evaluation mode and channels last.
+def load_network(file: Path, name: str, cell: Cell, classes: int, protocol: Protocol) -> "nn.Module":
+    """The network of `cell` with the weights in `file`, in evaluation mode and channels last, as `protocol` wants it.
 
-    Raises DataError when they do not fit.
+    Raises DataError when they do not fit, SettingsError for a backbone that cannot have the protocol's output stride.
     """
     import torch
     from safetensors.torch import load_file
 
     from deeplab.model import DeepLabV3
 
-    network = DeepLabV3(replace(cell.model, pretrained=False), classes)
+    stride = protocol.output_stride or cell.model.output_stride  # changes dilations and strides, no weight
+    network = DeepLabV3(replace(cell.model, pretrained=False, output_stride=stride), classes)
     try:
         network.load_state_dict(load_file(file))
     except RuntimeError:

@@ -182,7 +182,7 @@ def measure(file: Path, name: str, cell: Cell, store: "Store", params: Params) -
     split, protocol = store.split(cell.recipe.val_split), next(iter(params.protocols.values()))
     device = select_device(params.runtime.device)
     set_arithmetic(cell.train)
-    network = load_network(file, name, cell, len(store.classes)).to(device)
+    network = load_network(file, name, cell, len(store.classes), protocol).to(device)
     progress = partial(shown, title=f"{name} {file.stem}")
     matrices = evaluate_each(network, split, len(store.classes), cell.inference, protocol, device, progress)
     counts = gather(matrices, [record.id for record in split.records], store.classes)

@@ -108,7 +108,7 @@ def recompute(name: str, results: list[Result], params: Params, places: Places) 
     protocol = next(iter(params.protocols.values()))
     for result in results:
         file: Path = files[result.seed]
-        network = load_network(file, name, cell, len(store.classes)).to(device)
+        network = load_network(file, name, cell, len(store.classes), protocol).to(device)
         progress = partial(shown, title=f"{name} seed {result.seed}")
         numbers = {str(store.folder): (evaluation_images(store, cell.recipe, result.seed), result.scores["mIoU"])}
         for split, each in result.splits.items():
