@@ -161,12 +161,12 @@ def test_a_changed_file_is_found_alone_or_with_others(folder, spoil, message):
 def test_a_line_below_the_table_is_checked_too(tmp_path):
     table, text = (
         tmp_path / "shapes.md",
-        "| Backbone |\n| :-: |\n| A |\n| B |\n\nMeasured with different versions: numpy 1.\n",
+        "| mIoU |\n| :-: |\n| 1% |\n| 2% |\n\nMeasured with different versions: numpy 1.\n",
     )
     rows = [SimpleNamespace(name="a"), SimpleNamespace(name="b")]
     table.write_text(text)
     assert verify.compare_lines(table, text, rows, {}, set()) == set()
-    table.write_text(text.replace("| B |", "| C |"))
+    table.write_text(text.replace("| 2% |", "| 3% |"))
     assert verify.compare_lines(table, text, rows, {}, {"b"}) == {"b"}
     table.write_text(text.replace("numpy 1", "numpy 2"))
     with pytest.raises(
@@ -225,6 +225,12 @@ def test_a_number_of_somebody_else_is_accepted_fast_and_looked_up_in_full(folder
     assert verify.run([], Places(), fast=True)
     with pytest.raises(MismatchError, match=f"{CELL}: .* says .*9%.* expected"):
         verify.run([], Places(), fast=False)
+
+
+def test_a_row_of_old_settings_without_a_number_is_not_that_of_somebody_else(folder):
+    edit("params.yaml", f'"{OTHER}": {{', f'"{OTHER}": {{"train": {{"precision": "bf16"}}, ')
+    with pytest.raises(MismatchError, match=f"{OTHER}: .*shapes.md: a row of other settings"):
+        verify.run([], Places(), fast=True)
 
 
 def test_the_weights_give_the_number_again_or_not(tmp_path):

@@ -112,7 +112,7 @@ def compare_lines(path: Path, text: str, rows: list[Row], outdated: dict[str, st
     """Compare `path` with `text`: a head, a line for each of `rows`, and in a Markdown table perhaps a note.
 
     Returns the cells of `unknown` whose lines differ. Raises MismatchError when another line does, with the reason in
-    `outdated` if it has one.
+    `outdated` if it has one, or when the Markdown line of an unknown cell differs without a number in percent.
     """
     if not path.exists():
         raise MismatchError(f"{path}: not found. Run: grid run tables@{path.stem}")
@@ -129,6 +129,8 @@ def compare_lines(path: Path, text: str, rows: list[Row], outdated: dict[str, st
         if one != other and name not in unknown:
             what = outdated.get(name) or f"{path} says {one}, expected {other}"
             raise MismatchError(f"{name}: {what}" if name else what)
+        if one != other and path.suffix == ".md" and "%" not in one:
+            raise MismatchError(f"{name}: {path}: a row of other settings. Run: grid run tables@{path.stem}")
     return differing
 
 
