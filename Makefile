@@ -1,7 +1,7 @@
-# `make demo` and `make test` need Python 3.11 to 3.14 and nothing else. Both set up .venv first; TORCH=cpu leaves out 4 GB
-# that only NVIDIA GPUs need.
+# `make demo` and `make test` need Python 3.11 to 3.13 (3.14 was not tried), git and a network connection. Both set up .venv
+# first; TORCH=cpu leaves out 4 GB that only NVIDIA GPUs need.
 PYTHON ?= $(firstword $(foreach name,python3.14 python3.13 python3.12 python3.11,$(if $(shell $(name) --version 2>/dev/null),$(name))) python3)
-# Else `make PYTHON=...` would quietly use the Python of the .venv that is there.
+# Otherwise `make PYTHON=...` would silently use the Python of an existing .venv.
 ifeq ($(origin PYTHON),command line)
 VERSION := -c 'import sys; print(sys.version_info[:2])'
 ifneq ($(and $(wildcard .venv/bin/python),$(filter-out $(shell $(PYTHON) $(VERSION)),$(shell .venv/bin/python $(VERSION)))),)
@@ -11,7 +11,7 @@ endif
 PORT ?= 5000
 INSTALL := .venv/bin/uv pip install --python .venv/bin/python --no-deps
 COMPILE := .venv/bin/uv pip compile --quiet --generate-hashes --no-header --universal --python-version 3.11 pyproject.toml
-# Packages that the pins FILE... have already.
+# Leave out packages that the pins FILE... already have.
 without = $$(sed -nE 's/^([A-Za-z0-9._-]+)==.*/--no-emit-package \1/p' $(1))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE  # without compiled files each stage starts twice as slowly
@@ -59,7 +59,7 @@ gpu: .venv/ready  ## measure this machine's GPU: reports/benchmarks/<device>.md 
 ui: .venv/ready mlflow.db  ## compare the runs in MLflow, on this machine only; PORT=5001 for another port
 	grid ui --port $(PORT)
 
-mlflow.db: | .venv/ready  # in a fresh clone: complete the runs from the committed records
+mlflow.db: | .venv/ready  # in a fresh clone: record the runs from the committed records
 	dvc repro --force --single-item --glob 'tables@*'
 
 .venv/ready: requirements/setup.txt requirements/run.txt
@@ -69,7 +69,7 @@ mlflow.db: | .venv/ready  # in a fresh clone: complete the runs from the committ
 	.venv/bin/python -m pip install --disable-pip-version-check --require-hashes --no-deps --requirement requirements/setup.txt
 	cp requirements/run.txt .venv/pins.txt
 ifdef TORCH
-	# the same versions, with torch of another index: its wheels have other hashes
+	# the same versions, with torch from another index, whose wheels have other hashes
 	sed -nE '/^(torch|torchvision|triton|nvidia|cuda)/d; s/^([a-z0-9._-]+==[^\]*).*/\1/p' requirements/run.txt > .venv/others.txt
 	.venv/bin/uv pip compile --quiet --generate-hashes --no-header --torch-backend $(TORCH) --constraint .venv/others.txt \
 		--python .venv/bin/python pyproject.toml --output-file .venv/pins.txt
