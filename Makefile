@@ -1,6 +1,6 @@
-# `make demo` and `make test` need Python 3.11 to 3.13 (3.14 was not tried), git and a network connection. Both set up .venv
-# first; TORCH=cpu leaves out 4 GB that only NVIDIA GPUs need.
-PYTHON ?= $(firstword $(foreach name,python3.14 python3.13 python3.12 python3.11,$(if $(shell $(name) --version 2>/dev/null),$(name))) python3)
+# `make demo` and `make test` need Python 3.11 to 3.13 (3.14 comes last: it was not tried), git and a network connection.
+# Both set up .venv first; TORCH=cpu leaves out 4 GB that only NVIDIA GPUs need.
+PYTHON ?= $(firstword $(foreach name,python3.13 python3.12 python3.11 python3.14,$(if $(shell $(name) --version 2>/dev/null),$(name))) python3)
 # Otherwise `make PYTHON=...` would silently use the Python of an existing .venv.
 ifeq ($(origin PYTHON),command line)
 VERSION := -c 'import sys; print(sys.version_info[:2])'
@@ -63,7 +63,7 @@ mlflow.db: | .venv/ready  # in a fresh clone: record the runs from the committed
 	dvc repro --force --single-item --glob 'tables@*'
 
 .venv/ready: requirements/setup.txt requirements/run.txt
-	command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found. Install Python 3.11 to 3.14, or say: make PYTHON=..."; exit 78; }
+	command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found. Install Python 3.11 to 3.13, or say: make PYTHON=..."; exit 78; }
 	@echo "Setting up .venv with $(PYTHON): $(if $(TORCH),torch for $(TORCH),6.6 GB on disk, most of it torch for NVIDIA GPUs); one to ten minutes"
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --disable-pip-version-check --require-hashes --no-deps --requirement requirements/setup.txt
