@@ -24,7 +24,7 @@ demo: .venv/ready  ## train four small networks on synthetic shapes and fill the
 	grid run readme@shapes
 	@grid report
 	@echo "The same table is in README.md, with links. If git shows dvc.lock as changed: it lists the files of this run, with its times."
-	@echo "If it shows records as changed: they name the versions of the packages here."
+	@echo "If it shows records as changed: they name the versions of the packages here, and another processor moves the numbers a little."
 	@echo "To compare the runs in MLflow: make ui"
 
 test: .venv/all  ## run the whole gate, as CI does: ruff, mypy, pytest (11 minutes)
