@@ -1,5 +1,6 @@
 """The evidence in one file: what is in it, that the same inputs give the same bytes, and that every change is named."""
 
+import csv
 import hashlib
 import json
 import shutil
@@ -19,7 +20,7 @@ from pipeline.results.latex import latex
 from pipeline.results.records import read_results
 from pipeline.results.table import make_rows, markdown, sheet
 from pipeline.settings.places import Places
-from pipeline.verify.bundle.check import MAX_BYTES, check, check_tables
+from pipeline.verify.bundle.check import MAX_BYTES, check, check_record, check_tables
 from pipeline.verify.bundle.keys import SIGNATURE, SUMS, read_private, read_public
 from tests.archives import write_tar, write_zip
 from tests.records import CELL, ROOT, Folder
@@ -276,12 +277,14 @@ def columned(tmp_path):
     """The places of a project with a further split and a column of its own."""
     folder = Folder(tmp_path)
     folder.raw["eval_splits"] = {"shapes": ["val", "train"]}
-    folder.raw |= {"columns": ["dice", "pixel_accuracy"], "seeds": [0, 1]}
+    folder.raw |= {"columns": ["dice", "pixel_accuracy", "boundary_iou"], "seeds": [0, 1]}
     folder.write_params()
     folder.measure(CELL, 0.5, 0.5)
     folder.evaluate(CELL, 0, 1)
     places = Places(tmp_path)
     record = json.loads(places.record("shapes", CELL).read_text())
+    for own in record["seeds"].values():
+        own["single_scale"]["measures"] = {"boundary_iou": 0.25}
     record["splits"] = {"train": {"images": 320, "data": folder.data, "seeds": record["seeds"]}}
     places.record("shapes", CELL).write_text(json.dumps(record))
     results, reasons = read_results("shapes", folder.params, places)
@@ -321,6 +324,18 @@ def test_a_changed_column_or_split_is_named(columned, name, old, new, message):
     with pytest.raises((DataError, MismatchError), match=message) as error:
         check_tables(columned)
     assert "\n" not in str(error.value)
+
+
+@CHANGED
+@pytest.mark.parametrize(
+    "forged", [{"boundary_iou": "0.26"}, {"boundary_iou_std": "0.1"}, {"mIoU_single_scale": "0.6"}]
+)
+def test_a_column_that_is_not_that_of_the_record_is_named(columned, forged):
+    row, _ = csv.DictReader(columned.sheet("shapes").read_text().splitlines())
+    check_record(row, "shapes", columned)
+    ((name, value),) = forged.items()
+    with pytest.raises(MismatchError, match=rf"shapes\.csv: {name} is {value}, expected 0\.\d+"):
+        check_record(row | forged, "shapes", columned)
 
 
 @CHANGED

@@ -1,7 +1,8 @@
 """Check a bundle, anywhere and without a project: every file, the signature, and the numbers against the records.
 
 Numbers are compared, not layouts, and nothing is read from the settings or the code of this version: a later one gives
-the same answer. The numbers of `columns` in params.yaml are compared between CSV and LaTeX alone.
+the same answer. Of the numbers of `columns` in params.yaml, those in the record are compared with it, the others are
+compared between CSV and LaTeX alone.
 """
 
 import csv
@@ -123,6 +124,7 @@ def check_record(row: dict[str, str], dataset: str, places: Places) -> None:
         protocol, *_ = read_yaml(places.params)["protocols"]
         seeds = row["seeds"].split()
         expected = {
+            **columns_in(record, seeds, protocol, row),
             **means([record.seeds[seed][protocol] for seed in seeds], folds=len(record.images) == 1),
             "weights_sha256": " ".join(record.weights[seed].sha256 for seed in seeds),
             **{f"{name}_fingerprint": value for name, value in record.fingerprint.model_dump().items()},
@@ -132,6 +134,17 @@ def check_record(row: dict[str, str], dataset: str, places: Places) -> None:
             found = means([there[seed][protocol] for seed in seeds], folds=False)
             expected |= {f"{split}.{name}": value for name, value in found.items()}
     require_same(places.sheet(dataset), row, row | expected)
+
+
+def columns_in(record: Record, seeds: list[str], protocol: str, row: Mapping[str, str]) -> dict[str, str]:
+    """The numbers of `row` that are measures or scores of further protocols in the record, with their spread."""
+    runs = [record.seeds[seed] for seed in seeds]
+    held = [run[protocol].measures | {f"mIoU_{title}": own.mIoU for title, own in run.items()} for run in runs]
+    found: dict[str, str] = {}
+    for name in [name for name in held[0] if row.get(name)]:
+        values = [own[name] for own in held]
+        found |= {name: str(fmean(values)), f"{name}_std": str(stdev(values)) if len(values) > 1 else ""}
+    return found
 
 
 def means(runs: list[Scores], folds: bool) -> dict[str, str]:
