@@ -36,7 +36,7 @@ test: .venv/all  ## run the whole gate, as CI does: ruff, mypy, pytest (11 minut
 check: test
 
 test-faults: .venv/all  ## inject every fault of docs/reliability.md and fill its tables (half an hour)
-	pytest -n 2 --dist loadfile --no-loadscope-reorder -m fault --reliability docs/reliability.md \
+	pytest -n 2 --dist loadfile --no-loadscope-reorder -m fault --reliability docs/reliability.md --whole \
 		tests/faults/long_*.py tests/faults/test_*.py tests/test_*.py  # files, because a folder among them would hide the long ones
 
 test-ray: .venv/all  ## run twelve cells on a real Ray on this machine, with workers killed (10 minutes)

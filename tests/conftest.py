@@ -43,6 +43,7 @@ def folder(tmp_path, tmp_path_factory, monkeypatch):
 
 def pytest_addoption(parser):
     parser.addoption("--reliability", type=Path, metavar="FILE", help="fill the tables of FILE with what was tried")
+    parser.addoption("--whole", action="store_true", help="all faults are tried: drop the rows of FILE that were not")
 
 
 def pytest_configure(config):
@@ -56,7 +57,7 @@ def pytest_configure(config):
         "test says record_property('tries', n); record_property('measured', text) stands beside the result",
     )
     if (path := config.getoption("--reliability")) and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Reliability(path))
+        config.pluginmanager.register(Reliability(path, whole=config.getoption("--whole")))
 
 
 def pytest_collection_modifyitems(items):
@@ -74,8 +75,8 @@ def fault_row(area, fault, injected, promised):
 class Reliability:
     """Collects what each test found and fills the tables of `path` when all of them are through."""
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self, path, whole):
+        self.path, self.whole = path, whole
         self.tries = defaultdict(list)  # row -> (outcome, how many tries, what was measured, why it was left out)
 
     def pytest_runtest_logreport(self, report):
@@ -86,15 +87,17 @@ class Reliability:
             why = report.longrepr[2].removeprefix("Skipped: ") if report.skipped else ""
             self.tries[tuple(row)].append((report.outcome, said.get("tries", 1), said.get("measured", ""), why))
 
-    def pytest_sessionfinish(self):
+    def pytest_sessionfinish(self, exitstatus):
+        keep_others = not self.whole or exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
         text = self.path.read_text()
         for area in AREAS:
             pattern = re.compile(f"<!-- faults:{area} -->\n(.*)<!-- /faults:{area} -->", re.DOTALL)
             found = pattern.findall(text)
             assert len(found) == 1, f"{self.path}: expected the two lines faults:{area} once"
-            lines = {key_of(line): line for line in found[0].splitlines(keepends=True)[HEADER.count("\n") :]}
+            others = found[0].splitlines(keepends=True)[HEADER.count("\n") :] if keep_others else []
+            lines = {key_of(line): line for line in others}
             tried = (table_line(row, tries) for row, tries in self.tries.items() if row[0] == area)
-            lines |= {key_of(line): line for line in tried}  # a row that was not tried now stays as it was
+            lines |= {key_of(line): line for line in tried}
             block = f"<!-- faults:{area} -->\n{HEADER}{''.join(sorted(lines.values()))}<!-- /faults:{area} -->"
             text = pattern.sub(lambda _, block=block: block, text)
         self.path.write_text(text)

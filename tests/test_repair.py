@@ -134,7 +134,7 @@ def listed(process):
     "kill",
     "DVC's list of readers and writers names a process that was killed",
     "its number is by now that of another process, or of nobody, or it is a zombie",
-    "`grid run` (or `grid repair`) forgets it; one that is at work stays",
+    "`grid run` (or `grid repair`) forgets it; one that is running stays",
 )
 @pytest.mark.parametrize("now", ["another", "nobody", "a zombie"])
 def test_a_list_of_processes_that_have_ended_is_removed(process, now):

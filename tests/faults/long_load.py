@@ -154,7 +154,7 @@ def blank(tmp_path_factory):
 @pytest.mark.fault(
     "load",
     "a table of 200 cells",
-    "200 measured cells in a grid, all recorded in MLflow before, and one of them measured anew",
+    "200 measured cells in a grid, all recorded in MLflow before, and one of them measured again",
     "written in seconds",
 )
 def test_a_table_of_200_cells_is_written_in_seconds(tmp_path, monkeypatch, blank, record_property):
@@ -174,7 +174,7 @@ def test_a_table_of_200_cells_is_written_in_seconds(tmp_path, monkeypatch, blank
     "load",
     "a comparison of 200 cells",
     "the counts of 200 cells on 60 images, each compared with the others",
-    "the 200 pairs that differ least are told, and that others are not",
+    "the 200 pairs that differ least are listed, and a line says that others are not",
 )
 def test_200_cells_are_compared_pair_by_pair_but_not_without_end(tmp_path, monkeypatch, blank, record_property):
     monkeypatch.chdir(tmp_path)
