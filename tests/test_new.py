@@ -384,6 +384,11 @@ def test_the_settings_that_all_projects_share_are_those_of_the_grid(project):
         assert own[section] == expected[section]
 
 
+def test_a_project_predicts_on_aligned_images(project):
+    params = load_params(project / "params.yaml")
+    assert [params.cell(name).inference.align for name in params.runs] == [True, True]
+
+
 @pytest.mark.parametrize(
     ("own", "theirs"), [("dvc/class_iou.json", ".dvc/plots/class_iou.json"), ("dvc/confusion_share.json", ".dvc/plots/confusion_share.json"),
     ("dvc/config", ".dvc/config"), ("dvcignore", ".dvcignore"), ("gitignore", "examples/camvid/.gitignore")],
