@@ -14,7 +14,7 @@ from pipeline.settings.yaml import read_yaml
 
 ROOT = Path(__file__).parents[2]
 GIVEN = {
-    "camvid_resnet18_os16": "240x180 times 0.5 to 2, crop 160x128, batch 8, aligned",
+    "camvid_resnet18_os16": "240x180 times 0.5 to 2, crop 160x128, batch 8, bf16, aligned",
     "camvid_lite0_os16": "448x336 times 0.5 to 2, crop 256x192, batch 8, cross-entropy + Dice",
 }
 LOSS = {"camvid_lite0_os16": "camvid_lite0_os16_dice"}  # cell -> that with its loss: the better one on held-out drives
@@ -39,7 +39,8 @@ def run(job: Job):
 def train(job: Job, project: Path, cell: str, epochs: int):
     """Train the cell of examples/camvid for so many epochs, and return the facts of the run."""
     params, example = read_yaml(project / "params.yaml"), read_yaml(ROOT / "examples/camvid/params.yaml")
-    row = {**example["grid"][cell], "train": {"threads": job.cores}}
+    row = dict(example["grid"][cell])
+    row["train"] = {**row.get("train", {}), "threads": job.cores}
     if cell in LOSS:
         row["train"]["loss"] = example["grid"][LOSS[cell]]["train"]["loss"]
     row["recipe"] = {**row.get("recipe", {}), "epochs": epochs, "align": True}  # aligned as in each new project
