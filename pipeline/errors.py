@@ -1,6 +1,7 @@
 """A user's mistake is one line and an exit code from the table below."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -64,6 +65,9 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     What is not in EXIT_CODES is a bug and keeps its traceback. DEEPLAB_TRACEBACK=1 shows it for mistakes too.
     """
     name_user()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # The name of a file or the title of a data set may have characters that the terminal cannot show.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except tuple(EXIT_CODES) as mistake:

@@ -1,5 +1,6 @@
 """`grid VERB`: what people type reaches the right function, and mistakes are one line."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -159,3 +160,11 @@ def test_ctrl_c_is_no_traceback(monkeypatch, capsys):
     monkeypatch.setattr("pipeline.runner.status.show", interrupted)
     assert exit_of(monkeypatch, "status") == 130
     assert capsys.readouterr().err.split() == ["interrupted"]
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", b"caf\\udce9 \xc3\xbc"), ("ascii", b"caf\\udce9 \\xfc")])
+def test_what_a_terminal_cannot_show_is_escaped(encoding, shown):
+    code = "from pipeline.errors import run_command\nrun_command(lambda: print('caf\\udce9 \\xfc'))"
+    environment = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, shown, b"")
