@@ -18,7 +18,8 @@ QUIET = (
 PROBE = """<script>addEventListener("load", () => {
   const images = [...document.images].filter(image => !image.complete || !image.naturalWidth).length;
   const outer = document.documentElement;
-  document.body.innerHTML = `broken=${images} wide=${outer.scrollWidth - outer.clientWidth} ` +
+  const cut = [...document.querySelectorAll(".row > .scroll")].filter(each => each.scrollWidth > each.clientWidth).length;
+  document.body.innerHTML = `broken=${images} wide=${outer.scrollWidth - outer.clientWidth} cut=${cut} ` +
     `ink=${getComputedStyle(document.body).color}`;
 });</script>"""
 
@@ -35,7 +36,9 @@ def page(tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize(("width", "dark", "ink"), [(1280, False, "27, 31, 36"), (500, True, "227, 231, 235")])
+@pytest.mark.parametrize(
+    ("width", "dark", "ink"), [(1280, False, "27, 31, 36"), (1000, False, "27, 31, 36"), (500, True, "227, 231, 235")]
+)
 def test_the_page_fits_a_screen_shows_its_pictures_and_follows_the_scheme(page, tmp_path, width, dark, ink):
     flags = [*QUIET.split(), f"--user-data-dir={tmp_path}", f"--window-size={width},900"]
     flags += ["--blink-settings=preferredColorScheme=0"] * dark
@@ -43,4 +46,4 @@ def test_the_page_fits_a_screen_shows_its_pictures_and_follows_the_scheme(page, 
         [CHROMIUM, *flags, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=True
     )
     found = dict(re.findall(r"(\w+)=(\d+|rgb\([^)]*\))", done.stdout[-300:]))
-    assert found == {"broken": "0", "wide": "0", "ink": f"rgb({ink})"}
+    assert found == {"broken": "0", "wide": "0", "cut": "0", "ink": f"rgb({ink})"}
