@@ -1,10 +1,12 @@
 """An example is a project of its own: its own settings, stages and reports, and the same code."""
 
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from ruamel.yaml import YAML
 
 from pipeline.results.readme import fill
@@ -45,6 +47,10 @@ def test_the_readme_of_an_example_shows_its_tables_as_they_are(table):
     assert fill(readme.read_bytes(), table.stem, table.read_bytes(), readme) == readme.read_bytes()
 
 
-def test_no_picture_of_an_example_is_committed():
+def test_the_only_pictures_of_an_example_are_charts_of_its_scores_as_they_are():
     known = subprocess.run(["git", "ls-files", "examples"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert not re.findall(r"\S+\.(?:png|jpe?g|bin|npz|html)", known.stdout)
+    charts = ["examples/camvid/pictures/classes.png", "examples/camvid/pictures/curves.png"]
+    assert re.findall(r"\S+\.(?:png|jpe?g|bin|npz|html)", known.stdout) == charts
+    draw = runpy.run_path(str(EXAMPLE / "pictures.py"))
+    with Image.open(ROOT / charts[0]) as picture:
+        assert picture.info["Description"] == draw["source"](draw["measured"]()), "run examples/camvid/pictures.py"
