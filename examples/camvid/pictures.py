@@ -51,7 +51,7 @@ def mean_scores(path: Path) -> dict[str, float]:
 def save(figure: Figure, name: str, cells: dict[int, str]) -> None:
     """Write pictures/`name` with the names of the cells and, as its description, what it was drawn from."""
     for color, cell in cells.items():
-        figure.axes[0].plot([], [], color=COLORS[color], linewidth=4, label=cell.removeprefix("camvid_"))
+        figure.axes[0].plot([], [], color=COLORS[color % len(COLORS)], linewidth=4, label=cell.removeprefix("camvid_"))
     figure.legend(loc="outside right upper", frameon=False)
     figure.set_size_inches(8, min(figure.get_figheight(), 7))
     OUT.mkdir(exist_ok=True)
