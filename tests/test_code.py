@@ -135,6 +135,13 @@ def test_a_hash_is_the_same_on_every_version_of_python():
     assert digest == "7d806df9dfb9209b37c60a5502cb8d4a7ba47a27a571de4a5c4d8bb2d859b8bc"
 
 
+def test_an_empty_text_in_an_f_string_counts_nothing():
+    """Python 3.12.1 adds one to a nested format: f"{a:>{b}}"."""
+    without, with_one = (ast.parse('f"{a:>{b}}"', mode="eval").body for _ in range(2))
+    with_one.values[0].format_spec.values.append(ast.Constant(""))
+    assert code.canonical(with_one) == code.canonical(without)
+
+
 def test_a_real_edit_of_a_module_makes_exactly_the_right_stages_stale(hashes, copy):
     before, wrong = hashes(), {}
     for module in MODULES:

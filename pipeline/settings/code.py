@@ -277,9 +277,10 @@ def canonical(node: Any) -> Any:
 
 
 def join_text(values: list[ast.expr]) -> Iterator[Any]:
-    """The parts of an f-string, neighbouring texts as one."""
+    """The parts of an f-string, neighbouring texts as one. Python 3.12.1 ends a nested format with an empty text."""
     for is_text, parts in groupby(values, key=lambda value: isinstance(value, ast.Constant)):
         if is_text:
-            yield ascii("".join(str(part.value) for part in parts if isinstance(part, ast.Constant)))
+            text = "".join(str(part.value) for part in parts if isinstance(part, ast.Constant))
+            yield from (ascii(text),) if text else ()
         else:
             yield from map(canonical, parts)
